@@ -1,0 +1,35 @@
+"""Every error this project raises on purpose: what was wrong, what is allowed, what to do.
+
+    TTTError
+    ├── InvalidInput        a prompt, a parameter or a configuration out of its range (also a ValueError)
+    ├── CheckpointError     a file of weights that cannot be used; names the key or the file
+    │   └── UnsafeCheckpoint   reading it would run code; names `ttt convert --trust-pickle`
+    ├── BundleError         a folder or Hub repository that is not a complete bundle
+    └── Cancelled           the caller asked to stop
+"""
+
+from __future__ import annotations
+
+
+class TTTError(Exception):
+    """Base of all errors that may be shown to a user as they are."""
+
+
+class InvalidInput(TTTError, ValueError):
+    """A value out of its range; the message states the range."""
+
+
+class CheckpointError(TTTError):
+    """Weights that do not fit the model; the message names the key or the file."""
+
+
+class UnsafeCheckpoint(CheckpointError):
+    """A file that cannot be read without running the code in it."""
+
+
+class BundleError(TTTError):
+    """A model bundle that is missing, incomplete or broken."""
+
+
+class Cancelled(TTTError):
+    """The work was stopped on request."""
