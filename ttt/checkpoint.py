@@ -1,0 +1,171 @@
+"""Files of weights: safe reading, and the published names <-> ours, strictly. Knows no bundles and no Hub.
+
+Nothing here unpickles: a file that needs it is refused with `UnsafeCheckpoint`.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ttt.config import DalleConfig
+from ttt.errors import CheckpointError, UnsafeCheckpoint
+from ttt.model.dalle import Dalle
+
+IGNORED = ("vae.",)
+"""The image model that the reference keeps inside; ours is a file of its own."""
+
+BODIES = {
+    # our module and tensor      block, how deep its wrappers nest in the (training, inference) format, its tensor
+    "attentions.{}.to_qkv.weight": ("f", (3, 5), "to_qkv.weight"),
+    "attentions.{}.to_out.weight": ("f", (3, 5), "to_out.0.weight"),
+    "attentions.{}.to_out.bias": ("f", (3, 5), "to_out.0.bias"),
+    "feed_forwards.{}.up.weight": ("g", (3, 4), "net.0.weight"),
+    "feed_forwards.{}.up.bias": ("g", (3, 4), "net.0.bias"),
+    "feed_forwards.{}.down.weight": ("g", (3, 4), "net.3.weight"),
+    "feed_forwards.{}.down.bias": ("g", (3, 4), "net.3.bias"),
+}
+PER_LAYER = {
+    "attention_scale": "f.net.scale",
+    "attention_norm.weight": "f.net.fn.norm.weight",
+    "attention_norm.bias": "f.net.fn.norm.bias",
+    "feed_forward_scale": "g.net.scale",
+    "feed_forward_norm.weight": "g.net.fn.norm.weight",
+    "feed_forward_norm.bias": "g.net.fn.norm.bias",
+}
+TOP = {
+    "transformer.pos_emb": "transformer.pos_emb",
+    "to_logits.0.weight": "norm.weight",
+    "to_logits.0.bias": "norm.bias",
+    "to_logits.1.weight": "to_logits.weight",
+    "to_logits.1.bias": "to_logits.bias",
+    "text_emb.linear.weight": "to_logits.weight",
+    "text_emb.linear.bias": "to_logits.bias",
+    "image_emb.linear.weight": "to_logits.weight",
+    "image_emb.linear.bias": "to_logits.bias",
+}
+
+
+def load_dalle(path: str | PathLike[str], config: DalleConfig) -> Dalle:
+    """The model in a published or converted file, in float32 on the CPU; `CheckpointError` names what does not fit."""
+    with torch.device("meta"):
+        dalle = Dalle(config)
+    dalle.to_empty(device="cpu")
+    try:
+        return load_state(dalle, read_state(path))
+    except UnsafeCheckpoint:
+        raise
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error.__cause__
+
+
+def load_state(dalle: Dalle, tensors: Mapping[str, Tensor]) -> Dalle:
+    """Copy tensors under our names or any published ones into `dalle`; all of them must be there, and fit."""
+    tensors = {name: t for name, t in tensors.items() if not name.removeprefix("model.").startswith(IGNORED)}
+    names = max(_layouts(dalle.config), key=lambda layout: len(layout.keys() & tensors.keys()))
+    _refuse("unknown", "the model has no such tensor", tensors.keys() - names.keys())
+    _refuse("missing", "every layer must be there", names.keys() - tensors.keys())
+    ours = dalle.state_dict()
+    first: dict[str, str] = {}
+    for name, own in names.items():
+        tensor, target = tensors[name], ours[own]
+        shape = (1, 1, *target.shape) if name.endswith(".scale") else tuple(target.shape)
+        if tuple(tensor.shape) != shape:
+            raise CheckpointError(f"key {name} has shape {list(tensor.shape)}, expected {list(shape)}")
+        if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
+            raise CheckpointError(f"key {name} holds {tensor.dtype}, {tensor.layout}; expected dense floating point")
+        seen = first.setdefault(own, name)
+        if seen == name:
+            with torch.no_grad():
+                target.copy_(tensor.view(target.shape))
+        elif not _same(tensor, tensors[seen]):
+            raise CheckpointError(f"key {name} differs from {seen}, with which it must share its weights")
+    return dalle
+
+
+def dalle_state(dalle: Dalle) -> dict[str, Tensor]:
+    """What a bundle stores: every tensor once, under our names, contiguous on the CPU."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in dalle.state_dict().items()}
+
+
+def read_state(path: str | PathLike[str]) -> dict[str, Tensor]:
+    """Tensors of a `.safetensors` file, of a `torch.save`d state dict or of a Lightning checkpoint's `state_dict`."""
+    file = Path(path)
+    if not file.is_file():
+        raise CheckpointError(f"{file} is not a file")
+    loaded = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{file} holds a {type(loaded).__name__}, expected named tensors")
+    for name, value in loaded.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise CheckpointError(f"{file}: key {name} holds a {type(value).__name__}, expected a tensor")
+    return dict(loaded)
+
+
+def _read_safetensors(file: Path) -> object:
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is not a whole safetensors file ({error})") from error
+
+
+def _read_torch(file: Path) -> object:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+            raise UnsafeCheckpoint(
+                f"{file} cannot be read without running the code in it. If you trust who made it, "
+                f"convert it once with `ttt convert --trust-pickle` ({_reason(error)})"
+            ) from error
+        raise CheckpointError(f"{file} is not a whole checkpoint ({_reason(error)})") from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"{file} is not a whole checkpoint ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+
+
+def _layouts(config: DalleConfig) -> Iterator[dict[str, str]]:
+    """Name in the file -> our name: ours, then the published variants."""
+    published = [dict(_published(config, nesting)) for nesting in (0, 1)]
+    own = {name: name for name in published[0].values()}
+    yield own
+    for names in published:
+        yield names
+        yield {f"model.{name}": own for name, own in names.items()}
+
+
+def _published(config: DalleConfig, nesting: int) -> Iterator[tuple[str, str]]:
+    """(published name, our name); `nesting` 0 is the training format, 1 the inference format."""
+    yield from TOP.items()
+    for layer, weights in enumerate(config.weight_ids):
+        block = f"transformer.layers.blocks.{layer}"
+        for own, name in PER_LAYER.items():
+            yield f"{block}.{name}", f"transformer.layers.{layer}.{own}"
+        for own, (half, depths, name) in BODIES.items():
+            wrappers = ".fn" * depths[nesting]
+            yield f"{block}.{half}.net{wrappers}.{name}", "transformer." + own.format(weights)
+
+
+def _refuse(what: str, why: str, names: set[str]) -> None:
+    if names:
+        shown = ", ".join(sorted(names)[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        raise CheckpointError(f"{what} key {shown}: {why}")
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Equal, and quickly so for two names of one piece of memory (`torch.save` keeps such sharing)."""
+    one_memory = a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
+    return (one_memory and a.dtype == b.dtype) or torch.equal(a, b)

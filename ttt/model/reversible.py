@@ -1,0 +1,100 @@
+"""The reversible sequence of two streams (Gomez et al. 2017) and its autograd function. Knows no attention.
+
+A block is a pair (f, g): y1 = x1 + f(x2), y2 = x2 + g(y1). Only the last y1 and y2 are kept for the backward
+pass, which computes the inputs of every block again from its outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A function of one stream, and the parameters it uses."""
+
+    function: Callable[[Tensor], Tensor]
+    parameters: tuple[Tensor, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+Block = tuple[Branch, Branch]
+
+
+def run_blocks(blocks: Sequence[Block], x: Tensor, *, reversible: bool) -> Tensor:
+    """Both streams begin as x [b, n, c]; the mean of both ends is returned.
+
+    `reversible` changes what is remembered for the backward pass, never the result.
+    """
+    if reversible and torch.is_grad_enabled():
+        parameters = {id(p): p for f, g in blocks for p in (*f.parameters, *g.parameters) if p.requires_grad}
+        y1, y2 = _Reversible.apply(x, x, blocks, *parameters.values())
+    else:
+        y1, y2 = _forward(blocks, x, x)
+    return (y1 + y2) / 2
+
+
+def _forward(blocks: Sequence[Block], x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+    for f, g in blocks:
+        x1 = x1 + f(x2)
+        x2 = x2 + g(x1)
+    return x1, x2
+
+
+class _Reversible(torch.autograd.Function):
+    """The parameters are inputs, so that their gradients are returned as of any other function."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x1: Tensor, x2: Tensor, blocks: Sequence[Block], *parameters: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        device = x1.device.type
+        ctx.blocks, ctx.device = blocks, device
+        ctx.autocast = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+        ctx.positions = {id(p): i for i, p in enumerate(parameters)}
+        with _autocast(ctx):
+            y1, y2 = _forward(blocks, x1, x2)
+        ctx.save_for_backward(y1, y2)
+        return y1, y2
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy1: Tensor, dy2: Tensor) -> tuple[Tensor | None, ...]:
+        y1, y2 = ctx.saved_tensors
+        gradients: list[Tensor | None] = [None] * len(ctx.positions)
+        for f, g in reversed(ctx.blocks):
+            x2, dy1 = _undo(ctx, g, y1, y2, dy2, dy1, gradients)
+            x1, dy2 = _undo(ctx, f, x2, y1, dy1, dy2, gradients)
+            y1, y2 = x1, x2
+        return (dy1, dy2, None, *gradients)
+
+
+def _undo(
+    ctx: Any, branch: Branch, x: Tensor, y: Tensor, dy: Tensor, dx: Tensor, gradients: list[Tensor | None]
+) -> tuple[Tensor, Tensor]:
+    """Of `y = other + branch(x)`: recover `other`, add the branch's part to `dx` and to `gradients`."""
+    parameters = [p for p in branch.parameters if id(p) in ctx.positions]
+    x = x.detach().requires_grad_()
+    with torch.enable_grad(), _autocast(ctx):
+        added = branch(x)
+    from_x, *from_parameters = torch.autograd.grad(added, (x, *parameters), dy)
+    for parameter, gradient in zip(parameters, from_parameters, strict=True):
+        i = ctx.positions[id(parameter)]
+        so_far = gradients[i]
+        gradients[i] = gradient if so_far is None else so_far.add_(gradient)
+    return y - added.detach(), dx + from_x
+
+
+def _autocast(ctx: Any) -> AbstractContextManager[Any]:
+    """The autocast of the forward pass. Its cache is off: a weight cast without a graph would lose its gradient."""
+    enabled, dtype = ctx.autocast
+    return torch.autocast(ctx.device, dtype=dtype, enabled=enabled, cache_enabled=False)

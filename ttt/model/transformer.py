@@ -1,0 +1,64 @@
+"""The layer plan, weight sharing and execution. Knows no tokens."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ttt.config import DalleConfig
+from ttt.model.attention import Attention
+from ttt.model.layers import FeedForward, Layer
+from ttt.model.masks import mask_on
+from ttt.model.reversible import Block, Branch, run_blocks
+from ttt.model.rotary import angles, rotary_tables
+
+
+class Transformer(nn.Module):
+    """x [b, n, c] -> [b, n, c].
+
+    attentions, feed_forwards: the unique weights, by `config.weight_ids`; layers: norms, scales and what they share;
+    pos_emb: rotary angles [1, n, r] of all positions.
+    """
+
+    layers: nn.ModuleList
+    pos_emb: Tensor
+
+    def __init__(self, config: DalleConfig) -> None:
+        super().__init__()
+        self.config = config
+        ids = config.weight_ids
+        self.attentions = nn.ModuleList(
+            Attention(config.dim, config.heads, config.dim_head) for _ in range(max(ids) + 1)
+        )
+        self.feed_forwards = nn.ModuleList(FeedForward(config.dim, config.ff_mult) for _ in range(max(ids) + 1))
+        self.layers = nn.ModuleList(
+            Layer(config, index, kind, self.attentions[i], self.feed_forwards[i])  # type: ignore[arg-type]
+            for index, (kind, i) in enumerate(zip(config.layer_kinds, ids, strict=True))
+        )
+        self.register_buffer("pos_emb", angles(config))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[1]
+        cos, sin = rotary_tables(self.pos_emb[:, :n])
+        blocks = [self._block(layer, n, cos, sin) for layer in self.layers]  # type: ignore[arg-type]
+        return run_blocks(blocks, x, reversible=self.config.reversible)
+
+    def _block(self, layer: Layer, n: int, cos: Tensor, sin: Tensor) -> Block:
+        mask = mask_on(layer.kind, self.config, cos.device)[:n, :n]
+        attend = partial(layer.attend, mask=mask, cos=cos, sin=sin)
+        norm, feed_norm = layer.attention_norm, layer.feed_forward_norm
+        return (
+            Branch(attend, (layer.attention_scale, *norm.parameters(), *layer.attention.parameters())),
+            Branch(layer.feed, (layer.feed_forward_scale, *feed_norm.parameters(), *layer.feed_forward.parameters())),
+        )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Transformer:
+        """Move or cast; the angles stay float32, for 16 bits cannot hold them."""
+        before = self.pos_emb
+        super()._apply(fn, recurse)
+        if self.pos_emb.dtype != torch.float32:
+            self.pos_emb = before.to(self.pos_emb.device)
+        return self
