@@ -1,0 +1,137 @@
+"""Painting codes one after another: prefill, decode_one_code, pick. Knows no prompts as text and no pictures.
+
+    prompt = prefill(weights, text)                              # once a prompt
+    cache = Cache(config, prompt, b, weights.dtype, weights.device)
+    codes[:, 0] = pick(prompt.logits.expand(b, -1), uniforms[:, 0], params)
+    codes[:, m + 1] = pick(decode_one_code(weights, cache, codes[:, m], m), uniforms[:, m + 1], params)
+
+All candidates share the prompt's keys and values: attention over them is one matrix product (the shared prefix
+of Hydragen, Juravsky et al. 2024), merged with each candidate's own few keys in one softmax.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ttt.errors import CheckpointError
+from ttt.model.layers import shift_tokens
+from ttt.sampling.cache import Cache, Prompt
+from ttt.sampling.params import SamplingParams
+from ttt.sampling.weights import DecoderWeights, LayerWeights
+
+MIN_TEMPERATURE = 1e-6
+"""Colder is the same as always taking the likeliest code, but would divide by zero in float32."""
+
+
+def prefill(weights: DecoderWeights, text: Tensor) -> Prompt:
+    """text int64 [1, text_seq_len] -> keys and values of `<bos>` and the text, and the first code's logits."""
+    config = weights.config
+    x1 = x2 = weights.dalle.embed_text(text.to(weights.device))[0].float()  # [t, c]
+    keys, values = [], []
+    for layer in weights.layers:
+        added, k, v = _attend_text(weights, layer, x2)
+        x1 = x1 + added
+        x2 = x2 + _feed(layer, shift_tokens(_normed(layer.feed_forward_norm, x1, weights)[None], config.text_len, 1)[0])
+        keys.append(k)
+        values.append(v)
+    logits = _logits(weights, x1[-1:], x2[-1:])[0]
+    if not torch.isfinite(logits).all():
+        raise CheckpointError("the model's logits are not finite numbers: its weights are broken; fetch the model again")
+    return Prompt(keys, values, logits)
+
+
+def decode_one_code(weights: DecoderWeights, cache: Cache, codes: Tensor, position: int) -> Tensor:
+    """codes int64 [b] at `position` -> logits [b, v] float32 of the codes after them. Positions in order, from 0."""
+    column = position % cache.fmap
+    x1 = F.embedding(codes, weights.embedding)  # [b, c]
+    x2 = x1.clone()
+    for i, layer in enumerate(weights.layers):
+        x = cache.attention_shifts[i].shift(_normed(layer.attention_norm, x2, weights), column)
+        x1.addcmul_(_attend_code(weights, layer, cache, i, x, position), layer.attention_scale)
+        x = cache.feed_forward_shifts[i].shift(_normed(layer.feed_forward_norm, x1, weights), column)
+        x2.addcmul_(_feed_body(layer, x), layer.feed_forward_scale)
+    return _logits(weights, x1, x2)
+
+
+def pick(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> Tensor:
+    """Logits [b, v], uniforms [b] in [0, 1) -> codes [b], by inversion of the distribution that is left.
+
+    The `top_k` likeliest first; then among these, renormalised, the fewest whose probability reaches `top_p`.
+    """
+    v = logits.shape[-1]
+    k = v if params.top_k is None else min(params.top_k, v)
+    if k == v and params.top_p is None:
+        kept, codes = logits.float(), None
+    else:
+        kept, codes = logits.float().topk(k, dim=-1)  # likeliest first
+    kept = (kept - kept.amax(dim=-1, keepdim=True)) / max(params.temperature, MIN_TEMPERATURE)
+    reached = kept.softmax(dim=-1).cumsum(dim=-1)
+    total = reached[:, -1:]
+    last = torch.full_like(total, k - 1, dtype=torch.long)
+    if params.top_p is not None and params.top_p < 1:
+        # The float32 sum may end a little below a top_p close to 1: then all are kept.
+        last = torch.searchsorted(reached, torch.full_like(total, params.top_p)).clamp_(max=k - 1)
+        total = reached.gather(-1, last)
+    choice = torch.searchsorted(reached, uniforms.float()[:, None] * total, right=True)
+    choice = torch.minimum(choice, last)
+    return (choice if codes is None else codes.gather(-1, choice))[:, 0]
+
+
+def uniforms(seed: int, candidates: range, n: int) -> Tensor:
+    """Random numbers in [0, 1), float32 [b, n], of the numbered candidates.
+
+    Each has a stream of its own (Philox, keyed by seed and number), so they don't depend on who is computed with whom.
+    """
+    streams = (np.random.Generator(np.random.Philox(key=(number << 64) | seed)) for number in candidates)
+    rows = [stream.random(n, dtype=np.float32) for stream in streams]
+    return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, n)
+
+
+def attend(q: Tensor, prompt_keys: Tensor, prompt_values: Tensor, own: Tensor) -> Tensor:
+    """q [h, b, d] (scaled), the prompt's [h, t, d], own keys and values [2, h * b, k, d] -> [b, h * d]."""
+    h, b, d = q.shape
+    t, k = prompt_keys.shape[1], own.shape[2]
+    of_prompt = torch.bmm(q, prompt_keys.transpose(1, 2))  # [h, b, t]
+    of_own = torch.bmm(q.reshape(h * b, 1, d), own[0].transpose(1, 2)).view(h, b, k)
+    p = torch.softmax(torch.cat((of_prompt, of_own), dim=-1), dim=-1, dtype=torch.float32).to(q.dtype)
+    out = torch.bmm(p[..., :t], prompt_values).view(h * b, 1, d)
+    out = torch.baddbmm(out, p[..., t:].reshape(h * b, 1, k), own[1])
+    return out.view(h, b, d).transpose(0, 1).reshape(b, h * d)
+
+
+def _attend_code(weights: DecoderWeights, layer: LayerWeights, cache: Cache, i: int, x: Tensor, position: int) -> Tensor:
+    """Attention of layer i for one code: x [b, c] -> [b, c], not yet scaled."""
+    b, (h, d) = len(x), (weights.config.heads, weights.config.dim_head)
+    qkv = weights.rotary.code(layer.to_qkv(x).view(b, 3 * h, d), position).to(weights.dtype)  # [3h, b, d]
+    own = cache.images[i].add(qkv[h:].view(2, h * b, d), position)
+    return layer.to_out(attend(qkv[:h], cache.prompt.keys[i], cache.prompt.values[i], own))
+
+
+def _attend_text(weights: DecoderWeights, layer: LayerWeights, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x [t, c] -> what attention adds [t, c], keys and values [h, t, d]."""
+    t, (h, d) = len(x), (weights.config.heads, weights.config.dim_head)
+    shifted = shift_tokens(_normed(layer.attention_norm, x, weights)[None], t, 1)[0]
+    qkv = layer.to_qkv(shifted).view(t, 3, h, d).permute(1, 2, 0, 3)  # [3, h, t, d]
+    q, k, v = weights.rotary.text(qkv).to(weights.dtype).unbind(0)
+    out = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, scale=1.0)[0]
+    return layer.to_out(out.transpose(0, 1).reshape(t, h * d)) * layer.attention_scale, k.contiguous(), v.contiguous()
+
+
+def _normed(norm, x: Tensor, weights: DecoderWeights) -> Tensor:  # type: ignore[no-untyped-def]
+    return norm(x).to(weights.dtype)
+
+
+def _feed(layer: LayerWeights, x: Tensor) -> Tensor:
+    return _feed_body(layer, x) * layer.feed_forward_scale
+
+
+def _feed_body(layer: LayerWeights, x: Tensor) -> Tensor:
+    value, gate = layer.up(x).chunk(2, dim=-1)
+    return layer.down(value * F.gelu(gate))
+
+
+def _logits(weights: DecoderWeights, x1: Tensor, x2: Tensor) -> Tensor:
+    return weights.to_logits(weights.norm((x1 + x2) / 2))

@@ -1,0 +1,123 @@
+"""The weights of a Dalle as decoding wants them: packed, cast, one set per shared group. Knows no cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ttt.config import AttentionKind, DalleConfig
+from ttt.model.attention import Attention
+from ttt.model.dalle import Dalle
+from ttt.model.layers import FeedForward, Layer
+from ttt.model.rotary import rotary_tables, rotate
+from ttt.sampling.linear import PackedLinear
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm in float32."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    @classmethod
+    def of(cls, norm: nn.LayerNorm) -> Norm:
+        return cls(norm.weight.detach().float(), norm.bias.detach().float(), norm.eps)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer; layers of a group hold the same four PackedLinear."""
+
+    kind: AttentionKind
+    attention_norm: Norm
+    attention_scale: Tensor
+    to_qkv: PackedLinear
+    to_out: PackedLinear
+    feed_forward_norm: Norm
+    feed_forward_scale: Tensor
+    up: PackedLinear
+    down: PackedLinear
+
+
+class DecoderWeights:
+    """What prefill and decode_one_code read. Norms, scales, embedding and logits are float32 in any `dtype`."""
+
+    def __init__(self, dalle: Dalle, dtype: torch.dtype = torch.float32, *, pack: bool = True) -> None:
+        self.dalle, self.dtype = dalle, dtype
+        self.config: DalleConfig = dalle.config
+        self.device = dalle.to_logits.weight.device
+        groups: dict[int, PackedLinear] = {}
+
+        def linear(module: nn.Linear, weight: Tensor | None = None) -> PackedLinear:
+            if id(module) not in groups:
+                bias = None if module.bias is None else module.bias.detach().to(dtype)
+                groups[id(module)] = PackedLinear(
+                    (module.weight.detach() if weight is None else weight).to(dtype), bias, pack=pack
+                )
+            return groups[id(module)]
+
+        self.layers = [_layer(layer, linear) for layer in dalle.transformer.layers]  # type: ignore[arg-type]
+        rows = dalle.to_logits.weight.detach()[self.config.text_vocab :].float().contiguous()
+        self.embedding = rows
+        self.norm = Norm.of(dalle.norm)
+        self.to_logits = PackedLinear(rows, dalle.to_logits.bias.detach()[self.config.text_vocab :].float(), pack=pack)
+        self.rotary = Rotary(dalle.transformer.pos_emb, self.config)
+
+
+def _layer(layer: Layer, linear) -> LayerWeights:  # type: ignore[no-untyped-def]
+    attention: Attention = layer.attention
+    feed_forward: FeedForward = layer.feed_forward
+    return LayerWeights(
+        kind=layer.kind,
+        attention_norm=Norm.of(layer.attention_norm),
+        attention_scale=layer.attention_scale.detach().float(),
+        to_qkv=linear(attention.to_qkv, _scaled_queries(attention)),
+        to_out=linear(attention.to_out),
+        feed_forward_norm=Norm.of(layer.feed_forward_norm),
+        feed_forward_scale=layer.feed_forward_scale.detach().float(),
+        up=linear(feed_forward.up),
+        down=linear(feed_forward.down),
+    )
+
+
+def _scaled_queries(attention: Attention) -> Tensor:
+    """`to_qkv` with 1 / sqrt(d) in the rows of the queries (rotation commutes with it)."""
+    weight = attention.to_qkv.weight.detach().clone()
+    weight[: attention.heads * attention.dim_head] *= attention.dim_head**-0.5
+    return weight
+
+
+class Rotary:
+    """Rotation of queries, keys and values, for many text positions or for one code."""
+
+    def __init__(self, pos_emb: Tensor, config: DalleConfig) -> None:
+        cos, sin = rotary_tables(pos_emb)  # [n, r]
+        self.cos, self.sin, self.text_len = cos, sin, config.text_len
+        # As a complex product one operation rotates and reorders; it needs whole pairs of equal angles.
+        pairs = config.dim_head // 2
+        whole = config.dim_head % 2 == 0 and torch.equal(cos[:, ::2], cos[:, 1::2]) and pos_emb.device.type != "mps"
+        self.turns: Tensor | None = None
+        if whole:
+            self.turns = torch.ones(len(cos), pairs, dtype=torch.complex64, device=cos.device)
+            self.turns[:, : cos.shape[1] // 2] = torch.complex(cos[:, 1::2].contiguous(), sin[:, 1::2].contiguous())
+
+    def text(self, qkv: Tensor) -> Tensor:
+        """[3, h, t, d] at the text positions -> the same, rotated, float32."""
+        return rotate(qkv.float(), self.cos[: self.text_len], self.sin[: self.text_len])
+
+    def code(self, qkv: Tensor, position: int) -> Tensor:
+        """[b, 3h, d] of the code at `position` -> [3h, b, d], rotated, float32, contiguous."""
+        b, g, d = qkv.shape
+        place = self.text_len + position
+        if self.turns is None:
+            return rotate(qkv.float().transpose(0, 1).contiguous(), self.cos[place], self.sin[place])
+        pairs = torch.view_as_complex(qkv.float().view(b, g, d // 2, 2)).transpose(0, 1)
+        out = torch.empty(g, b, d // 2, dtype=torch.complex64, device=qkv.device)
+        return torch.view_as_real(torch.mul(pairs, self.turns[place], out=out)).view(g, b, d)

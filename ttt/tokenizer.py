@@ -1,0 +1,74 @@
+"""Prompts -> text tokens [b, text_seq_len]. Knows the tokenizer's file, no model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ttt.errors import BundleError, InvalidInput
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+MAX_PROMPT_CHARACTERS = 2000
+
+
+class TextTokenizer:
+    """No special tokens are added; prompts are cut at `text_seq_len` tokens and padded with `pad_id`."""
+
+    def __init__(self, tokenizer: Tokenizer, text_seq_len: int, pad_id: int) -> None:
+        self.tokenizer, self.text_seq_len, self.pad_id = tokenizer, text_seq_len, pad_id
+        # A file may carry settings of its own; cutting and padding are ours.
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str], text_seq_len: int, pad_id: int) -> TextTokenizer:
+        return cls(read_tokenizer(path), text_seq_len, pad_id)
+
+    def ids(self, prompt: str) -> list[int]:
+        """All tokens of a prompt, neither cut nor padded."""
+        return list(self.tokenizer.encode(clean(prompt), add_special_tokens=False).ids)
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """-> int64 [b, text_seq_len]."""
+        if isinstance(prompts, str):
+            raise InvalidInput("prompts must be a list of texts, got a single text; write [prompt]")
+        n = self.text_seq_len
+        rows = [self.ids(prompt)[:n] for prompt in prompts]
+        return torch.tensor([row + [self.pad_id] * (n - len(row)) for row in rows], dtype=torch.long).view(-1, n)
+
+
+def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """A `tokenizer.json`; BundleError where it cannot be read."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises plain Exception
+        raise BundleError(f"{path} is not a readable tokenizer file ({error}); fetch or convert the model again") from None
+
+
+def clean(prompt: str) -> str:
+    """The prompt as the tokenizer may see it: halves of surrogate pairs, which no encoding knows, are replaced."""
+    if not isinstance(prompt, str):
+        raise InvalidInput(f"a prompt must be a text, got {type(prompt).__name__}")
+    return prompt.encode("utf-8", "replace").decode("utf-8")
+
+
+def check_prompt(prompt: str) -> str:
+    """The prompt without outer white space; InvalidInput where it is empty or too long."""
+    text = clean(prompt).strip()
+    if not any(character.isprintable() and not character.isspace() for character in text):
+        raise InvalidInput(
+            f"the prompt is empty; describe a picture in 1 to {MAX_PROMPT_CHARACTERS:,} characters, "
+            'for example "a red circle above a blue square"'
+        )
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        raise InvalidInput(f"the prompt has {len(text):,} characters; at most {MAX_PROMPT_CHARACTERS:,} are allowed")
+    return text
