@@ -103,8 +103,8 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
     path = root / CONFIG
     config = read_json(path)
     _check_version(config, path)
-    dalle = _model_config(DalleConfig, json_object(config.get("dalle"), path, "dalle"), path)
-    vqgan = _model_config(VqganConfig, json_object(config.get("vqgan"), path, "vqgan"), path)
+    dalle = checked_config(DalleConfig, json_object(config.get("dalle"), path, "dalle"), path)
+    vqgan = checked_config(VqganConfig, json_object(config.get("vqgan"), path, "vqgan"), path)
     _check_fit(dalle, vqgan, path)
     tokenizer = json_object(config.get("tokenizer"), path, "tokenizer")
     bundle = Bundle(
@@ -148,7 +148,8 @@ def _check_version(config: dict[str, Any], path: Path) -> None:
         )
 
 
-def _model_config(cls: type[_Config], values: dict[str, Any], path: Path) -> _Config:
+def checked_config(cls: type[_Config], values: dict[str, Any], path: Path) -> _Config:
+    """A configuration from a file, with types and sizes that cannot hurt."""
     defaults = {field.name: field.default for field in fields(cls)}
     for name, value in values.items():
         default, limit = defaults.get(name), LIMITS.get(name)
@@ -156,7 +157,7 @@ def _model_config(cls: type[_Config], values: dict[str, Any], path: Path) -> _Co
             raise BundleError(f"{path}: {name} must be a whole number from 1 to {limit}, got {value!r}")
         if isinstance(default, bool) and not isinstance(value, bool):
             raise BundleError(f"{path}: {name} must be true or false, got {value!r}")
-        if isinstance(default, float) and (type(value) not in (int, float) or not 0 <= value <= 1e6):
+        if isinstance(default, float) and not _is_number(value, 0, 1e6):
             raise BundleError(f"{path}: {name} must be a number from 0 to 1e6, got {value!r}")
         if isinstance(default, tuple):
             _check_list(value, type(default[0]), name, path)
@@ -166,11 +167,15 @@ def _model_config(cls: type[_Config], values: dict[str, Any], path: Path) -> _Co
         raise BundleError(f"{path}: {error}") from None
 
 
+def _is_number(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
 def _check_list(value: Any, kind: type, name: str, path: Path) -> None:
     if (
         not isinstance(value, (list, tuple))
         or len(value) > MAX_LIST
-        or any(type(item) is not kind or (kind is int and not 1 <= item <= 4096) for item in value)
+        or any(not isinstance(item, kind) or (isinstance(item, int) and not 1 <= item <= 4096) for item in value)
     ):
         allowed = "whole numbers from 1 to 4096" if kind is int else "names"
         raise BundleError(f"{path}: {name} must be a list of at most {MAX_LIST} {allowed}, got {value!r}")

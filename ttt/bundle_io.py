@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ttt import bundle as layout
+from ttt.bundle_files import read_json, safetensors_shapes
 from ttt.errors import BundleError, CheckpointError
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    layout.safetensors_shapes(path)
+    safetensors_shapes(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -150,7 +151,8 @@ def _load(build: Callable[[], _Module], path: Path, device: str | torch.device, 
 def _copy_clip(clip: layout.ClipSpec, stage: Path) -> dict[str, str]:
     if clip.config is None or clip.weights is None:
         return {"model": clip.model or "", "pretrained": clip.pretrained or ""}
-    shutil.copyfile(clip.config, stage / layout.CLIP_CONFIG)
+    config = read_json(clip.config)
+    (stage / layout.CLIP_CONFIG).write_text(json.dumps(config.get("model_cfg", config), indent=2) + "\n")
     shutil.copyfile(clip.weights, stage / layout.CLIP_WEIGHTS)
     named = {"config": layout.CLIP_CONFIG, "weights": layout.CLIP_WEIGHTS}
     if clip.tokenizer is not None:
