@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttt.config import AttentionKind, DalleConfig
-from ttt.model.attention import Attention
+from ttt.model.attention import Attend, Attention
 
 
 class FeedForward(nn.Module):
@@ -49,10 +51,10 @@ class Layer(nn.Module):
     def feed_forward(self) -> FeedForward:
         return self._shared[1]
 
-    def attend(self, x: Tensor, mask: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def attend(self, x: Tensor, attend: Attend, turn: Callable[[Tensor], Tensor]) -> Tensor:
         """What attention adds to the other stream: x [b, n, c] -> [b, n, c]."""
         shifted = shift_tokens(self.attention_norm(x), self.text_len, self.fmap)
-        return self.attention(shifted, mask, cos, sin) * self.attention_scale
+        return self.attention(shifted, attend, turn) * self.attention_scale
 
     def feed(self, x: Tensor) -> Tensor:
         """What the feed-forward adds to the other stream: x [b, n, c] -> [b, n, c]."""

@@ -33,11 +33,27 @@ def attention_mask(kind: AttentionKind, config: DalleConfig) -> Tensor:
     return mask
 
 
+def line_mask(kind: AttentionKind, config: DalleConfig) -> Tensor:
+    """Within lines of the image (rows, or columns for "column"), which codes of the last k lines a code sees.
+
+    Bool [1, w, w] for "row" and "column", which look at their own line alone; [l, w, k * w] for "conv".
+    """
+    w = config.image_fmap_size
+    place = torch.arange(w, device="cpu")
+    left = place[:, None] - place
+    if kind != "conv":
+        return (left >= 0)[None]
+    k = config.conv_kernel
+    exists = place[:, None] + torch.arange(k, device="cpu") >= k - 1  # [l, k]: line l - (k - 1) + i is in the image
+    sees = exists[:, None, :, None] & ((left >= 0) & (left < k))[:, None]
+    return sees.flatten(2)
+
+
 @lru_cache(maxsize=32)
 def mask_on(kind: AttentionKind, config: DalleConfig, device: torch.device) -> Tensor:
-    """`attention_mask`, kept per device; do not write to it."""
+    """`line_mask`, or `attention_mask` for "full", kept per device; do not write to it."""
     with torch.inference_mode(False):  # one made in inference mode could not be saved for a later backward
-        return attention_mask(kind, config).to(device)
+        return (attention_mask if kind == "full" else line_mask)(kind, config).to(device)
 
 
 def visible_image_keys(kind: AttentionKind, fmap: int, position: int, kernel: int = 5) -> list[int]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ttt.config import DalleConfig
-from ttt.model.attention import Attention
+from ttt.config import AttentionKind, DalleConfig
+from ttt.model.attention import Attend, Attention, attend_lines, attend_masked
 from ttt.model.layers import FeedForward, Layer
 from ttt.model.masks import mask_on
 from ttt.model.reversible import Block, Branch, run_blocks
-from ttt.model.rotary import angles, rotary_tables
+from ttt.model.rotary import angles, rotation
 
 
 class Transformer(nn.Module):
@@ -42,18 +43,25 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         n = x.shape[1]
-        cos, sin = rotary_tables(self.pos_emb[:, :n])
-        blocks = [self._block(layer, n, cos, sin) for layer in self.layers]  # type: ignore[arg-type]
+        turn = rotation(self.pos_emb[:, :n], self.config.dim_head)
+        blocks = [self._block(layer, n, turn) for layer in self.layers]  # type: ignore[arg-type]
         return run_blocks(blocks, x, reversible=self.config.reversible)
 
-    def _block(self, layer: Layer, n: int, cos: Tensor, sin: Tensor) -> Block:
-        mask = mask_on(layer.kind, self.config, cos.device)[:n, :n]
-        attend = partial(layer.attend, mask=mask, cos=cos, sin=sin)
+    def _block(self, layer: Layer, n: int, turn: Callable[[Tensor], Tensor]) -> Block:
+        attend = partial(layer.attend, attend=self._attend(layer.kind, n), turn=turn)
         norm, feed_norm = layer.attention_norm, layer.feed_forward_norm
         return (
             Branch(attend, (layer.attention_scale, *norm.parameters(), *layer.attention.parameters())),
             Branch(layer.feed, (layer.feed_forward_scale, *feed_norm.parameters(), *layer.feed_forward.parameters())),
         )
+
+    def _attend(self, kind: AttentionKind, n: int) -> Attend:
+        config = self.config
+        mask = mask_on(kind, config, self.pos_emb.device)
+        if kind == "full":
+            return partial(attend_masked, mask=mask[:n, :n])
+        columns = kind == "column"
+        return partial(attend_lines, text_len=config.text_len, fmap=config.image_fmap_size, mask=mask, columns=columns)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Transformer:
         """Move or cast; the angles stay float32, for 16 bits cannot hold them."""
