@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ttt import bundle as layout
@@ -96,9 +98,6 @@ def load_vqgan_from(
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file that `read_bundle` may have checked long ago."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     safetensors_shapes(path)
     try:
         return load_file(path)
@@ -129,8 +128,6 @@ def unique_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _save(module: nn.Module, path: Path, dtype: torch.dtype | None) -> None:
-    from safetensors.torch import save_file
-
     parameters = dict(module.named_parameters())
     state = {}
     for key, tensor in unique_state(module).items():
@@ -172,8 +169,8 @@ def _staging(target: Path, overwrite: bool) -> Iterator[Path]:
         stage = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".partial", dir=target.parent))
         yield stage
         _publish(stage, target)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    except (OSError, SafetensorError) as error:  # the latter has no errno, only its text
+        if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error):
             raise BundleError(f"no space is left on the disk of {target}; nothing was written") from error
         raise BundleError(f"{target} could not be written: {error}") from error
     finally:

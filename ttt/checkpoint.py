@@ -23,6 +23,9 @@ from ttt.model.dalle import Dalle
 IGNORED = ("vae.",)
 """The image model that the reference keeps inside; ours is a file of its own."""
 
+NEEDS_CODE = ("unsupported global", "unsupported class", "can only ", "trying to call reduce")
+"""How torch's restricted unpickler words that a file wants more than tensors and plain containers."""
+
 BODIES = {
     # our module and tensor      block, how deep its wrappers nest in the (training, inference) format, its tensor
     "attentions.{}.to_qkv.weight": ("f", (3, 5), "to_qkv.weight"),
@@ -123,7 +126,7 @@ def _read_torch(file: Path) -> object:
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+        if any(sign in str(error).lower() for sign in NEEDS_CODE):
             raise UnsafeCheckpoint(
                 f"{file} cannot be read without running the code in it. If you trust who made it, "
                 f"convert it once with `ttt convert --trust-pickle` ({_reason(error)})"
@@ -134,7 +137,9 @@ def _read_torch(file: Path) -> object:
 
 
 def _reason(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+    """The line that says why; torch's unpickler surrounds it with pages of advice that does not apply here."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if any(sign in line.lower() for sign in NEEDS_CODE)), lines[0])[:200]
 
 
 def _layouts(config: DalleConfig) -> Iterator[dict[str, str]]:

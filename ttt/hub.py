@@ -43,7 +43,7 @@ def find_bundle(
     if str(name_or_path) == "demo":
         return read_bundle(DEMO_FOLDER)
     path = Path(name_or_path).expanduser()
-    if path.is_dir():
+    if str(name_or_path) and path.is_dir():
         return read_bundle(path)
     if isinstance(name_or_path, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path) and name_or_path[0] != ".":
         return fetch_bundle(name_or_path, revision, cache_dir, local_files_only, token)

@@ -1,0 +1,139 @@
+"""A server on 127.0.0.1 that answers as the Hub does, as far as `hf_hub_download` asks; it can also misbehave."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+
+@dataclass
+class Repo:
+    """Files by commit; `refs` names the commits."""
+
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    refs: dict[str, str] = field(default_factory=dict)
+    gated: bool = False
+    token: str | None = None
+    """Only requests with this token see a private repository."""
+
+    def commit(self, folder: Path | dict[str, bytes], ref: str = "main") -> str:
+        """A new commit with the files of a folder."""
+        files = folder if isinstance(folder, dict) else {p.name: p.read_bytes() for p in folder.iterdir()}
+        sha = hashlib.sha1(repr(sorted((n, hashlib.sha1(d).hexdigest()) for n, d in files.items())).encode()).hexdigest()
+        self.commits[sha] = dict(files)
+        self.refs[ref] = sha
+        return sha
+
+
+@dataclass
+class FakeHub:
+    url: str = ""
+    repos: dict[str, Repo] = field(default_factory=dict)
+    moved: dict[str, str] = field(default_factory=dict)
+    """Old id -> new id, answered with a redirect."""
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    cut_after: dict[str, int] = field(default_factory=dict)
+    """File name -> bytes after which the connection is dropped, as often as `cuts` says."""
+    cuts: int = 0
+    status: int | None = None
+    """Answer everything with this status."""
+
+    def repo(self, repo_id: str) -> Repo:
+        return self.repos.setdefault(repo_id, Repo())
+
+    def downloads(self, name: str) -> int:
+        """How often the content of a file was asked for."""
+        return sum(method == "GET" and path.endswith(f"/{name}") for method, path in self.requests)
+
+
+@contextmanager
+def serve_hub() -> Iterator[FakeHub]:
+    hub = FakeHub()
+
+    class Handler(_Handler):
+        state = hub
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    state: FakeHub
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+    def _answer(self, body: bool) -> None:
+        hub, path = self.state, unquote(urlsplit(self.path).path)
+        hub.requests.append((self.command, path))
+        if hub.status is not None:
+            return self._error(hub.status, "", "")
+        before, _, after = path.partition("/resolve/")
+        repo_id, (revision, _, name) = before.strip("/"), after.partition("/")
+        if repo_id in hub.moved:
+            self.send_response(307)
+            self.send_header("Location", f"/{hub.moved[repo_id]}/resolve/{after}")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        repo = hub.repos.get(repo_id)
+        if repo is None or (repo.token and self.headers.get("Authorization") != f"Bearer {repo.token}"):
+            return self._error(401, "RepoNotFound", "Repository not found")
+        if repo.gated:
+            return self._error(403, "GatedRepo", "Access to this model is restricted")
+        sha = repo.refs.get(revision, revision)
+        if sha not in repo.commits:
+            return self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        if name not in repo.commits[sha]:
+            return self._error(404, "EntryNotFound", "Entry not found", sha)
+        self._send_file(repo.commits[sha][name], name, sha, body)
+        return None
+
+    def _send_file(self, data: bytes, name: str, sha: str, body: bool) -> None:
+        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(data) - start))
+        self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
+        self.send_header("X-Repo-Commit", sha)
+        self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+        if not body:
+            return
+        cut = self.state.cut_after.get(name)
+        if cut is not None and self.state.cuts > 0:
+            self.state.cuts -= 1
+            self.wfile.write(data[start : start + cut])
+            self.wfile.flush()
+            self.close_connection = True
+            return
+        self.wfile.write(data[start:])
+
+    def _error(self, status: int, code: str, message: str, sha: str | None = None) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("X-Error-Message", message)
+        if sha:
+            self.send_header("X-Repo-Commit", sha)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
