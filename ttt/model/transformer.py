@@ -39,7 +39,9 @@ class Transformer(nn.Module):
             Layer(config, index, kind, self.attentions[i], self.feed_forwards[i])  # type: ignore[arg-type]
             for index, (kind, i) in enumerate(zip(config.layer_kinds, ids, strict=True))
         )
-        self.register_buffer("pos_emb", angles(config))
+        device = torch.get_default_device()
+        with torch.device("cpu"):  # such arithmetic on the meta device would import a compiler, for seconds
+            self.register_buffer("pos_emb", angles(config).to(device))
 
     def forward(self, x: Tensor) -> Tensor:
         n = x.shape[1]
