@@ -45,7 +45,7 @@ LIMITS = {
     "dim": 16_384, "depth": 1024, "heads": 256, "dim_head": 1024, "text_seq_len": 4096, "image_fmap_size": 128,
     "num_text_tokens": 1 << 20, "num_image_tokens": 1 << 20, "ff_mult": 64, "conv_kernel": 127,
     "ch": 4096, "num_res_blocks": 64, "resolution": 2048, "in_channels": 3, "out_ch": 3, "z_channels": 16_384,
-    "embed_dim": 16_384, "n_embed": 1 << 20,
+    "embed_dim": 16_384, "n_embed": 1 << 20, "norm_groups": 4096,
 }  # fmt: skip
 """Largest value of each whole number in the two configurations: far above any published model, and low
 enough that a hostile `config.json` cannot make the machine allocate without end."""
