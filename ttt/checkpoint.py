@@ -61,7 +61,7 @@ def load_dalle(path: str | PathLike[str], config: DalleConfig) -> Dalle:
     """The model in a published or converted file, in float32 on the CPU; `CheckpointError` names what does not fit."""
     with torch.device("meta"):
         dalle = Dalle(config)
-    dalle.to_empty(device="cpu")
+    dalle._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))  # `to_empty` would import sympy, for a second
     try:
         return load_state(dalle, read_state(path))
     except UnsafeCheckpoint:
