@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from ttt.errors import BundleError, InvalidInput
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from torch import Tensor
 
 MAX_PROMPT_CHARACTERS = 2000
 
@@ -37,6 +35,8 @@ class TextTokenizer:
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """-> int64 [b, text_seq_len]."""
+        import torch  # here, so that a page can check prompts before it is there
+
         if isinstance(prompts, str):
             raise InvalidInput("prompts must be a list of texts, got a single text; write [prompt]")
         n = self.text_seq_len

@@ -15,6 +15,10 @@ from torch import Tensor
 
 from ttt.config import AttentionKind, DalleConfig
 
+READ_MULTIPLE = 16
+"""Keys are read in multiples of this: tiny matrices take a slow path in CPU libraries (measured: 8 keys cost
+four times what 16 cost)."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -30,30 +34,34 @@ class Prompt:
 class ImageKeys:
     """Keys and values of one layer's codes: buffer [groups, 2, h * b, slots, d], written in place.
 
-    Keys carry their position inside (rotary), so their order in the buffer is free.
+    Keys carry their position inside (rotary), so their order in the buffer is free. It begins as zeros because
+    slots that are not written yet are read, too, with a probability of zero.
     """
 
     def __init__(self, kind: AttentionKind, config: DalleConfig, b: int, dtype: torch.dtype, device: torch.device) -> None:
         self.kind, self.fmap, self.window = kind, config.image_fmap_size, min(config.conv_kernel, config.image_fmap_size)
         groups, slots = slots_of(kind, config)
-        self.buffer = torch.empty(groups, 2, config.heads * b, slots, config.dim_head, dtype=dtype, device=device)
+        self.buffer = torch.zeros(groups, 2, config.heads * b, slots, config.dim_head, dtype=dtype, device=device)
 
-    def add(self, kv: Tensor, position: int) -> Tensor:
-        """Store kv [2, h * b, d] of the code at `position`; -> all it sees, itself among them, [2, h * b, k, d]."""
+    def add(self, kv: Tensor, position: int) -> tuple[Tensor, int]:
+        """Store kv [2, h * b, d] of the code at `position`; -> keys and values [2, h * b, slots, d], and how many
+        of these slots, from the first, the code sees; itself is among them.
+        """
         row, column = divmod(position, self.fmap)
         if self.kind == "conv":
             return self._add_to_window(kv, row, column)
         group, slot = {"row": (0, column), "column": (column, row), "full": (0, position)}[self.kind]
         keys = self.buffer[group]
         keys[:, :, slot] = kv
-        return keys[:, :, : slot + 1]
+        return keys[:, :, : -(-(slot + 1) // READ_MULTIPLE) * READ_MULTIPLE], slot + 1
 
-    def _add_to_window(self, kv: Tensor, row: int, column: int) -> Tensor:
+    def _add_to_window(self, kv: Tensor, row: int, column: int) -> tuple[Tensor, int]:
         """A ring of rows: the slot of the row that has left the window takes the new one, from the left on."""
         ring = self.buffer[0].unflatten(2, (self.window, self.fmap))  # [2, h * b, rows, columns, d]
         ring[:, :, row % self.window, column] = kv
         first = max(0, column - self.window + 1)
-        return ring[:, :, : min(row + 1, self.window), first : column + 1].flatten(2, 3)
+        seen = ring[:, :, : min(row + 1, self.window), first : column + 1].flatten(2, 3)
+        return seen, seen.shape[2]
 
 
 class ShiftState:

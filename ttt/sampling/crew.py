@@ -1,0 +1,129 @@
+"""Work on ranges of candidates: threads, pieces that fit the memory, stopping. Knows nothing of what the work is.
+
+On a CPU each core takes candidates of its own: two threads with half of the candidates each never wait for
+one another, where two threads inside every small operation wait thousands of times a second. A GPU gets one thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import torch
+
+from ttt.errors import Cancelled, TTTError
+from ttt.sampling.memory import is_out_of_memory
+
+MIN_PIECE = 16
+"""Below this many candidates a core of its own does not pay: the weights would be read once per core."""
+
+Work = Callable[[range, "Crew"], None]
+
+
+class Crew:
+    """One stage of one request: `work(range, crew)` for every piece of `range(count)`.
+
+        crew = Crew(count, size, work, device, cancel)
+        for _ in crew.run(): ...        # after each `crew.tick()` of the work, and at least twice a second
+
+    An out-of-memory error halves the pieces and goes on. Setting `cancel` raises Cancelled at the next
+    `crew.check()`; so does closing the iterator, in the threads.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        size: int,
+        work: Work,
+        device: torch.device,
+        cancel: threading.Event | None = None,
+        min_piece: int = MIN_PIECE,
+    ) -> None:
+        self.work, self.device, self.cancel = work, device, cancel
+        self.size = max(1, min(size, count))
+        """Candidates that all threads together may hold at once."""
+        cores = torch.get_num_threads() if device.type == "cpu" else 1
+        self.threads = max(1, min(cores, self.size // min_piece))
+        self.inner_threads = max(1, cores // self.threads)
+        self.limit = -(-self.size // self.threads)
+        self._todo = deque([range(count)])
+        self._closed = False
+        self._failure: BaseException | None = None
+        self._ticked = threading.Event()
+        self._lock = threading.Lock()
+
+    def check(self) -> None:
+        """Raise Cancelled if the work should stop."""
+        if self._closed or (self.cancel is not None and self.cancel.is_set()):
+            raise Cancelled("stopped on request")
+
+    def tick(self) -> None:
+        """Something can be shown."""
+        self._ticked.set()
+
+    def run(self) -> Iterator[None]:
+        before = torch.get_num_threads()
+        threads = [threading.Thread(target=self._work_off, daemon=True) for _ in range(self.threads)]
+        for thread in threads:
+            thread.start()
+        try:
+            while any(thread.is_alive() for thread in threads):
+                self._ticked.wait(0.5)
+                self._ticked.clear()
+                if self._failure is None:
+                    yield
+        finally:
+            self._closed = True
+            for thread in threads:
+                thread.join()
+            if self.inner_threads != before:  # a thread's own setting is also the default of threads to come
+                torch.set_num_threads(before)
+        if self._failure is not None:
+            raise self._failure
+
+    def _work_off(self) -> None:
+        if self.device.type == "cpu" and torch.get_num_threads() != self.inner_threads:
+            torch.set_num_threads(self.inner_threads)
+        try:
+            with torch.inference_mode():
+                while self._failure is None and (piece := self._next()) is not None:
+                    self.check()
+                    if self._ran_out(piece):
+                        self._halve(piece)
+        except BaseException as error:  # handed to the iterator's thread
+            self._failure = self._failure or error
+        finally:
+            self.tick()
+
+    def _ran_out(self, piece: range) -> bool:
+        """Do a piece. The error's frames, which hold the piece's tensors, are gone when this returns."""
+        try:
+            self.work(piece, self)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return True
+        return False
+
+    def _next(self) -> range | None:
+        with self._lock:
+            if not self._todo:
+                return None
+            piece = self._todo.popleft()
+            if len(piece) > self.limit:
+                self._todo.appendleft(piece[self.limit :])
+                piece = piece[: self.limit]
+            return piece
+
+    def _halve(self, piece: range) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(piece) == 1:
+            raise TTTError(
+                "there is not enough memory for even one candidate; close other programs, or choose a smaller model "
+                "or another device"
+            )
+        with self._lock:
+            self.limit = min(self.limit, len(piece) // 2)
+            self._todo.appendleft(piece)

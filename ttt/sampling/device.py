@@ -1,0 +1,70 @@
+"""Which device and which precision to paint with, chosen by what is there and by measuring. Knows no weights."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from ttt.config import DalleConfig
+from ttt.errors import InvalidInput
+from ttt.sampling.linear import PackedLinear
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SMALL_MODEL_FLOP = 200_000_000
+"""Below this many operations a code, "auto" is float32 everywhere: 16 bits save little (demo: 19 million)."""
+CLEARLY_FASTER = 1.5
+
+
+def choose_device(name: str | torch.device = "auto") -> torch.device:
+    """ "auto" is a GPU where there is one."""
+    if str(name) == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except Exception as error:  # torch raises RuntimeError, AssertionError or NotImplementedError
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InvalidInput(
+            f"device {str(name)[:60]!r} cannot be used here ({reason}); allowed: 'auto', 'cpu', and where there is one 'cuda' or 'mps'"
+        ) from None
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise InvalidInput(f"device {str(name)[:60]!r} cannot be used; allowed: 'auto', 'cpu', 'cuda', 'mps'")
+    return device
+
+
+def choose_dtype(name: str | torch.dtype, device: torch.device, config: DalleConfig) -> torch.dtype:
+    """Of matrix products and caches. "auto" is 16 bits for large models where these are clearly faster, else float32."""
+    if isinstance(name, torch.dtype):
+        name = str(name).removeprefix("torch.")
+    if name in DTYPES:
+        return DTYPES[name]
+    if name != "auto":
+        raise InvalidInput(f"dtype {str(name)[:60]!r} is unknown; allowed: 'auto', {', '.join(map(repr, DTYPES))}")
+    if flop_per_code(config) < SMALL_MODEL_FLOP or device.type == "mps":
+        return torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    gain = _seconds(torch.float32, config.dim) / _seconds(torch.bfloat16, config.dim)
+    return torch.bfloat16 if gain >= CLEARLY_FASTER else torch.float32
+
+
+def flop_per_code(config: DalleConfig) -> int:
+    """Operations of all matrix products with weights for one code of one candidate."""
+    inner = config.heads * config.dim_head
+    layer = 4 * inner * config.dim + 3 * config.ff_mult * config.dim**2
+    return 2 * (config.depth * layer + config.num_image_tokens * config.dim)
+
+
+@torch.inference_mode()
+def _seconds(dtype: torch.dtype, dim: int) -> float:
+    """The best of a few products [64, dim] x [dim, 8 dim]."""
+    x, linear = torch.ones(64, dim, dtype=dtype), PackedLinear(torch.ones(8 * dim, dim, dtype=dtype))
+    best = float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        linear(x)
+        best = min(best, time.perf_counter() - start)
+    return best
