@@ -6,6 +6,7 @@ Nothing here unpickles: a file that needs it is refused with `UnsafeCheckpoint`.
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from os import PathLike
@@ -71,26 +72,24 @@ def load_dalle(path: str | PathLike[str], config: DalleConfig) -> Dalle:
 
 
 def load_state(dalle: Dalle, tensors: Mapping[str, Tensor]) -> Dalle:
-    """Copy tensors under our names or any published ones into `dalle`; all of them must be there, and fit."""
+    """Copy tensors under our names or any published ones into `dalle`; all of them must be there, and fit.
+
+    Nothing is copied unless everything fits.
+    """
     tensors = {name: t for name, t in tensors.items() if not name.removeprefix("model.").startswith(IGNORED)}
     names = max(_layouts(dalle.config), key=lambda layout: len(layout.keys() & tensors.keys()))
     _refuse("unknown", "the model has no such tensor", tensors.keys() - names.keys())
-    _refuse("missing", "every layer must be there", names.keys() - tensors.keys())
+    _refuse("missing", "the model needs it", names.keys() - tensors.keys())
     ours = dalle.state_dict()
-    first: dict[str, str] = {}
+    chosen: dict[str, str] = {}
     for name, own in names.items():
-        tensor, target = tensors[name], ours[own]
-        shape = (1, 1, *target.shape) if name.endswith(".scale") else tuple(target.shape)
-        if tuple(tensor.shape) != shape:
-            raise CheckpointError(f"key {name} has shape {list(tensor.shape)}, expected {list(shape)}")
-        if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
-            raise CheckpointError(f"key {name} holds {tensor.dtype}, {tensor.layout}; expected dense floating point")
-        seen = first.setdefault(own, name)
-        if seen == name:
-            with torch.no_grad():
-                target.copy_(tensor.view(target.shape))
-        elif not _same(tensor, tensors[seen]):
-            raise CheckpointError(f"key {name} differs from {seen}, with which it must share its weights")
+        _check(name, tensors[name], ours[own].shape)
+        first = chosen.setdefault(own, name)
+        if not _same(tensors[name], tensors[first]):
+            raise CheckpointError(f"key {name} differs from {first}; the model has one tensor for both")
+    with torch.no_grad():
+        for own, name in chosen.items():
+            ours[own].copy_(tensors[name].view(ours[own].shape))
     return dalle
 
 
@@ -104,7 +103,8 @@ def read_state(path: str | PathLike[str]) -> dict[str, Tensor]:
     file = Path(path)
     if not file.is_file():
         raise CheckpointError(f"{file} is not a file")
-    loaded = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    safetensors = file.suffix == ".safetensors" or _head(file)[8:] == b"{"
+    loaded = _read_safetensors(file) if safetensors else _read_torch(file)
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping):
@@ -119,27 +119,28 @@ def _read_safetensors(file: Path) -> object:
     try:
         return load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is not a whole safetensors file ({error})") from error
+        raise CheckpointError(f"{file} is damaged, incomplete or no safetensors file ({error})") from error
 
 
 def _read_torch(file: Path) -> object:
+    archive = zipfile.is_zipfile(file)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError as error:
-        if any(sign in str(error).lower() for sign in NEEDS_CODE):
-            raise UnsafeCheckpoint(
-                f"{file} cannot be read without running the code in it. If you trust who made it, "
-                f"convert it once with `ttt convert --trust-pickle` ({_reason(error)})"
-            ) from error
-        raise CheckpointError(f"{file} is not a whole checkpoint ({_reason(error)})") from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"{file} is not a whole checkpoint ({_reason(error)})") from error
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=archive)
+    except Exception as error:  # a broken file is answered with errors of any kind
+        if isinstance(error, pickle.UnpicklingError) and (archive or _head(file).startswith(b"\x80")):
+            needed = re.search(r"GLOBAL (\S+)|but got (.+)", str(error))
+            if needed:
+                raise UnsafeCheckpoint(
+                    f"{file} cannot be read without running code ({needed[1] or needed[2]}). If you trust who made it, "
+                    "convert it once with `ttt convert --trust-pickle`"
+                ) from error
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise CheckpointError(f"{file} is damaged, incomplete or no checkpoint ({reason[:200]})") from error
 
 
-def _reason(error: Exception) -> str:
-    """The line that says why; torch's unpickler surrounds it with pages of advice that does not apply here."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return next((line for line in lines if any(sign in line.lower() for sign in NEEDS_CODE)), lines[0])[:200]
+def _head(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(9)
 
 
 def _layouts(config: DalleConfig) -> Iterator[dict[str, str]]:
@@ -168,6 +169,14 @@ def _refuse(what: str, why: str, names: set[str]) -> None:
     if names:
         shown = ", ".join(sorted(names)[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         raise CheckpointError(f"{what} key {shown}: {why}")
+
+
+def _check(name: str, tensor: Tensor, shape: torch.Size) -> None:
+    expected = [1, 1, *shape] if name.endswith(".scale") else list(shape)
+    if list(tensor.shape) != expected:
+        raise CheckpointError(f"key {name} has shape {list(tensor.shape)}, expected {expected}")
+    if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
+        raise CheckpointError(f"key {name} holds {tensor.dtype}, {tensor.layout}; expected dense floating point")
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
