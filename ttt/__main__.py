@@ -1,0 +1,217 @@
+"""`python -m ttt`: the command line. Knows no models itself; whatever is slow to import waits for its command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ttt import __version__
+from ttt.errors import InvalidInput, TTTError
+from ttt.sampling.params import SamplingParams, allowed, describe
+
+if TYPE_CHECKING:
+    from ttt.config import DalleConfig
+    from ttt.pipeline import TextToImage
+    from ttt.types import Progress
+
+DEFAULTS = SamplingParams()
+WRONG_INPUT, INTERRUPTED, NOT_WRITABLE = 2, 130, 1
+"""Exit codes; 2 is also typer's for unknown options."""
+
+app = typer.Typer(
+    name="ttt",
+    help="Training Transformers Together: pictures from text, with a model that strangers trained.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # importing rich costs more than all the rest of `--help`
+)
+
+
+def _sampling_option(name: str, **extra: Any) -> Any:
+    """Help and range as `SamplingParams` states them."""
+    note = allowed(name).replace("None for off", '"off"')
+    return typer.Option(f"--{name.replace('_', '-')}", help=f"{describe(name)['help']} ({note})", **extra)
+
+
+def _whole_or_off(text: str) -> int | str:
+    return _or_off(text, int)
+
+
+def _real_or_off(text: str) -> float | str:
+    return _or_off(text, float)
+
+
+def _or_off(text: str, kind: type) -> Any:
+    if str(text).lower() in ("off", "none"):
+        return "off"
+    try:
+        return kind(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither a number nor 'off'") from None
+
+
+@app.command()
+def generate(
+    context: typer.Context,
+    prompt: Annotated[str, typer.Argument(help="What to paint, for example: a red circle above a blue square")],
+    candidates: Annotated[int, _sampling_option("candidates")] = DEFAULTS.candidates,
+    keep: Annotated[int, _sampling_option("keep")] = DEFAULTS.keep,
+    top_k: Annotated[Any, _sampling_option("top_k", parser=_whole_or_off, metavar="K|off")] = DEFAULTS.top_k,
+    top_p: Annotated[Any, _sampling_option("top_p", parser=_real_or_off, metavar="P|off")] = DEFAULTS.top_p,
+    temperature: Annotated[float, _sampling_option("temperature")] = DEFAULTS.temperature,
+    seed: Annotated[int, _sampling_option("seed")] = DEFAULTS.seed,
+    model: Annotated[str, typer.Option(help="'demo', a bundle folder, or a Hub id (owner/name).")] = "demo",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the Hub id.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for the pictures; made if missing.")] = Path("out"),
+) -> None:
+    """Paint candidates for a prompt, rank them by CLIP and save the best ones."""
+    with _errors_told():
+        if context.get_parameter_source("keep").name == "DEFAULT":  # type: ignore[union-attr]
+            keep = min(keep, max(candidates, 1))
+        params = SamplingParams(
+            candidates=candidates,
+            keep=keep,
+            top_k=None if top_k == "off" else top_k,
+            top_p=None if top_p == "off" else top_p,
+            temperature=temperature,
+            seed=seed,
+        )
+        _check_prompt_before_loading(prompt)
+        _say(f"Loading {model} ...")
+        from ttt import TextToImage
+        from ttt.results import save
+
+        pipe = TextToImage.from_pretrained(model, revision=revision, device=device, dtype=dtype)
+        last = _painted(pipe, prompt, params)
+        paths = save(out, last.images, last.ranking, prompt=prompt, params=params, model=pipe.name)
+        for path, ranked in zip(paths, last.images, strict=True):
+            typer.echo(f"{path}  CLIP score {ranked.score:.4f}  candidate {ranked.candidate}")
+
+
+@app.command()
+def convert(
+    out: Annotated[Path, typer.Option(help="The bundle folder to write.")],
+    dalle: Annotated[Path | None, typer.Option(help="Transformer: model_state.pt. Default: the published one.")] = None,
+    dalle_config: Annotated[
+        str, typer.Option(help="'paper', or a JSON file with the fields of DalleConfig.")
+    ] = "paper",
+    vqgan: Annotated[
+        Path | None, typer.Option(help="VQGAN: Lightning's last.ckpt. Default: the published one.")
+    ] = None,
+    vqgan_config: Annotated[Path | None, typer.Option(help="The VQGAN's model.yaml.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json. Default: that of t5-small.")] = None,
+    clip: Annotated[str, typer.Option(help="MODEL:PRETRAINED of open_clip, or a folder.")] = "ViT-B-32:openai",
+    pad_id: Annotated[int, typer.Option(help="The token that fills up short prompts.", min=0)] = 1,
+    name: Annotated[str, typer.Option(help="Name of the model in the bundle. Default: the folder's.")] = "",
+    dtype: Annotated[str, typer.Option(help="How weights are stored: float32, float16 or bfloat16.")] = "float32",
+    revision: Annotated[str | None, typer.Option(help="Revision of the published transformer.")] = None,
+    trust_pickle: Annotated[
+        bool,
+        typer.Option("--trust-pickle", help="Unpickle files that need it. RUNS THE CODE IN THEM: trusted files only."),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the bundle in a folder that is not empty.")
+    ] = False,
+) -> None:
+    """Turn the published files into a bundle; parts that are not given are downloaded."""
+    with _errors_told():
+        if (vqgan is None) != (vqgan_config is None):
+            raise InvalidInput("--vqgan and --vqgan-config belong together: give both or neither")
+        import torch
+
+        from ttt.convert import convert as convert_files
+        from ttt.convert import parse_clip
+        from ttt.hub import fetch_published_files
+        from ttt.hub_files import Hub
+
+        dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+        if dtype not in dtypes:
+            raise InvalidInput(f"dtype must be one of {', '.join(dtypes)}, got {dtype!r}")
+        config, clip_spec = _dalle_config(dalle_config), parse_clip(clip)
+        if dalle is None or vqgan is None or vqgan_config is None or tokenizer is None:
+            published = fetch_published_files(Hub(), revision=revision)
+            dalle, tokenizer = dalle or published.dalle, tokenizer or published.tokenizer
+            vqgan, vqgan_config = vqgan or published.vqgan, vqgan_config or published.vqgan_config
+        bundle = convert_files(
+            out,
+            dalle=dalle,
+            dalle_config=config,
+            vqgan=vqgan,
+            vqgan_config=vqgan_config,
+            tokenizer=tokenizer,
+            clip=clip_spec,
+            pad_id=pad_id,
+            name=name or out.resolve().name,
+            dtype=dtypes[dtype],
+            trust_pickle=trust_pickle,
+            overwrite=overwrite,
+        )
+        typer.echo(f"{bundle.root}  {bundle.name}")
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@contextmanager
+def _errors_told() -> Iterator[None]:
+    """Our errors are a line on stderr, and so is Ctrl-C; nobody sees a traceback for bad input."""
+    try:
+        yield
+    except TTTError as error:
+        _say(f"Error: {error}")
+        raise typer.Exit(WRONG_INPUT) from None
+    except KeyboardInterrupt:
+        _say("Stopped.")
+        raise typer.Exit(INTERRUPTED) from None
+    except OSError as error:
+        _say(f"Error: {error}")
+        raise typer.Exit(NOT_WRITABLE) from None
+
+
+def _check_prompt_before_loading(prompt: str) -> None:
+    from ttt.tokenizer import check_prompt
+
+    check_prompt(prompt)
+
+
+def _painted(pipe: TextToImage, prompt: str, params: SamplingParams) -> Progress:
+    """The last Progress of a request; the others move a bar on stderr."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading", total=1.0)
+        for progress in pipe.stream(prompt, params):
+            bar.update(task, completed=progress.fraction, description=progress.stage)
+    return progress
+
+
+def _dalle_config(spec: str) -> DalleConfig:
+    from ttt.config import PAPER
+    from ttt.convert import read_dalle_config
+
+    return PAPER if spec == "paper" else read_dalle_config(spec)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()
