@@ -1,0 +1,56 @@
+"""The real app with a drawn model of known slowness that keeps a diary; run by the end-to-end tests.
+
+A prompt with "slow" in it takes about 12 s, any other under a second. The diary (first argument) gets one line for
+each event: `start`, `end` or `cancelled`, and the prompt.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import app
+from ttt.errors import BundleError, Cancelled
+from ttt.sampling.params import SamplingParams
+from ttt.types import Progress
+from ttt.ui.fake import FakePainter
+
+
+class DiaryPainter(FakePainter):
+    def __init__(self, diary: Path) -> None:
+        super().__init__()
+        self._diary = diary
+
+    def _note(self, event: str, prompt: str) -> None:
+        with self._diary.open("a") as file:
+            file.write(f"{event} {prompt}\n")
+
+    def stream(self, prompt: str, params: SamplingParams, cancel: threading.Event | None = None) -> Iterator[Progress]:
+        self._note("start", prompt)
+        try:
+            yield from FakePainter(delay=0.75 if "slow" in prompt else 0.02).stream(prompt, params, cancel)
+            self._note("end", prompt)
+        except (Cancelled, GeneratorExit):
+            self._note("cancelled", prompt)
+            raise
+
+
+def main() -> None:
+    diary = Path(sys.argv[1])
+
+    def load(target: str) -> DiaryPainter:
+        time.sleep(1.0)
+        if target != "demo":
+            raise BundleError(f"{target} is half-downloaded: dalle.safetensors has 10 bytes of 100; fetch it again")
+        return DiaryPainter(diary)
+
+    app.main(sys.argv[2:], load)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+// Live regions, dropping a picture anywhere on the page, copying a link. Knows nothing of the server.
+(() => {
+  "use strict";
+
+  const whenThere = (selector, use, tries = 100) => {
+    const element = document.querySelector(selector);
+    if (element) use(element);
+    else if (tries > 0) setTimeout(() => whenThere(selector, use, tries - 1), 100);
+  };
+
+  document.documentElement.lang = "en";
+  whenThere("#announce", (element) => {
+    element.setAttribute("role", "status");
+    element.setAttribute("aria-live", "polite");
+  });
+
+  // A link of settings has done its work once the form shows them; a reload then keeps what was typed since.
+  window.tttCleanAddress = () => {
+    const address = new URL(window.location.href);
+    for (const name of ["prompt", "candidates", "keep", "top_k", "top_p", "temperature", "seed", "model"])
+      address.searchParams.delete(name);
+    window.history.replaceState(null, "", address);
+  };
+
+  const isFile = (event) => event.dataTransfer && [...event.dataTransfer.types].includes("Files");
+  let depth = 0;
+  const show = (on) => document.body.classList.toggle("ttt-dropping", on);
+  const take = (event) => {
+    depth = 0;
+    show(false);
+    const input = document.querySelector("#restore input[type=file], input#restore, #restore ~ input[type=file]");
+    if (!input || !event.dataTransfer.files.length) return;
+    const files = new DataTransfer();
+    files.items.add(event.dataTransfer.files[0]);
+    input.files = files.files;
+    input.dispatchEvent(new Event("change", { bubbles: true }));
+  };
+  document.addEventListener("dragenter", (event) => { if (isFile(event)) { depth += 1; show(true); } });
+  document.addEventListener("dragleave", (event) => {
+    if (isFile(event)) { depth = Math.max(0, depth - 1); if (!depth) show(false); }
+  });
+  document.addEventListener("dragover", (event) => { if (isFile(event)) event.preventDefault(); });
+  document.addEventListener("drop", (event) => { if (isFile(event)) { event.preventDefault(); take(event); } });
+
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest ? event.target.closest(".ttt-copy") : null;
+    if (!button) return;
+    const link = window.location.origin + window.location.pathname + button.dataset.link;
+    try {
+      await navigator.clipboard.writeText(link);
+      button.textContent = "Copied";
+    } catch {
+      window.prompt("Link to these settings:", link);
+    }
+    setTimeout(() => { button.textContent = "Copy link"; }, 2000);
+  });
+})();
