@@ -63,12 +63,11 @@ def load_dalle(path: str | PathLike[str], config: DalleConfig) -> Dalle:
     with torch.device("meta"):
         dalle = Dalle(config)
     dalle._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))  # `to_empty` would import sympy, for a second
+    tensors = read_state(path)
     try:
-        return load_state(dalle, read_state(path))
-    except UnsafeCheckpoint:
-        raise
+        return load_state(dalle, tensors)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error.__cause__
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def load_state(dalle: Dalle, tensors: Mapping[str, Tensor]) -> Dalle:
@@ -123,15 +122,18 @@ def _read_safetensors(file: Path) -> object:
 
 
 def _read_torch(file: Path) -> object:
-    archive = zipfile.is_zipfile(file)
+    whole_archive = zipfile.is_zipfile(file)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=archive)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=whole_archive)
     except Exception as error:  # a broken file is answered with errors of any kind
-        if isinstance(error, pickle.UnpicklingError) and (archive or _head(file).startswith(b"\x80")):
+        if isinstance(error, pickle.UnpicklingError):
             needed = re.search(r"GLOBAL (\S+)|but got (.+)", str(error))
-            if needed:
+            head = _head(file)
+            foreign_pickle = head[:1] == b"\x80" and head[1:2] != b"\x02"  # torch writes protocol 2
+            if whole_archive or foreign_pickle or (head[:1] == b"\x80" and needed):
+                what = f" ({needed[1] or needed[2]})" if needed else ""
                 raise UnsafeCheckpoint(
-                    f"{file} cannot be read without running code ({needed[1] or needed[2]}). If you trust who made it, "
+                    f"{file} cannot be read without running code{what}. If you trust who made it, "
                     "convert it once with `ttt convert --trust-pickle`"
                 ) from error
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -145,7 +147,7 @@ def _head(file: Path) -> bytes:
 
 def _layouts(config: DalleConfig) -> Iterator[dict[str, str]]:
     """Name in the file -> our name: ours, then the published variants."""
-    published = [dict(_published(config, nesting)) for nesting in (0, 1)]
+    published = [dict(published_names(config, nesting)) for nesting in (0, 1)]
     own = {name: name for name in published[0].values()}
     yield own
     for names in published:
@@ -153,7 +155,7 @@ def _layouts(config: DalleConfig) -> Iterator[dict[str, str]]:
         yield {f"model.{name}": own for name, own in names.items()}
 
 
-def _published(config: DalleConfig, nesting: int) -> Iterator[tuple[str, str]]:
+def published_names(config: DalleConfig, nesting: int) -> Iterator[tuple[str, str]]:
     """(published name, our name); `nesting` 0 is the training format, 1 the inference format."""
     yield from TOP.items()
     for layer, weights in enumerate(config.weight_ids):

@@ -80,10 +80,10 @@ def write_published_files(folder: Path, dalle: Dalle, vqgan: Vqgan, extra: dict[
 
 def published_state(dalle: Dalle) -> dict[str, torch.Tensor]:
     """The training format's names, each with `model.` before it, shared tensors under one name per layer."""
-    from ttt.checkpoint import _published
+    from ttt.checkpoint import published_names
 
     ours = dalle.state_dict()
-    names = dict(_published(dalle.config, 0))
+    names = dict(published_names(dalle.config, 0))
     return {
         f"model.{name}": ours[own][None, None] if name.endswith(".scale") else ours[own] for name, own in names.items()
     }
