@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -121,7 +121,7 @@ class Request:
         for done in self._stage("ranking", crew, lambda: sum(ranked) / count):
             yield Progress("ranking", done)
 
-    def _stage(self, stage: Stage, crew: Crew, part_done) -> Iterator[float]:  # type: ignore[no-untyped-def]
+    def _stage(self, stage: Stage, crew: Crew, part_done: Callable[[], float]) -> Iterator[float]:
         """Run a crew; yields the fraction of the whole request after each of its ticks and at its end."""
         started = time.perf_counter()
         with closing(crew.run()) as ticks:

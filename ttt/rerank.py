@@ -32,9 +32,7 @@ class Scorer(Protocol):
 class ClipScorer:
     """Scores are 100 times the cosine of the picture's and the prompt's embeddings (Radford et al. 2021)."""
 
-    def __init__(
-        self, model: nn.Module, tokenize: Callable[[str], Tensor], device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, model: nn.Module, tokenize: Callable[[str], Tensor], device: torch.device | str = "cpu") -> None:
         """model: an open_clip CLIP; tokenize: a prompt -> ids [1, context_length]."""
         self.model, self.tokenize, self.device = model.eval().to(device), tokenize, torch.device(device)
         visual: Any = model.visual
@@ -70,10 +68,12 @@ class ClipScorer:
     def prepare(self, images: Tensor) -> Tensor:
         """open_clip's own preparation of square pictures, on tensors: [b, 3, h, w] in [0, 1] -> [b, 3, *size]."""
         images = images.to(self.device, torch.float32)
-        if tuple(images.shape[-2:]) != self.size:
-            images = F.interpolate(
-                images, size=self.size, mode=self.interpolation, align_corners=False, antialias=True
-            ).clamp(0, 1)
+        height, width = self.size
+        # As Pillow does: rows first, then columns, 8 bits after each (what overshoots at an edge is cut twice).
+        for size in ((images.shape[-2], width), (height, width)):
+            if tuple(images.shape[-2:]) != size:
+                images = F.interpolate(images, size=size, mode=self.interpolation, align_corners=False, antialias=True)
+                images = images.clamp(0, 1).mul(255).round().div(255)
         return (images - self.mean) / self.std
 
 
@@ -135,7 +135,9 @@ def _local_tokenizer(file: Path | None, model: Any) -> Callable[[str], Tensor]:
     tokenizer.no_truncation()
     end = tokenizer.token_to_id(END)
     if end is None or end >= model.vocab_size:
-        raise BundleError(f"{file} has no token {END} within CLIP's {model.vocab_size}; CLIP reads the text's meaning there")
+        raise BundleError(
+            f"{file} has no token {END} within CLIP's {model.vocab_size}; CLIP reads the meaning of a text there"
+        )
 
     def tokenize(prompt: str) -> Tensor:
         ids = tokenizer.encode(prompt, add_special_tokens=False).ids
@@ -150,9 +152,7 @@ def text_ids(ids: Sequence[int], end: int, length: int, vocab_size: int) -> Tens
     return torch.tensor([*kept, end] + [0] * (length - 1 - len(kept)), dtype=torch.long)
 
 
-def _named_model(
-    name: str, tag: str, cache_dir: str | Path | None
-) -> tuple[nn.Module, Callable[[str], Tensor]]:
+def _named_model(name: str, tag: str, cache_dir: str | Path | None) -> tuple[nn.Module, Callable[[str], Tensor]]:
     import open_clip
 
     about = open_clip.get_pretrained_cfg(name, tag)
@@ -170,6 +170,7 @@ def _named_model(
         tokenizer = open_clip.get_tokenizer(name)
     except (OSError, RuntimeError, ValueError) as error:
         raise BundleError(
-            f"CLIP {name} ({tag}) could not be fetched or read: {error}. Check the connection, or convert with a local CLIP"
+            f"CLIP {name} ({tag}) could not be fetched or read: {error}. Check the connection, "
+            "or convert with a local CLIP"
         ) from None
     return model, lambda prompt: tokenizer([prompt])

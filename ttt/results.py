@@ -1,8 +1,8 @@
 """Finished pictures as files: PNGs that carry their settings, a JSON of all scores, a ZIP. Knows no model, no torch.
 
-    0001_candidate042.png ...   the best, best first; `read_settings` gets back what made them
-    results.json                prompt, model, parameters, scores of all candidates
-    pictures.zip                these files in one
+0001_candidate042.png ...   the best, best first; `read_settings` gets back what made them
+results.json                prompt, model, parameters, scores of all candidates
+pictures.zip                these files in one
 """
 
 from __future__ import annotations
@@ -175,4 +175,5 @@ def _score(ranked: RankedImage) -> float | None:
 
 def _for_people(values: dict[str, Any]) -> str:
     params = ", ".join(f"{name} {value}" for name, value in values["params"].items() if value is not None)
-    return f"{values['prompt']}\nModel: {values['model']}, candidate {values['candidate']}, CLIP score {values['score']}, {params}"
+    made = f"Model: {values['model']}, candidate {values['candidate']}, CLIP score {values['score']}, {params}"
+    return f"{values['prompt']}\n{made}"

@@ -51,7 +51,7 @@ def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     try:
         return Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
     except Exception as error:  # the library raises plain Exception
-        raise BundleError(f"{path} is not a readable tokenizer file ({error}); fetch or convert the model again") from None
+        raise BundleError(f"{path} is not a readable tokenizer ({error}); fetch or convert the model again") from None
 
 
 def clean(prompt: str) -> str:

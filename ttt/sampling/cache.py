@@ -38,8 +38,11 @@ class ImageKeys:
     slots that are not written yet are read, too, with a probability of zero.
     """
 
-    def __init__(self, kind: AttentionKind, config: DalleConfig, b: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.kind, self.fmap, self.window = kind, config.image_fmap_size, min(config.conv_kernel, config.image_fmap_size)
+    def __init__(
+        self, kind: AttentionKind, config: DalleConfig, b: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.kind, self.fmap = kind, config.image_fmap_size
+        self.window = min(config.conv_kernel, config.image_fmap_size)
         groups, slots = slots_of(kind, config)
         self.buffer = torch.zeros(groups, 2, config.heads * b, slots, config.dim_head, dtype=dtype, device=device)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import torch
 
@@ -62,7 +62,7 @@ class Crew:
         """Something can be shown."""
         self._ticked.set()
 
-    def run(self) -> Iterator[None]:
+    def run(self) -> Generator[None]:
         before = torch.get_num_threads()
         threads = [threading.Thread(target=self._work_off, daemon=True) for _ in range(self.threads)]
         for thread in threads:

@@ -20,7 +20,7 @@ from ttt.errors import CheckpointError
 from ttt.model.layers import shift_tokens
 from ttt.sampling.cache import Cache, Prompt
 from ttt.sampling.params import SamplingParams
-from ttt.sampling.weights import DecoderWeights, LayerWeights
+from ttt.sampling.weights import DecoderWeights, LayerWeights, Norm
 
 MIN_TEMPERATURE = 1e-6
 """Colder is the same as always taking the likeliest code, but would divide by zero in float32."""
@@ -39,7 +39,7 @@ def prefill(weights: DecoderWeights, text: Tensor) -> Prompt:
         values.append(v)
     logits = _logits(weights, x1[-1:], x2[-1:])[0]
     if not torch.isfinite(logits).all():
-        raise CheckpointError("the model's logits are not finite numbers: its weights are broken; fetch the model again")
+        raise CheckpointError("the model's logits are not finite numbers: its weights are broken; fetch it again")
     return Prompt(keys, values, logits)
 
 
@@ -108,7 +108,9 @@ def attend(q: Tensor, prompt_keys: Tensor, prompt_values: Tensor, own: Tensor, s
     return out.view(h, b, d).transpose(0, 1).reshape(b, h * d)
 
 
-def _attend_code(weights: DecoderWeights, layer: LayerWeights, cache: Cache, i: int, x: Tensor, position: int) -> Tensor:
+def _attend_code(
+    weights: DecoderWeights, layer: LayerWeights, cache: Cache, i: int, x: Tensor, position: int
+) -> Tensor:
     """Attention of layer i for one code: x [b, c] -> [b, c], not yet scaled."""
     b, (h, d) = len(x), (weights.config.heads, weights.config.dim_head)
     qkv = weights.rotary.code(layer.to_qkv(x).view(b, 3 * h, d), position).to(weights.dtype)  # [3h, b, d]
@@ -126,7 +128,7 @@ def _attend_text(weights: DecoderWeights, layer: LayerWeights, x: Tensor) -> tup
     return layer.to_out(out.transpose(0, 1).reshape(t, h * d)) * layer.attention_scale, k.contiguous(), v.contiguous()
 
 
-def _normed(norm, x: Tensor, weights: DecoderWeights) -> Tensor:  # type: ignore[no-untyped-def]
+def _normed(norm: Norm, x: Tensor, weights: DecoderWeights) -> Tensor:
     return norm(x).to(weights.dtype)
 
 

@@ -28,7 +28,8 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     except Exception as error:  # torch raises RuntimeError, AssertionError or NotImplementedError
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidInput(
-            f"device {str(name)[:60]!r} cannot be used here ({reason}); allowed: 'auto', 'cpu', and where there is one 'cuda' or 'mps'"
+            f"device {str(name)[:60]!r} cannot be used here ({reason}); allowed: 'auto', 'cpu', and where there "
+            "is one 'cuda' or 'mps'"
         ) from None
     if device.type not in ("cpu", "cuda", "mps"):
         raise InvalidInput(f"device {str(name)[:60]!r} cannot be used; allowed: 'auto', 'cpu', 'cuda', 'mps'")
@@ -36,7 +37,7 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def choose_dtype(name: str | torch.dtype, device: torch.device, config: DalleConfig) -> torch.dtype:
-    """Of matrix products and caches. "auto" is 16 bits for large models where these are clearly faster, else float32."""
+    """Of matrix products and caches. "auto": 16 bits for large models where they are clearly faster, else float32."""
     if isinstance(name, torch.dtype):
         name = str(name).removeprefix("torch.")
     if name in DTYPES:

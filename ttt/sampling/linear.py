@@ -34,7 +34,8 @@ def _pack(weight: Tensor) -> Tensor | None:
     try:
         with torch.inference_mode():
             packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 64)
-            probe = torch.ops.mkldnn._linear_pointwise(weight.new_ones(MIN_ROWS, weight.shape[1]), packed, None, "none", [], "")
+            ones = weight.new_ones(MIN_ROWS, weight.shape[1])
+            probe = torch.ops.mkldnn._linear_pointwise(ones, packed, None, "none", [], "")
             return packed if probe.shape == (MIN_ROWS, weight.shape[0]) else None
     except (AttributeError, RuntimeError):  # a build without oneDNN
         return None

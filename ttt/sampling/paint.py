@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from ttt.config import DalleConfig
 from ttt.sampling.cache import Cache, Prompt, bytes_per_candidate

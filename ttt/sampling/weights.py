@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -71,7 +72,7 @@ class DecoderWeights:
         self.rotary = Rotary(dalle.transformer.pos_emb, self.config)
 
 
-def _layer(layer: Layer, linear) -> LayerWeights:  # type: ignore[no-untyped-def]
+def _layer(layer: Layer, linear: Callable[..., PackedLinear]) -> LayerWeights:
     attention: Attention = layer.attention
     feed_forward: FeedForward = layer.feed_forward
     return LayerWeights(

@@ -1,0 +1,134 @@
+"""Threads, pieces, memory that runs out, and stopping."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch
+
+from ttt.errors import Cancelled, TTTError
+from ttt.sampling.crew import Crew
+from ttt.sampling.memory import available, budget, is_out_of_memory
+
+CPU = torch.device("cpu")
+
+
+def finish(crew: Crew) -> int:
+    return sum(1 for _ in crew.run())
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 1), (7, 3), (128, 128), (10, 1), (33, 16)])
+def test_every_candidate_is_done_once(count: int, size: int):
+    done: list[int] = []
+    pieces: list[int] = []
+
+    def work(piece: range, crew: Crew) -> None:
+        done.extend(piece)
+        pieces.append(len(piece))
+
+    crew = Crew(count, size, work, CPU)
+    finish(crew)
+    assert sorted(done) == list(range(count))
+    assert max(pieces) * crew.threads <= size + crew.threads - 1
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"),
+              RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes")],
+)  # fmt: skip
+def test_running_out_of_memory_halves_the_pieces_and_goes_on(error: Exception):
+    tried: list[int] = []
+    done: list[int] = []
+
+    def work(piece: range, crew: Crew) -> None:
+        tried.append(len(piece))
+        if len(piece) > 3:
+            raise error
+        done.extend(piece)
+
+    finish(Crew(30, 12, work, CPU, min_piece=100))
+    assert sorted(done) == list(range(30))
+    assert tried[:3] == [12, 6, 3]
+    assert tried.count(12) == 1, "a size that failed is not tried again"
+
+
+def test_one_candidate_too_many_is_an_error_that_says_so():
+    def work(piece: range, crew: Crew) -> None:
+        raise MemoryError
+
+    with pytest.raises(TTTError, match="not enough memory for even one candidate"):
+        finish(Crew(8, 8, work, CPU))
+
+
+def test_other_errors_arrive_as_they_are():
+    def work(piece: range, crew: Crew) -> None:
+        raise KeyError("no such thing")
+
+    with pytest.raises(KeyError, match="no such thing"):
+        finish(Crew(8, 8, work, CPU))
+
+
+def endless(piece: range, crew: Crew) -> None:
+    while True:
+        crew.check()
+        time.sleep(0.001)
+
+
+def test_cancel_stops_all_threads():
+    cancel = threading.Event()
+    crew = Crew(64, 64, endless, CPU, cancel, min_piece=1)
+    threading.Timer(0.05, cancel.set).start()
+    before = threading.active_count()
+    with pytest.raises(Cancelled):
+        finish(crew)
+    assert threading.active_count() <= before
+
+
+def test_closing_the_iterator_stops_all_threads():
+    def work(piece: range, crew: Crew) -> None:
+        crew.tick()
+        endless(piece, crew)
+
+    before = threading.active_count()
+    running = Crew(64, 64, work, CPU, min_piece=1).run()
+    next(running)
+    assert threading.active_count() > before
+    running.close()
+    assert threading.active_count() == before
+
+
+def test_the_number_of_threads_of_the_process_is_left_as_it_was():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        inside: list[int] = []
+        crew = Crew(64, 64, lambda piece, crew: inside.append(torch.get_num_threads()), CPU)
+        finish(crew)
+        assert crew.threads == 2
+        assert inside == [1, 1]
+        assert torch.get_num_threads() == 2
+        seen: list[int] = []
+        thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert seen == [2]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_memory_is_measured():
+    assert 10 << 20 < budget(CPU) < available(CPU) < 1 << 50
+
+
+def test_only_memory_errors_count_as_such():
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes don't match"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+
+
+def test_a_real_allocation_that_fails_is_recognised():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)

@@ -1,0 +1,94 @@
+"""SamplingParams: what is refused, and that the message states the range."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import FrozenInstanceError, fields
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ttt.errors import InvalidInput
+from ttt.sampling.params import MAX_SEED, SamplingParams, allowed, describe
+
+
+def test_the_defaults_are_those_of_the_paper():
+    assert SamplingParams() == SamplingParams(128, 4, 256, 0.75, 1.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "stated"),
+    [
+        ("candidates", 0, "from 1 to 1024"),
+        ("candidates", 10**6, "from 1 to 1024"),
+        ("candidates", True, "whole number"),
+        ("candidates", "8", "whole number"),
+        ("candidates", 8.5, "whole number"),
+        ("candidates", math.nan, "whole number"),
+        ("candidates", None, "whole number"),
+        ("keep", 0, "from 1"),
+        ("keep", 129, "the number of candidates (128)"),
+        ("top_k", 0, "from 1"),
+        ("top_k", -5, "from 1"),
+        ("top_k", math.inf, "whole number"),
+        ("top_p", 0, "above 0 and up to 1"),
+        ("top_p", 1.0001, "above 0 and up to 1"),
+        ("top_p", math.nan, "above 0 and up to 1"),
+        ("top_p", False, "above 0 and up to 1"),
+        ("top_p", "0.5", "above 0 and up to 1"),
+        ("temperature", 0, "above 0 and up to 100"),
+        ("temperature", -1, "above 0 and up to 100"),
+        ("temperature", math.inf, "above 0 and up to 100"),
+        ("temperature", None, "above 0 and up to 100"),
+        ("temperature", [1], "above 0 and up to 100"),
+        ("seed", -1, f"from 0 to {MAX_SEED}"),
+        ("seed", 2**63, f"from 0 to {MAX_SEED}"),
+        ("seed", 10**4000, f"from 0 to {MAX_SEED}"),
+        ("seed", 0.5, f"from 0 to {MAX_SEED}"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_the_range(name: str, value: Any, stated: str):
+    with pytest.raises(InvalidInput) as caught:
+        SamplingParams(**{name: value})
+    message = str(caught.value)
+    assert message.startswith(name)
+    assert stated in message
+    assert len(message) < 250, "a hostile value must not make a long message"
+
+
+def test_off_seed_zero_and_whole_floats_are_allowed():
+    params = SamplingParams(candidates=8.0, keep=np.int64(2), top_k=None, top_p=None, temperature=np.float32(2), seed=0)  # type: ignore[arg-type]
+    assert params == SamplingParams(8, 2, None, None, 2.0, 0)
+    assert [type(v) for v in params.to_dict().values()] == [int, int, type(None), type(None), float, int]
+
+
+@given(
+    st.one_of(st.integers(), st.floats(), st.none(), st.text(), st.booleans(), st.lists(st.integers())),
+    st.sampled_from([f.name for f in fields(SamplingParams)]),
+)
+def test_any_value_is_either_refused_or_lies_in_the_range_it_states(value: Any, name: str):
+    try:
+        params = SamplingParams(**{"candidates": 1024, name: value})
+    except InvalidInput:
+        return
+    kept = getattr(params, name)
+    about = describe(name)
+    assert kept is None or about["minimum"] <= kept <= about["maximum"]
+    assert kept is not None or about["optional"]
+    assert SamplingParams.from_dict(params.to_dict()) == params
+
+
+def test_every_field_has_help_and_a_range_in_words():
+    for field in fields(SamplingParams):
+        assert describe(field.name)["help"].endswith(".")
+        assert "number" in allowed(field.name)
+
+
+def test_unknown_names_are_refused_and_instances_are_frozen():
+    with pytest.raises(InvalidInput, match="temprature.*known: candidates"):
+        SamplingParams.from_dict({"temprature": 1})
+    with pytest.raises(FrozenInstanceError):
+        SamplingParams().seed = 1  # type: ignore[misc]
