@@ -123,6 +123,8 @@ class VqganConfig:
     embed_dim: int = 256
     n_embed: int = 8192
     dropout: float = 0.0
+    norm_groups: int = 32
+    """Groups of every GroupNorm; taming's 32 would be instance norm in a small model, which forgets the colours."""
 
     def __post_init__(self) -> None:
         for name in ("ch_mult", "attn_resolutions"):
@@ -165,24 +167,25 @@ PAPER_VQGAN = VqganConfig()
 """taming-transformers' Gumbel f8-8192."""
 
 DEMO = DalleConfig(
-    dim=256,
+    dim=192,
     depth=9,
-    heads=8,
+    heads=6,
     dim_head=32,
     text_seq_len=32,
     image_fmap_size=16,
-    num_text_tokens=512,
-    num_image_tokens=256,
+    num_text_tokens=432,
+    num_image_tokens=512,
 )
 """The model that ships in `ttt/demo`: every feature of the paper's, 128x128 pictures."""
 
 DEMO_VQGAN = VqganConfig(
     ch=32,
-    ch_mult=(1, 2, 2, 4),
+    ch_mult=(1, 1, 2, 4),
     num_res_blocks=1,
     attn_resolutions=(),
     resolution=128,
-    z_channels=64,
-    embed_dim=64,
-    n_embed=256,
+    z_channels=32,
+    embed_dim=32,
+    n_embed=512,
+    norm_groups=8,
 )

@@ -1,0 +1,94 @@
+"""The demo's CLIP: an open_clip model of our own that learns to tell scenes apart. Knows nothing of DALL-E."""
+
+from __future__ import annotations
+
+import random
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ttt.data import shapes
+from ttt.model.vqgan import Vqgan
+from ttt.train.demo_vqgan import pictures
+from ttt.train.loop import Recipe
+
+SIBLINGS = 4
+"""Scenes of a batch that differ in one thing only: without them a CLIP learns colours and forgets relations."""
+
+
+def clip_config(*, vocab_size: int, image_size: int, context_length: int) -> dict[str, Any]:
+    """open_clip's description: a small ModifiedResNet and a small text transformer."""
+    return {
+        "embed_dim": 128,
+        "vision_cfg": {"layers": [1, 1, 1, 1], "width": 24, "image_size": image_size},
+        "text_cfg": {
+            "context_length": context_length, "vocab_size": vocab_size, "width": 128, "heads": 4, "layers": 3,
+        },
+    }  # fmt: skip
+
+
+class ClipTask:
+    """Contrastive loss (Radford et al. 2021) over groups of siblings, half of them seen through the VQGAN."""
+
+    name = "clip"
+
+    def __init__(self, config: dict[str, Any], recipe: Recipe, *, vqgan: Vqgan, tokenize: Any, pool: int) -> None:
+        """tokenize: captions -> ids [b, context_length]; pool: groups that are drawn and passed through the VQGAN once."""
+        from open_clip import CLIP
+
+        torch.manual_seed(recipe.seed)
+        self.module: Any = CLIP(**config)
+        self.recipe, self.vqgan, self.tokenize = recipe, vqgan.eval(), tokenize
+        self.size = vqgan.config.resolution
+        mean_std = torch.tensor([[0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]])
+        self.mean, self.std = mean_std.view(2, 1, 3, 1, 1)
+        self.pool = [self._group(random.Random(f"pool/{recipe.seed}/{i}")) for i in range(pool)]
+        self.pool_images = [self._reconstruct(group) for group in self.pool]
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = random.Random(f"clip/{self.recipe.seed}/{step}")
+        scenes, images = [], []
+        for i in range(self.recipe.batch_size // SIBLINGS):
+            if self.pool and i % 2:
+                j = rng.randrange(len(self.pool))
+                group, drawn = self.pool[j], self.pool_images[j].float().div(255)
+            else:
+                group = self._group(rng)
+                drawn = pictures([shapes.draw(s, self.size, supersample=2) for s in group])
+            scenes += group
+            images.append(drawn)
+        logits = self._logits(torch.cat(images), [shapes.caption(s, rng) for s in scenes])
+        target = torch.arange(len(scenes))
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        return loss, {"accuracy": (logits.argmax(1) == target).float().mean().item()}
+
+    def _group(self, rng: random.Random) -> list[shapes.Scene]:
+        scene = shapes.random_scene(rng)
+        return [scene, *(shapes.change_one_thing(scene, rng) for _ in range(SIBLINGS - 1))]
+
+    @torch.no_grad()
+    def _reconstruct(self, group: list[shapes.Scene]) -> Tensor:
+        """uint8 [SIBLINGS, 3, h, w]: what the pictures look like once they are codes."""
+        x = pictures([shapes.draw(s, self.size, supersample=2) for s in group])
+        return self.vqgan.decode(self.vqgan.encode(x)).mul(255).round().to(torch.uint8)
+
+    def _logits(self, images: Tensor, captions: list[str]) -> Tensor:
+        with torch.autocast(images.device.type, dtype=torch.bfloat16):
+            seen = self.module.encode_image((images - self.mean) / self.std, normalize=True)
+            read = self.module.encode_text(self.tokenize(captions), normalize=True)
+        return self.module.logit_scale.exp().clamp(max=100) * seen.float() @ read.float().T
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """How often a held-out scene, seen through the VQGAN, is told from seven siblings by its plain caption."""
+        right, groups = 0, 48
+        for scene, _ in islice(shapes.stream(2 * 10**6 + self.recipe.seed, held_out=True), groups):
+            rng = random.Random(scene.jitter)
+            group = [scene, *(shapes.change_one_thing(scene, rng) for _ in range(7))]
+            different = list({shapes.plain_caption(s): s for s in group}.values())
+            images = self._reconstruct(different).float().div(255)
+            right += int(self._logits(images, [shapes.plain_caption(scene)])[:, 0].argmax() == 0)
+        return {"held_out_accuracy": right / groups}
