@@ -193,7 +193,8 @@ def test_reading_needs_no_torch(original: Path) -> None:
 def write_again(folder: Path, **changes: Any) -> None:
     arguments: dict[str, Any] = {
         "name": "second", "dalle": tiny_dalle(seed=5), "vqgan": tiny_vqgan(), "pad_id": 0,
-        "tokenizer_file": write_tokenizer(folder.parent.parent / "t.json"), "clip_model": tiny_clip(), "clip_config": TINY_CLIP,
+        "tokenizer_file": write_tokenizer(folder.parent.parent / "t.json"),
+        "clip_model": tiny_clip(), "clip_config": TINY_CLIP,
     }  # fmt: skip
     write_bundle(folder, **(arguments | changes))
 

@@ -21,7 +21,18 @@ from ttt.bundle import read_bundle
 from ttt.results import read_settings
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAVY = ("torch", "gradio", "numpy", "PIL", "transformers", "open_clip", "huggingface_hub", "datasets", "hivemind", "rich")
+HEAVY = (
+    "torch",
+    "gradio",
+    "numpy",
+    "PIL",
+    "transformers",
+    "open_clip",
+    "huggingface_hub",
+    "datasets",
+    "hivemind",
+    "rich",
+)
 
 
 @pytest.fixture(scope="module")

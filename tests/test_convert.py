@@ -140,7 +140,7 @@ def test_callbacks_of_old_lightning_are_inert_labels(files: Path, tmp_path: Path
     module.ModelCheckpoint = label  # type: ignore[attr-defined]
     names = ("pytorch_lightning", "pytorch_lightning.callbacks", module.__name__)
     before = {name: sys.modules.get(name) for name in names}
-    sys.modules.update({name: module for name in names})
+    sys.modules.update(dict.fromkeys(names, module))
     try:
         torch.save(
             {"state_dict": tiny_vqgan().state_dict(), "callbacks": {label: {"best_model_score": torch.tensor(0.5)}}},
@@ -236,7 +236,11 @@ model:
         ("ch: 128", "ch: 1000000000", "ch must be a whole number from 1 to 4096"),
         ("ddconfig:", "dconfig:", r"no model\.params\.ddconfig"),
         ("model:", "model: [", "cannot be read as taming's"),
-        ("target: taming.models", "target: !!python/object/apply:os.system ['touch ran'] #", "cannot be read as taming"),
+        (
+            "target: taming.models",
+            "target: !!python/object/apply:os.system ['touch ran'] #",
+            "cannot be read as taming",
+        ),
     ],
 )
 def test_a_wrong_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, message: str) -> None:

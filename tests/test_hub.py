@@ -46,7 +46,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
     with serve_hub() as server:
         # The library reads HF_ENDPOINT and HF_HOME once, at import.
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
         monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -118,7 +120,9 @@ def unplug(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.constants as constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    )
 
 
 @pytest.mark.parametrize("way", ["argument", "environment"])
@@ -226,9 +230,7 @@ def test_a_full_disk(hub: FakeHub, files: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("small_published")
-def test_the_published_model_becomes_a_bundle(
-    hub: FakeHub, published: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_published_model_becomes_a_bundle(hub: FakeHub, published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repo(PUBLISHED).commit({"model_state.pt": (published / "model_state.pt").read_bytes()})
     hub.repo("google-t5/t5-small").commit({"tokenizer.json": (published / "tokenizer.json").read_bytes()})
     hub.moved["t5-small"] = "google-t5/t5-small"

@@ -25,7 +25,8 @@ class Repo:
     def commit(self, folder: Path | dict[str, bytes], ref: str = "main") -> str:
         """A new commit with the files of a folder."""
         files = folder if isinstance(folder, dict) else {p.name: p.read_bytes() for p in folder.iterdir()}
-        sha = hashlib.sha1(repr(sorted((n, hashlib.sha1(d).hexdigest()) for n, d in files.items())).encode()).hexdigest()
+        digests = sorted((name, hashlib.sha1(data).hexdigest()) for name, data in files.items())
+        sha = hashlib.sha1(repr(digests).encode()).hexdigest()
         self.commits[sha] = dict(files)
         self.refs[ref] = sha
         return sha

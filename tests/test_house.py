@@ -1,0 +1,143 @@
+"""The repository itself: what a Space reads, what is pinned, what must not be in it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+MAX_FILE_BYTES = 15_000_000
+
+
+def tracked_files() -> list[Path]:
+    """Files in the repository, or in the folder where git does not know it (a downloaded archive)."""
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode == 0 and done.stdout:
+        files = [ROOT / name for name in done.stdout.split("\0") if name]
+    else:
+        files = [p for p in ROOT.rglob("*") if ".venv" not in p.parts and "__pycache__" not in p.parts]
+    return [path for path in files if path.is_file()]
+
+
+def front_matter() -> dict[str, object]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.startswith("---\n")
+    content = yaml.safe_load(text.split("---\n")[1])
+    assert isinstance(content, dict)
+    return content
+
+
+def requirements(name: str) -> dict[str, str]:
+    """Package -> pinned version, without extras and markers."""
+    found = {}
+    for line in (ROOT / name).read_text().splitlines():
+        line = line.split("#")[0].split(";")[0].strip()
+        if line and not line.startswith("-"):
+            package, _, version = line.partition("==")
+            found[re.sub(r"\[.*\]", "", package).lower().replace("_", "-")] = version
+    return found
+
+
+def test_front_matter_of_the_space() -> None:
+    space = front_matter()
+    assert space["sdk"] == "gradio"
+    assert space["sdk_version"] == requirements("requirements.txt")["gradio"]
+    assert space["python_version"] == "3.11"
+    assert (ROOT / str(space["app_file"])).is_file()
+    assert space["license"] == "apache-2.0"
+    assert space["hf_oauth"] is True
+    assert re.fullmatch(r"\d+(h|m)", str(space["startup_duration_timeout"]))
+    assert 0 < len(str(space["short_description"])) <= 60
+    assert 0 < len(str(space["title"])) <= 60
+    assert len(str(space["emoji"])) <= 2
+    colours = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+    assert {space["colorFrom"], space["colorTo"]} <= colours
+    assert "training-transformers-together/dalle-demo-v1" in space["models"]  # type: ignore[operator]
+    assert "laion/laion_100m_vqgan_f8" in space["datasets"]  # type: ignore[operator]
+    known = {
+        "title", "emoji", "colorFrom", "colorTo", "sdk", "sdk_version", "python_version", "app_file", "models",
+        "datasets", "tags", "short_description", "license", "pinned", "hf_oauth", "hf_oauth_scopes",
+        "startup_duration_timeout", "suggested_hardware",
+    }  # fmt: skip
+    assert set(space) <= known
+
+
+def test_every_requirement_is_pinned_and_locked() -> None:
+    constraints = requirements("constraints.txt")
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        for package, version in requirements(name).items():
+            assert version, f"{package} in {name} has no version"
+            assert constraints.get(package) == version, f"{package}: {name} and constraints.txt differ"
+    assert tuple(map(int, constraints["numpy"].split(".")[:2])) < (2, 4)
+    linux_only = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if "sys_platform" in line]
+    assert {line.split("==")[0] for line in linux_only} == {"hivemind", "bitsandbytes"}
+
+
+def test_installed_versions_are_the_pinned_ones() -> None:
+    from importlib.metadata import version
+
+    for package, pinned in requirements("requirements.txt").items():
+        assert version(package) == pinned, package
+
+
+def test_the_package_declares_what_it_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["requires-python"] == ">=3.11"
+    assert project["project"]["license"] == "Apache-2.0"
+    assert project["tool"]["setuptools"]["dynamic"]["dependencies"] == {"file": ["requirements.txt"]}
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+
+
+def test_no_large_file() -> None:
+    for path in tracked_files():
+        assert path.stat().st_size <= MAX_FILE_BYTES, path.relative_to(ROOT)
+
+
+def test_no_path_of_a_developers_machine() -> None:
+    """Absolute paths of homes and workspaces: they mean nothing to a reader, and tell more than they should."""
+    pattern = re.compile(rb"(?<![\w.~-])/(?:work|home/\w+|Users/\w+|root/\w*|mnt/\w+)(?:/|\b)")
+    allowed = {Path("tests/test_house.py")}
+    for path in tracked_files():
+        if path.relative_to(ROOT) in allowed or path.suffix in (".safetensors", ".png", ".jpg", ".webp", ".pt", ".npz"):
+            continue
+        found = pattern.search(path.read_bytes())
+        assert not found, f"{path.relative_to(ROOT)}: {found[0]!r}"
+
+
+def test_every_gate_can_be_run() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    makefile = (ROOT / "Makefile").read_text()
+    for target in ("setup", "run", "test", "lint", "types", "check"):
+        assert re.search(rf"^{target}:.*##", makefile, re.MULTILINE), target
+        if target in ("test", "lint", "types"):
+            assert target in script.read_text()
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{n}.md" for n in ("model", "bundles"))]
+)
+def test_links_inside_the_repository_lead_somewhere(name: str) -> None:
+    page = ROOT / name
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)|<img[^>]*src=\"([^\"]+)\"", page.read_text(encoding="utf-8")):
+        link = next(filter(None, target))
+        if not link.startswith(("http://", "https://", "mailto:")):
+            assert (page.parent / link).exists(), f"{name} links to {link}, which is not there"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in tracked_files() if p.suffix == ".py" and p.parts[-2] != "tests"],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_a_file_says_what_it_owns(path: Path) -> None:
+    import ast
+
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert not tree.body or ast.get_docstring(tree), "a file opens with one sentence: what it owns"
