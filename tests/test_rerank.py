@@ -61,7 +61,7 @@ def test_preparing_tensors_equals_open_clips_preparation_of_pictures(thin_vit: C
     theirs = image_transform(224, is_train=False)
     prepared = torch.stack([theirs(image) for image in images])
     ours = thin_vit.prepare(as_tensor(images))
-    assert (ours - prepared).abs().max() < 0.02  # pictures are rounded to 8 bits after resizing, tensors are not
+    assert (ours - prepared).abs().max() < 0.035  # two of 255 levels
     expected = thin_vit.model.encode_image(prepared, normalize=True)  # type: ignore[operator]
     assert ((thin_vit.embed_images(as_tensor(images)) * expected).sum(-1) > 0.9999).all()
 

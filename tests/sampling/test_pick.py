@@ -46,7 +46,9 @@ def distribution(logits: list[float], params: SamplingParams, draws: int = 20_00
 def test_pick_follows_the_definition(steps: list[int], top_k: int | None, top_p: float | None, temperature: float):
     logits = [step / 10 for step in steps]
     # Where a sum meets top_p to within rounding, the definition itself is undecided.
-    around = [kept_probabilities(logits, top_k, p, temperature) for p in (top_p, (top_p or 1) - 1e-5, (top_p or 1) + 1e-5)]
+    around = [
+        kept_probabilities(logits, top_k, p, temperature) for p in (top_p, (top_p or 1) - 1e-5, (top_p or 1) + 1e-5)
+    ]
     if top_p is not None and top_p < 1 and not (around[0] == around[1] == around[2]):
         return
     got = distribution(logits, SamplingParams(top_k=top_k, top_p=top_p, temperature=temperature))
