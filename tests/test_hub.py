@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -308,6 +310,25 @@ def test_a_published_file_that_does_not_fit(hub: FakeHub, published: Path) -> No
     hub.repo(PUBLISHED).commit(content | {"model_state.pt": content["model_state.pt"][:5000]})
     with pytest.raises(CheckpointError, match=r"model_state\.pt"):
         fetch_bundle(PUBLISHED)
+
+
+def test_the_environment_variables_of_the_hub(hub: FakeHub, files: Path, tmp_path: Path) -> None:
+    """A fresh process, as users have it: HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, HF_TOKEN."""
+    hub.repo(ID).commit(files)
+    hub.repo(ID).token = "hf_right"
+    code = f"from ttt.hub import find_bundle; print(find_bundle({ID!r}).name)"
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "fresh"), "HF_TOKEN": "hf_right"}
+    for offline in ("0", "1"):
+        hub.requests.clear()
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**environment, "HF_HUB_OFFLINE": offline},
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.strip() == "tiny", done.stderr
+        assert (len(hub.requests) > 0) == (offline == "0")
 
 
 def test_names_of_models(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
