@@ -201,10 +201,9 @@ def test_chunks_follow_from_the_memory_there_is(pipe: TextToImage, monkeypatch):
 def test_cancel_stops_and_the_next_request_works(pipe: TextToImage, stage: str):
     cancel = threading.Event()
     threads = threading.active_count()
+    at_stage = (cancel.set() for progress in pipe.stream(PROMPT, PARAMS, cancel) if progress.stage == stage)
     with pytest.raises(Cancelled):
-        for progress in pipe.stream(PROMPT, PARAMS, cancel):
-            if progress.stage == stage:
-                cancel.set()
+        list(at_stage)
     assert threading.active_count() <= threads
     with pytest.raises(Cancelled):
         last(pipe.stream(PROMPT, PARAMS, cancel))
@@ -321,10 +320,10 @@ def test_a_wrong_dtype_is_refused_with_those_allowed(bundle: Path, dtype: object
 def test_a_clip_that_cannot_be_loaded_stops_the_request_early(tmp_path: Path):
     failed: Future[Scorer] = Future()
     failed.set_exception(BundleError("clip.safetensors is broken"))
-    stages = []
+    stages: list[str] = []
+    stream = pipe_of(tmp_path, failed).stream(PROMPT, PARAMS)
     with pytest.raises(BundleError, match=r"clip\.safetensors is broken"):
-        for progress in pipe_of(tmp_path, failed).stream(PROMPT, PARAMS):
-            stages.append(progress.stage)
+        stages.extend(progress.stage for progress in stream)
     assert "decoding" not in stages
 
 

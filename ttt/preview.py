@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ttt.sampling.crew import Crew
+
 if TYPE_CHECKING:
     from ttt.model.vqgan import Vqgan
 
@@ -81,7 +83,6 @@ def columns_of(count: int) -> int:
     return min(choices, key=lambda c: (-(-count // c) * c - count, abs(c - ideal)))
 
 
-@torch.inference_mode()
 def code_palette(vqgan: Vqgan, device: torch.device) -> Tensor:
     """What each code looks like alone: float [v, 3, f, f] in [0, 1] on the CPU ([v, 3, 1, 1] of large code books)."""
     embed = vqgan.quantize.embed.weight.detach().float().cpu()  # [v, c]
@@ -89,8 +90,7 @@ def code_palette(vqgan: Vqgan, device: torch.device) -> Tensor:
     codes = torch.linspace(0, v - 1, min(v, EXACT_CODES)).round().long()
     # A code in a 2x2 field of its own kind looks as it does in an even area; one cell of it is kept.
     fields = codes[:, None, None].expand(-1, 2, 2) if v <= EXACT_CODES else codes[:, None, None]
-    f = vqgan.config.downscale
-    cells = torch.cat([vqgan.decode(part.to(device))[..., :f, :f].float().cpu() for part in fields.split(_BATCH)])
+    cells = _cells(vqgan, fields, device)
     if v <= EXACT_CODES:
         return cells
     # More codes than one would decode for a preview: colour as a ridge regression on the embedding.
@@ -100,6 +100,20 @@ def code_palette(vqgan: Vqgan, device: torch.device) -> Tensor:
     colours = (_with_one(embed) @ fit).clamp(0, 1)
     colours[codes] = y
     return colours[:, :, None, None]
+
+
+def _cells(vqgan: Vqgan, fields: Tensor, device: torch.device) -> Tensor:
+    """The upper left cell of fields of codes [v, h, w], painted: [v, 3, f, f]."""
+    f = vqgan.config.downscale
+    cells = torch.zeros(len(fields), 3, f, f)
+
+    def work(piece: range, crew: Crew) -> None:
+        part = slice(piece.start, piece.stop)
+        cells[part] = vqgan.decode(fields[part].to(device))[..., :f, :f].float().cpu()
+
+    for _ in Crew(len(fields), _BATCH, work, device).run():
+        pass
+    return cells
 
 
 def _with_one(x: Tensor) -> Tensor:

@@ -18,8 +18,10 @@ from PIL import Image
 
 from ttt.errors import Cancelled
 from ttt.preview import ContactSheet
+from ttt.sampling.cache import Prompt
 from ttt.sampling.crew import Crew, Work
 from ttt.sampling.decode import prefill
+from ttt.sampling.device import is_small
 from ttt.sampling.memory import budget
 from ttt.sampling.paint import Canvas, memory_per_candidate, painting, smallest_piece
 from ttt.sampling.params import SamplingParams
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 PREVIEW_SHARE = 0.04
 """Of the time since the last one, what a preview may take."""
-DECODE_AT_ONCE = 4
+DECODE_AT_ONCE = 2
 """Images a thread decodes together: more are slower on a CPU, for they leave its caches."""
 SHARES: dict[Stage, float] = {"reading": 0.01, "painting": 0.55, "decoding": 0.38, "ranking": 0.06}
 """Of the time of a request, until one has been measured."""
@@ -52,8 +54,7 @@ class Request:
         pipe, params, started = self.pipe, self.params, time.perf_counter()
         yield Progress("reading", 0.0)
         self._check()
-        with torch.inference_mode():
-            prompt = prefill(pipe.weights, pipe.text_tokens([self.prompt]))
+        prompt = self._read()
         canvas = Canvas(params.candidates, pipe.dalle.config)
         self.sheet = ContactSheet(params.candidates, pipe.dalle.config.image_fmap_size, pipe.palette)
         self._seconds["reading"] = time.perf_counter() - started
@@ -67,6 +68,17 @@ class Request:
         pipe.shares = {stage: s / sum(self._seconds.values()) for stage, s in self._seconds.items()}
         ranking = self._ranking()
         yield Progress("done", 1.0, self.sheet.picture(), ranking[: params.keep], ranking)
+
+    def _read(self) -> Prompt:
+        """Of a small model on one core: more would wait for one another longer than they work."""
+        pipe, small, read = self.pipe, is_small(self.pipe.dalle.config), []
+
+        def work(piece: range, crew: Crew) -> None:
+            read.append(prefill(pipe.weights, pipe.text_tokens([self.prompt])))
+
+        for _ in Crew(1, 1, work, pipe.device, self.cancel, cores=1 if small else None).run():
+            pass
+        return read[0]
 
     def _paint(self, work: Work, canvas: Canvas) -> Iterator[Progress]:
         pipe, params = self.pipe, self.params
@@ -117,7 +129,7 @@ class Request:
             ranked[piece.start : piece.stop] = [True] * len(piece)
             crew.tick()
 
-        crew = Crew(count, 4 * self._decode_size(), work, pipe.device, self.cancel, min_piece=1)
+        crew = Crew(count, 8 * self._decode_size(), work, pipe.device, self.cancel, min_piece=1)
         for done in self._stage("ranking", crew, lambda: sum(ranked) / count):
             yield Progress("ranking", done)
 

@@ -38,12 +38,14 @@ class Crew:
         work: Work,
         device: torch.device,
         cancel: threading.Event | None = None,
+        *,
         min_piece: int = MIN_PIECE,
+        cores: int | None = None,
     ) -> None:
+        """size: candidates that all threads together may hold at once; cores: None for all of torch's."""
         self.work, self.device, self.cancel = work, device, cancel
         self.size = max(1, min(size, count))
-        """Candidates that all threads together may hold at once."""
-        cores = torch.get_num_threads() if device.type == "cpu" else 1
+        cores = cores or (torch.get_num_threads() if device.type == "cpu" else 1)
         self.threads = max(1, min(cores, self.size // min_piece))
         self.inner_threads = max(1, cores // self.threads)
         self.limit = -(-self.size // self.threads)

@@ -44,12 +44,16 @@ def choose_dtype(name: str | torch.dtype, device: torch.device, config: DalleCon
         return DTYPES[name]
     if name != "auto":
         raise InvalidInput(f"dtype {str(name)[:60]!r} is unknown; allowed: 'auto', {', '.join(map(repr, DTYPES))}")
-    if flop_per_code(config) < SMALL_MODEL_FLOP or device.type == "mps":
+    if is_small(config) or device.type == "mps":
         return torch.float32
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     gain = _seconds(torch.float32, config.dim) / _seconds(torch.bfloat16, config.dim)
     return torch.bfloat16 if gain >= CLEARLY_FASTER else torch.float32
+
+
+def is_small(config: DalleConfig) -> bool:
+    return flop_per_code(config) < SMALL_MODEL_FLOP
 
 
 def flop_per_code(config: DalleConfig) -> int:

@@ -8,7 +8,7 @@ from ttt.config import DalleConfig
 from ttt.sampling.cache import Cache, Prompt, bytes_per_candidate
 from ttt.sampling.crew import MIN_PIECE, Crew, Work
 from ttt.sampling.decode import decode_one_code, pick, uniforms
-from ttt.sampling.device import SMALL_MODEL_FLOP, flop_per_code
+from ttt.sampling.device import is_small
 from ttt.sampling.linear import MIN_ROWS
 from ttt.sampling.params import SamplingParams
 from ttt.sampling.weights import DecoderWeights
@@ -57,7 +57,7 @@ def painting(weights: DecoderWeights, prompt: Prompt, params: SamplingParams, ca
 
 def smallest_piece(config: DalleConfig) -> int:
     """Candidates below which a thread of its own does not pay: each thread reads all weights once a code."""
-    return MIN_ROWS if flop_per_code(config) < SMALL_MODEL_FLOP else MIN_PIECE
+    return MIN_ROWS if is_small(config) else MIN_PIECE
 
 
 def memory_per_candidate(config: DalleConfig, dtype: torch.dtype) -> int:
