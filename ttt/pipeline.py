@@ -32,7 +32,8 @@ class TextToImage:
         pipe = TextToImage.from_pretrained("demo")
         best = pipe("a red circle above a blue square", SamplingParams(candidates=32, keep=4))
 
-    Any number of streams may run at once; they share nothing that changes.
+    Any number of streams may run at once; they share nothing that changes. Painting reads the weights as they are
+    when the pipeline is made.
     """
 
     def __init__(

@@ -1,0 +1,1 @@
+"""Fast decoding over the weights of a Dalle. Knows no text, no pictures and no files."""

@@ -57,7 +57,7 @@ class Crew:
 
     def check(self) -> None:
         """Raise Cancelled if the work should stop."""
-        if self._closed or (self.cancel is not None and self.cancel.is_set()):
+        if self._closed or self._failure is not None or (self.cancel is not None and self.cancel.is_set()):
             raise Cancelled("stopped on request")
 
     def tick(self) -> None:

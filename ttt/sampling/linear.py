@@ -19,13 +19,15 @@ class PackedLinear:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, *, pack: bool = True) -> None:
-        self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
-        self.packed = _pack(self.weight) if pack else None
+        packed = _pack(weight.detach()) if pack else None
+        self.packed = packed is not None
+        self.weight = weight.detach() if packed is None else packed
+        self.bias = None if bias is None else bias.detach()
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.packed is None:
-            return F.linear(x, self.weight, self.bias)
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        if self.packed:
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return F.linear(x, self.weight, self.bias)
 
 
 def _pack(weight: Tensor) -> Tensor | None:

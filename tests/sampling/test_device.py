@@ -1,0 +1,63 @@
+"""Devices and precisions: chosen by what is there and by measuring."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ttt.config import DEMO, PAPER
+from ttt.sampling import device as device_module
+from ttt.sampling.device import choose_device, choose_dtype, flop_per_code
+from ttt.sampling.linear import PackedLinear
+
+CPU = torch.device("cpu")
+
+
+def test_auto_is_a_device_that_works():
+    device = choose_device("auto")
+    assert torch.ones(2, device=device).sum().item() == 2
+    assert choose_device("cpu") == choose_device(CPU) == CPU
+
+
+def test_small_models_are_painted_in_float32():
+    assert choose_dtype("auto", CPU, DEMO) == torch.float32
+
+
+@pytest.mark.parametrize(("gain", "chosen"), [(4.0, torch.bfloat16), (1.1, torch.float32), (0.2, torch.float32)])
+def test_large_models_take_16_bits_only_where_these_were_measured_to_be_faster(monkeypatch, gain, chosen):
+    monkeypatch.setattr(device_module, "_seconds", lambda dtype, dim: 1.0 if dtype == torch.float32 else 1.0 / gain)
+    assert choose_dtype("auto", CPU, PAPER) == chosen
+
+
+def test_measuring_measures():
+    assert 0 < device_module._seconds(torch.float32, 64) < 5
+
+
+def test_a_code_of_the_paper_takes_2_15_gflop_in_the_layers():
+    layers = flop_per_code(PAPER) - 2 * PAPER.num_image_tokens * PAPER.dim
+    assert layers == pytest.approx(2.15e9, rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [1, 4, 17, 64])
+def test_packed_products_equal_plain_ones(dtype: torch.dtype, rows: int):
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(s, generator=generator).to(dtype) for s in ((rows, 48), (80, 48), (80,)))
+    with torch.inference_mode():
+        for b in (bias, None):
+            expected = torch.nn.functional.linear(x.double(), weight.double(), None if b is None else b.double())
+            for pack in (True, False):
+                got = PackedLinear(weight, b, pack=pack)(x)
+                assert got.dtype == dtype
+                tolerance = 1e-4 if dtype == torch.float32 else 0.15
+                torch.testing.assert_close(got.double(), expected, atol=tolerance, rtol=0)
+
+
+def test_without_onednn_the_plain_product_is_used(monkeypatch):
+    def missing(*args: object) -> torch.Tensor:
+        raise RuntimeError("operator does not exist")
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", missing, raising=False)
+    linear = PackedLinear(torch.ones(3, 2))
+    assert not linear.packed
+    assert linear(torch.ones(1, 2)).tolist() == [[2, 2, 2]]
