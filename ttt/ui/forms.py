@@ -109,10 +109,9 @@ def _number(text: str, *, whole: bool) -> int | float:
     return float(text[:40])
 
 
-def from_saved(saved: object, models: list[str]) -> Form | None:
-    """The form as the browser kept it; None when there is none or it is not one of ours."""
-    values = saved.get("form") if isinstance(saved, dict) else None
-    if not isinstance(values, dict):
+def from_saved(values: Mapping[str, Any], models: list[str]) -> Form | None:
+    """The form as the browser kept it, whatever was done to it there; None when there is none."""
+    if not values:
         return None
     form = Form(lock=values.get("lock") is True)
     if isinstance(values.get("prompt"), str):

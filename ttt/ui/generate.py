@@ -33,10 +33,11 @@ EXAMPLES = {
         "a photo of san francisco golden gate bridge",
     ),
 }
-STORAGE_KEY, STORAGE_SECRET = "ttt-generate", "ttt-page-memory"
+FORM_KEY, WORK_KEY, STORAGE_SECRET = "ttt-form", "ttt-work", "ttt-page-memory"
 """Fixed, so that a page finds its memory again after the server was restarted; it holds nothing secret."""
+MAX_MEMORY = 200_000
 
-_KEEP = "(memory, ...v) => [{...(memory || {}), form: Object.fromEntries(%s.map((name, i) => [name, v[i]]))}]"
+_KEEP = "(typed, ...values) => [window.ttt?.keepForm(typed, %s, values) ?? typed]"
 Changes = dict[Any, Any]
 
 
@@ -50,7 +51,9 @@ class GenerateTab:
         self._wire()
 
     def _lay_out(self) -> None:
-        self.memory = gr.BrowserState(None, storage_key=STORAGE_KEY, secret=STORAGE_SECRET)
+        # What the page remembers travels as text: Gradio alters dicts that it streams.
+        self.typed = gr.BrowserState(None, storage_key=FORM_KEY, secret=STORAGE_SECRET)
+        self.work = gr.BrowserState(None, storage_key=WORK_KEY, secret=STORAGE_SECRET)
         self.running = gr.State("", time_to_live=3600)
         self.clock = gr.Timer(value=1.0, active=True)
         with gr.Row(elem_id="studio"):
@@ -115,12 +118,12 @@ class GenerateTab:
         hidden: dict[str, Any] = {"api_visibility": "undocumented", "show_progress": "hidden"}
         many: dict[str, Any] = {**hidden, "concurrency_limit": None}
         shown = [self.status, self.announce, self.sheet, self.result, self.generate, self.stop, self.running]
-        outputs = [*shown, self.memory, *self.form, self.clock, *self.chips, self.model_line, self.retry]
+        outputs = [*shown, self.typed, self.work, *self.form, self.clock, *self.chips, self.model_line, self.retry]
         # Raw values: what is out of range is told by our own messages, which state the range.
         gr.on(
             triggers=[self.generate.click, self.prompt.submit],
             fn=self.run,
-            inputs=[self.memory, *self.form],
+            inputs=[self.work, *self.form],
             outputs=outputs,
             preprocess=False,
             trigger_mode="once",
@@ -129,17 +132,15 @@ class GenerateTab:
         self.stop.click(fn=self.halt, inputs=[self.running], outputs=None, queue=False, **hidden)
         root = gr.context.Context.root_block
         assert root is not None
-        loaded = root.load(fn=self.recall, inputs=[self.memory], outputs=outputs, preprocess=False, **many)
-        loaded.then(fn=None, js="() => { window.tttCleanAddress && window.tttCleanAddress(); }", **hidden)
-        loaded.then(fn=self.rejoin, inputs=[self.memory], outputs=outputs, preprocess=False, **many)
-        self.restore.upload(fn=self.take_picture, inputs=[self.memory, self.restore], outputs=outputs, **many)
-        typed = [component.input for component in self.form]
+        loaded = root.load(fn=self.recall, inputs=[self.typed, self.work], outputs=outputs, preprocess=False, **many)
+        loaded.then(fn=None, js="() => { window.ttt?.recalled(); }", **hidden)
+        loaded.then(fn=self.rejoin, inputs=[self.work], outputs=outputs, preprocess=False, **many)
+        self.restore.upload(fn=self.take_picture, inputs=[self.restore], outputs=outputs, **many)
         keep = _KEEP % json.dumps(FIELDS)
-        gr.on(triggers=typed, fn=None, inputs=[self.memory, *self.form], outputs=[self.memory], js=keep, **hidden)
+        for edited in (self.prompt.change, *(component.input for component in self.form[1:])):
+            edited(fn=None, inputs=[self.typed, *self.form], outputs=[self.typed], js=keep, **hidden)
         for chip in self.chips:
-            chip.click(fn=None, inputs=[chip], outputs=[self.prompt], js="(text) => [text]", **hidden).then(
-                fn=None, inputs=[self.memory, *self.form], outputs=[self.memory], js=keep, **hidden
-            )
+            chip.click(fn=None, inputs=[chip], outputs=[self.prompt], js="(text) => [text]", **hidden)
         about_model = [self.model_line, self.retry, self.clock]
         self.clock.tick(fn=self.tell_model, inputs=[self.model], outputs=about_model, preprocess=False, **many)
         self.model.input(
@@ -149,7 +150,7 @@ class GenerateTab:
 
     # What happens
 
-    def run(self, request: gr.Request, memory: Any, *values: Any) -> Iterator[Changes]:
+    def run(self, request: gr.Request, work: Any, *values: Any) -> Iterator[Changes]:
         """Generate: submit the form, then show every update until the end."""
         form = Form(**dict(zip(FIELDS, values, strict=True)))
         try:
@@ -160,9 +161,10 @@ class GenerateTab:
         except TTTError as error:
             yield {self.status: gr.HTML(value=view.problem(str(error)), visible=True)}
             return
-        kept = {**_kept(memory), "form": form.to_dict(), "job": job.id}
-        yield {self.seed: form.seed, self.memory: kept, **self._busy(job)}
-        yield from self._follow(job, form)
+        kept = {"job": job.id, "result": _kept(work).get("result")}
+        memory = {self.typed: json.dumps(form.to_dict()), self.work: json.dumps(kept)}
+        yield {self.seed: form.seed, **memory, **self._busy(job)}
+        yield from self._follow(job)
 
     def halt(self, job_id: str) -> None:
         """Stop this page's own request."""
@@ -170,18 +172,17 @@ class GenerateTab:
         if job is not None:
             job.stop()
 
-    def recall(self, memory: Any, request: gr.Request) -> Changes:
+    def recall(self, typed: Any, work: Any, request: gr.Request) -> Changes:
         """A page was opened: the address fills the form, else what the browser remembers; the last result returns."""
-        keys = self.studio.shelf.keys
+        keys, kept = self.studio.shelf.keys, _kept(work)
         asked, wrong = forms.from_query(dict(request.query_params), keys)
-        form = asked or forms.from_saved(memory, keys) or self.default
-        kept = _kept(memory)
+        form = asked or forms.from_saved(_kept(typed), keys) or self.default
         job = self.studio.desk.find(kept.get("job"))
         last = (job.update.result if job is not None else None) or kept.get("result")
         changes: Changes = {
             **self._fill(form),
             **self._show_model(form.model),
-            self.memory: {**kept, "form": form.to_dict(), "result": last},
+            self.typed: json.dumps(form.to_dict()),
         }
         stored = self.studio.store.load(last)
         if stored is not None:
@@ -193,17 +194,16 @@ class GenerateTab:
             changes[self.status] = gr.HTML(value=view.problem(wrong), visible=True)
         return changes
 
-    def rejoin(self, memory: Any) -> Iterator[Changes]:
+    def rejoin(self, work: Any) -> Iterator[Changes]:
         """After a reload: watch the request that still runs."""
-        kept = _kept(memory)
-        job = self.studio.desk.find(kept.get("job"))
+        job = self.studio.desk.find(_kept(work).get("job"))
         if job is None or job.update.ended:
             yield {self.announce: gr.skip()}
             return
         yield self._busy(job)
-        yield from self._follow(job, forms.from_saved(memory, self.studio.shelf.keys) or self.default)
+        yield from self._follow(job)
 
-    def take_picture(self, memory: Any, path: str | None) -> Changes:
+    def take_picture(self, path: str | None) -> Changes:
         """Restore the settings that a PNG of ours carries."""
         try:
             form = read_picture(path, self.studio.shelf.keys, self.default.model)
@@ -213,7 +213,7 @@ class GenerateTab:
         return {
             **self._fill(form),
             **self._show_model(form.model),
-            self.memory: {**_kept(memory), "form": form.to_dict()},
+            self.typed: json.dumps(form.to_dict()),
             self.status: gr.HTML(value=done, visible=True),
         }
 
@@ -255,7 +255,7 @@ class GenerateTab:
             self.sheet: gr.HTML(value=view.placeholder(), visible=True),
         }
 
-    def _follow(self, job: Job, form: Form) -> Iterator[Changes]:
+    def _follow(self, job: Job) -> Iterator[Changes]:
         """Show updates as they come; a heartbeat without news changes nothing."""
         shown: dict[Any, str] = {}
         sheet_seen: bytes | None = None
@@ -270,15 +270,14 @@ class GenerateTab:
                 sheet_seen = update.sheet
                 changes[self.sheet] = view.sheet(update)
             if update.ended:
-                changes |= self._end(job, form)
+                changes |= self._end(job)
             yield changes or {self.announce: gr.skip()}
 
-    def _end(self, job: Job, form: Form) -> Changes:
+    def _end(self, job: Job) -> Changes:
         changes: Changes = {
             self.running: "",
             self.generate: gr.Button(interactive=True),
             self.stop: gr.Button(interactive=False),
-            **self._show_model(form.model, load=False),
         }
         stored = self.studio.store.load(job.update.result)
         if stored is not None:
@@ -286,13 +285,20 @@ class GenerateTab:
                 self.result: gr.HTML(value=view.result(stored), visible=True),
                 self.sheet: gr.HTML(value=view.placeholder(), visible=False),
                 self.status: gr.HTML(visible=False),
-                self.memory: {"form": form.to_dict(), "job": "", "result": stored.id},
+                self.work: json.dumps({"job": "", "result": stored.id}),
             }
         return changes
 
 
 def _kept(memory: Any) -> dict[str, Any]:
-    return memory if isinstance(memory, dict) else {}
+    """What the page remembers; nothing where it is not what we wrote."""
+    if not isinstance(memory, str) or len(memory) > MAX_MEMORY:
+        return {}
+    try:
+        kept = json.loads(memory)
+    except (ValueError, RecursionError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
 
 
 def _number(name: str, value: float, label: str, info: str) -> gr.Number:

@@ -14,12 +14,21 @@
     element.setAttribute("aria-live", "polite");
   });
 
-  // A link of settings has done its work once the form shows them; a reload then keeps what was typed since.
-  window.tttCleanAddress = () => {
-    const address = new URL(window.location.href);
-    for (const name of ["prompt", "candidates", "keep", "top_k", "top_p", "temperature", "seed", "model"])
-      address.searchParams.delete(name);
-    window.history.replaceState(null, "", address);
+  let recalled = false;
+  window.ttt = {
+    // The form shows what the address or the browser's memory said. A link has done its work then: a reload is to
+    // keep what was typed since.
+    recalled() {
+      recalled = true;
+      const address = new URL(window.location.href);
+      for (const name of ["prompt", "candidates", "keep", "top_k", "top_p", "temperature", "seed", "model"])
+        address.searchParams.delete(name);
+      window.history.replaceState(null, "", address);
+    },
+    // Text for the browser's memory; before the form was filled there is nothing worth keeping.
+    keepForm(typed, names, values) {
+      return recalled ? JSON.stringify(Object.fromEntries(names.map((name, i) => [name, values[i]]))) : typed;
+    },
   };
 
   const isFile = (event) => event.dataTransfer && [...event.dataTransfer.types].includes("Files");
@@ -28,7 +37,7 @@
   const take = (event) => {
     depth = 0;
     show(false);
-    const input = document.querySelector("#restore input[type=file], input#restore, #restore ~ input[type=file]");
+    const input = document.querySelector('input[type=file][accept=".png"]');
     if (!input || !event.dataTransfer.files.length) return;
     const files = new DataTransfer();
     files.items.add(event.dataTransfer.files[0]);

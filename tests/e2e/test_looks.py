@@ -1,0 +1,58 @@
+"""What can be measured of the looks: contrast and labels (axe), width on a phone, nothing fetched from outside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import Server
+from tests.e2e.test_browser import ask, open_page, result_of
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [375, 1280])
+def test_axe_width_and_requests(browser: Any, slow_server: Server, scheme: str, width: int) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    context = browser.new_context(
+        viewport={"width": width, "height": 800}, color_scheme=scheme, reduced_motion="reduce", ignore_https_errors=True
+    )
+    outside: list[str] = []
+    context.on(
+        "request",
+        lambda request: (
+            None if request.url.startswith((slow_server.url, "data:", "blob:")) else outside.append(request.url)
+        ),
+    )
+    page = open_page(context, slow_server)
+    page.locator("#model-state [data-state=ready]").wait_for()
+    dark = page.evaluate("document.body.classList.contains('dark')")
+    assert dark == (scheme == "dark")
+
+    def check(moment: str) -> None:
+        page.wait_for_timeout(300)  # colours fade
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, moment
+        found = Axe().run(page).response["violations"]
+        bad = {rule["id"]: [node["html"][:200] for node in rule["nodes"]][:5] for rule in found}
+        serious = {
+            rule["id"]: bad[rule["id"]]
+            for rule in found
+            if rule["id"] == "color-contrast" or rule["impact"] in ("serious", "critical")
+        }
+        assert not serious, f"{moment}: {serious}"
+
+    check("idle")
+    ask(page, f"slow looks {scheme} {width}", 4)
+    page.locator("#sheet img").wait_for()
+    check("running")
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.locator("#status", has_text="Stopped").wait_for()
+    ask(page, "", None)
+    page.get_by_role("alert").wait_for()
+    check("told what is wrong")
+    ask(page, f"looks {scheme} {width}", 12)
+    result_of(page, f"looks {scheme} {width}").locator("summary").click()
+    check("finished")
+    assert not outside
+    context.close()
