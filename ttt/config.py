@@ -174,7 +174,7 @@ DEMO = DalleConfig(
     text_seq_len=32,
     image_fmap_size=16,
     num_text_tokens=432,
-    num_image_tokens=512,
+    num_image_tokens=1024,
 )
 """The model that ships in `ttt/demo`: every feature of the paper's, 128x128 pictures."""
 
@@ -186,6 +186,6 @@ DEMO_VQGAN = VqganConfig(
     resolution=128,
     z_channels=32,
     embed_dim=32,
-    n_embed=512,
+    n_embed=1024,
     norm_groups=8,
 )

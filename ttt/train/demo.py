@@ -31,8 +31,8 @@ from ttt.train.loop import Recipe, describe, run
 class DemoRecipe:
     """All of the training; the defaults made the bundle that ships."""
 
-    vqgan: Recipe = Recipe(steps=4600, batch_size=4, learning_rate=5e-4, betas=(0.9, 0.99))
-    clip: Recipe = Recipe(steps=3000, batch_size=64, learning_rate=1e-3, weight_decay=0.05)
+    vqgan: Recipe = Recipe(steps=7200, batch_size=4, learning_rate=5e-4, betas=(0.9, 0.99))
+    clip: Recipe = Recipe(steps=1500, batch_size=64, learning_rate=1e-3, weight_decay=0.05)
     clip_pool: int = 1000
     clip_context: int = 32
     dalle: Recipe = Recipe(

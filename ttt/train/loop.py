@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -117,8 +118,9 @@ def _resume(task: Task, optimizer: torch.optim.Optimizer, folder: Path) -> tuple
         task.module.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         return int(state["step"]), float(state["seconds"])
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be resumed from ({error}); remove it to start again") from error
+    except (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} cannot be resumed from ({reason}); remove it to start again") from None
 
 
 def _save(folder: Path, task: Task, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
