@@ -1,0 +1,232 @@
+"""The cases of `benchmarks.calculator`: real models, and the set-up each is trained with. Measures nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from calculator import PRESETS, Architecture, TrainingSetup
+from calculator.hf_config import from_config
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model trained in one way. `config`: what differs from the family's default configuration."""
+
+    family: str
+    setup: TrainingSetup
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        default = TrainingSetup()
+        changed = {k: v for k, v in vars(self.setup).items() if v != getattr(default, k)}
+        parts = [f"{k}={v}" for k, v in {**self.config, **changed}.items()]
+        return f"{self.family} " + " ".join(parts)
+
+
+FAMILIES = {
+    "gpt2": ("GPT2Config", "GPT2LMHeadModel", {"n_layer": 6}),
+    "gpt2-large": ("GPT2Config", "GPT2LMHeadModel", {"n_layer": 36, "n_embd": 1280, "n_head": 20}),
+    "gpt3": ("GPT2Config", "GPT2LMHeadModel", {"n_layer": 4, "n_embd": 1024, "n_head": 16, "n_positions": 2048}),
+    "bert": ("BertConfig", "BertForPreTraining", {"num_hidden_layers": 6}),
+    "bert-large": ("BertConfig", "BertForPreTraining", {
+        "num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}),
+    "gptj": ("GPTJConfig", "GPTJForCausalLM", {"n_layer": 4, "n_embd": 1024, "n_head": 16}),
+    "t5": ("T5Config", "T5ForConditionalGeneration", {"num_layers": 6}),
+    "t5-1.1": ("T5Config", "T5ForConditionalGeneration", {
+        "num_layers": 4, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "d_ff": 1024}),
+    "llama": ("LlamaConfig", "LlamaForCausalLM", {
+        "num_hidden_layers": 6, "hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16,
+        "num_key_value_heads": 4}),
+    "mistral": ("MistralConfig", "MistralForCausalLM", {
+        "num_hidden_layers": 4, "hidden_size": 1024, "intermediate_size": 3584, "num_attention_heads": 16,
+        "num_key_value_heads": 8, "sliding_window": None}),
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {
+        "num_hidden_layers": 6, "hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14,
+        "num_key_value_heads": 2, "vocab_size": 151_936, "tie_word_embeddings": True}),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {
+        "num_hidden_layers": 4, "hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16,
+        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 40_000}),
+    "vit": ("ViTConfig", "ViTForImageClassification", {}),
+    "clip": ("CLIPConfig", "CLIPModel", {}),
+}  # fmt: skip
+
+
+def transformers_config(case: Case) -> Any:
+    """The transformers configuration of a case."""
+    import transformers
+
+    name, _, overrides = FAMILIES[case.family]
+    extra: dict[str, Any] = {"attn_implementation": attention(case), **overrides, **case.config}
+    if case.family not in ("vit", "clip", "bert", "bert-large"):
+        extra["use_cache"] = False
+    if case.family.startswith("t5"):
+        extra |= {"decoder_start_token_id": 0, "pad_token_id": 0}
+    if case.family == "clip":
+        towers = {"attn_implementation": attention(case)}
+        extra |= {"text_config": dict(towers), "vision_config": dict(towers)}
+    config = getattr(transformers, name)(**extra)
+    if not case.setup.dropout:
+        for key in vars(config):
+            if "drop" in key and isinstance(getattr(config, key), float):
+                setattr(config, key, 0.0)
+    return config
+
+
+def attention(case: Case) -> str:
+    if case.family == "gptj":
+        return "eager"
+    return "sdpa" if case.setup.attention == "auto" else case.setup.attention
+
+
+def architecture(case: Case) -> Architecture:
+    """The calculator's view of a case; no torch in it."""
+    if case.family == "ttt":
+        wanted = {"dim": "hidden", "depth": "layers", "heads": "heads"}
+        changes = {wanted[k]: v for k, v in case.config.items() if k in wanted}
+        paper = PRESETS["ttt-dalle"]
+        hidden = changes.get("hidden", paper.hidden)
+        layers = changes.get("layers", paper.layers)
+        return replace(paper, **changes, feed_forward=4 * hidden, groups=min(paper.groups, layers))
+    return from_config(transformers_config(case).to_dict())
+
+
+def build(case: Case) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
+    """The real model in the current default type, and a function from it to its loss."""
+    model = _build_ttt(case) if case.family == "ttt" else _build_transformers(case)
+    inputs = _inputs(case)
+    if case.family == "ttt":
+        return model, lambda m: m.loss(**inputs)
+    return model, lambda m: m(**inputs).loss
+
+
+def _build_ttt(case: Case) -> nn.Module:
+    from ttt.config import PAPER
+    from ttt.model.dalle import Dalle
+
+    setup = case.setup
+    changes: dict[str, Any] = dict(case.config)
+    if setup.reversible is not None:
+        changes["reversible"] = setup.reversible
+    if setup.shared_groups is not None:
+        changes["share_layers"] = setup.shared_groups < changes.get("depth", PAPER.depth)
+    return Dalle(replace(PAPER, **changes))
+
+
+def _build_transformers(case: Case) -> nn.Module:
+    import transformers
+
+    setup = case.setup
+    config = transformers_config(case)
+    model = getattr(transformers, FAMILIES[case.family][1])(config)
+    if setup.shared_groups:
+        for layers in _stacks(model):
+            for i in range(len(layers)):
+                layers[i] = layers[i % setup.shared_groups]
+    if setup.every == 1:
+        model.gradient_checkpointing_enable()
+    elif setup.every:
+        for layers in _stacks(model):
+            segments = [Segment(layers[i : i + setup.every]) for i in range(0, len(layers), setup.every)]
+            layers[:] = []
+            layers.extend(segments)
+            model.config.num_hidden_layers = len(segments)
+    return model
+
+
+class Segment(nn.Module):
+    """A few layers under one checkpoint."""
+
+    def __init__(self, layers: Any) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def run(x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x, *args, **kwargs)
+            return x
+
+        return checkpoint(run, x, use_reentrant=False)
+
+
+def _stacks(model: nn.Module) -> list[nn.ModuleList]:
+    """Module lists of layers: the longest in a model, and any as long (t5's and clip's two)."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) > 3]
+    return [m for m in lists if len(m) == max(map(len, lists))]
+
+
+def _inputs(case: Case) -> dict[str, Any]:
+    a, s = architecture(case), case.setup
+    b, ids = s.batch_size, torch.int64
+    n = s.sequence_length or a.positions
+    if case.family == "ttt":
+        return {"text": torch.zeros(b, 256, dtype=ids), "codes": torch.zeros(b, 1024, dtype=ids)}
+    images = torch.zeros(b, 3, 224, 224)
+    if case.family == "vit":
+        return {"pixel_values": images, "labels": torch.zeros(b, dtype=ids)}
+    tokens = torch.zeros(b, n, dtype=ids)
+    if case.family == "clip":
+        return {"pixel_values": images, "input_ids": tokens, "return_loss": True}
+    if case.family.startswith("bert"):
+        return {"input_ids": tokens, "labels": tokens, "next_sentence_label": torch.zeros(b, dtype=ids)}
+    return {"input_ids": tokens, "labels": tokens}
+
+
+def _case(family: str, config: dict[str, Any] | None = None, **setup: Any) -> Case:
+    return Case(family, TrainingSetup(**setup), config or {})
+
+
+def _all() -> list[Case]:
+    cases = []
+    for family, s in (("gpt2", 512), ("bert", 256), ("t5", 256), ("llama", 512)):
+        for precision in ("float32", "mixed-fp16", "mixed-bf16", "pure-bf16"):
+            for mode in ("eager", "sdpa"):
+                common: dict[str, Any] = {
+                    "batch_size": 2,
+                    "sequence_length": s,
+                    "precision": precision,
+                    "attention": mode,
+                }
+                if precision != "mixed-bf16":
+                    cases.append(_case(family, **common))
+                if mode == "sdpa" or precision == "float32":
+                    cases.append(_case(family, **common, gradient_checkpointing=True))
+        cases.append(_case(family, batch_size=4, sequence_length=s, shared_groups=2))
+        cases.append(_case(family, batch_size=4, sequence_length=s, shared_groups=2, gradient_checkpointing=True))
+        cases.append(_case(family, batch_size=4, sequence_length=s, dropout=False, optimizer="sgd"))
+        cases.append(_case(family, batch_size=1, sequence_length=64, optimizer_implementation="for-loop"))
+        cases.append(_case(family, batch_size=1, sequence_length=s, accumulation_steps=2))
+    for family in ("gpt2", "llama"):
+        cases.append(_case(family, batch_size=8, sequence_length=512, gradient_checkpointing=2))
+    cases.append(_case("t5", batch_size=2, sequence_length=128, precision="pure-fp16"))
+    cases += [_case("gptj", batch_size=2, sequence_length=512, precision=p, gradient_checkpointing=k)
+              for p in ("float32", "mixed-fp16", "pure-bf16") for k in (False, True)]  # fmt: skip
+    for family in ("gpt3", "mistral", "qwen2", "qwen3", "t5-1.1"):
+        s = 512 if family != "gpt3" else 2048
+        cases.append(_case(family, batch_size=2, sequence_length=s))
+        cases.append(
+            _case(family, batch_size=2, sequence_length=s, precision="mixed-bf16", gradient_checkpointing=True)
+        )
+    for family, b in (("vit", 32), ("clip", 16)):
+        for precision in ("float32", "mixed-fp16", "pure-bf16"):
+            cases.append(_case(family, batch_size=b, precision=precision))
+        cases.append(_case(family, batch_size=b, gradient_checkpointing=True))
+        cases.append(_case(family, batch_size=b, attention="eager"))
+    cases.append(_case("gpt2-large", batch_size=1, sequence_length=1024, gradient_checkpointing=True))
+    cases.append(_case("gpt2-large", batch_size=1, sequence_length=1024, precision="mixed-fp16"))
+    cases.append(_case("bert-large", batch_size=4, sequence_length=512, precision="mixed-fp16"))
+    small = {"depth": 9}
+    for extra in ({}, {"precision": "mixed-bf16"}, {"reversible": False}, {"shared_groups": 9}):
+        cases.append(_case("ttt", small, batch_size=2, optimizer="sgd", **extra))
+    cases.append(_case("ttt", None, batch_size=1))
+    return cases
+
+
+CASES = _all()

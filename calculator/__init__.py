@@ -1,0 +1,24 @@
+"""Memory of training: `estimate(PRESETS["gpt2-large"], TrainingSetup(optimizer="adam8bit"))`.
+
+Stands alone: needs neither torch nor gradio, and never imports `ttt`.
+"""
+
+from __future__ import annotations
+
+from calculator.architectures import Architecture
+from calculator.errors import CalculatorError
+from calculator.memory import MemoryEstimate, Phase, estimate, parameter_count
+from calculator.presets import PRESETS
+from calculator.setup import OPTIMIZERS, TrainingSetup
+
+__all__ = [
+    "OPTIMIZERS",
+    "PRESETS",
+    "Architecture",
+    "CalculatorError",
+    "MemoryEstimate",
+    "Phase",
+    "TrainingSetup",
+    "estimate",
+    "parameter_count",
+]

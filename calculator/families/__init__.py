@@ -1,0 +1,12 @@
+"""What each family of models is made of: its tensors, and its forward pass in the operations of `calculator.tape`."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from calculator.families import bert, clip, dalle, gpt2, gptj, llama, t5, vit
+
+FAMILIES: dict[str, ModuleType] = {
+    "bert": bert, "t5": t5, "gpt2": gpt2, "gptj": gptj, "llama": llama, "vit": vit, "clip": clip, "dalle": dalle,
+}  # fmt: skip
+"""Each has `tensors(architecture)`, `loss(context)` and maybe `buffers(architecture, width)`."""

@@ -1,0 +1,184 @@
+"""What the families share: the tensors' type, the context of a forward pass, and attention. Knows no family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from calculator.architectures import Architecture
+from calculator.stack import Layer, run_layers
+from calculator.tape import FULL, Parameter, Slot, Storage, Tape, Value
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One parameter, or `repeat` equal ones, a layer each: `{}` in the name is the layer.
+
+    shared: layers that share weights share this one too.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    repeat: int = 1
+    shared: bool = True
+
+    @property
+    def n(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def is_matrix(self) -> bool:
+        """Of a linear layer (an adapter or 4-bit weights can take its place)."""
+        return len(self.shape) == 2 and self.repeat > 1
+
+
+def linear(name: str, rows: int, columns: int, bias: bool = True, repeat: int = 1) -> list[Tensor]:
+    weight = Tensor(f"{name}.weight", (rows, columns), repeat)
+    return [weight, Tensor(f"{name}.bias", (rows,), repeat)] if bias else [weight]
+
+
+def norm(name: str, size: int, bias: bool = True, repeat: int = 1, shared: bool = True) -> list[Tensor]:
+    weight = Tensor(f"{name}.weight", (size,), repeat, shared)
+    return [weight, Tensor(f"{name}.bias", (size,), repeat, shared)] if bias else [weight]
+
+
+@dataclass
+class Context:
+    """All that a forward pass of a family needs to know. b batch, s sequence, t sequence of the decoder."""
+
+    tape: Tape
+    parameters: dict[str, Parameter]
+    a: Architecture
+    b: int
+    s: int
+    t: int
+    eager: bool
+    dropout: bool
+    attention_dropout: bool
+    groups: int | None
+    every: int | None
+    reversible: bool
+    kept_after_layers: int = 0
+    """Bytes alive where the head begins, for the breakdown."""
+
+    def p(self, name: str) -> Parameter:
+        return self.parameters[name]
+
+    def linear(self, x: Value, name: str, out: int, bias: bool = True) -> Value:
+        p = self.parameters
+        return self.tape.linear(x, p[name + ".weight"], out, p[name + ".bias"] if bias else None)
+
+    def layer_norm(self, x: Value, name: str, size: int) -> Value:
+        p = self.parameters
+        return self.tape.layer_norm(x, p[name + ".weight"], p[name + ".bias"], x.n // size)
+
+    def drop(self, x: Value) -> Value:
+        return self.tape.dropout(x, self.dropout)
+
+    def layers(self, x: Value, layer: Layer, count: int) -> Value:
+        groups = None if self.groups is None else min(self.groups, count)
+        if x.slot is None:  # frozen embeddings: all layers are taken for the first one with a gradient
+            x = Value(x.storage, x.n, x.width, Slot())
+        return run_layers(self.tape, x, layer, count, groups=groups, every=self.every)
+
+    def head(self) -> None:
+        """Called where the layers end and the head begins."""
+        self.kept_after_layers = self.tape.memory.live
+        self.tape.layers_end = len(self.tape.nodes)
+
+
+def attention(
+    c: Context,
+    q: Value,
+    k: Value,
+    v: Value,
+    rows: int,
+    columns: int,
+    *,
+    groups: int = 1,
+    mask: bool = False,
+    bias: Value | None = None,
+    scaled: bool = True,
+    softmax32: bool = False,
+    cast_before_dropout: bool = False,
+    contiguous: bool = False,
+) -> Value:
+    """Queries and keys as views [b, h, rows or columns, d] of [b, s, h, d] -> [b, rows, inner].
+
+    groups: query heads per key head; bias: learned [1, h, rows, columns]; softmax32: `softmax(dtype=float32)`, then
+    back; contiguous: q and k are not views (they were put together by `cat`).
+    """
+    if not c.eager:
+        return _fused(c, q, k, v, rows, bias and _additive(c, bias))
+    t = c.tape
+    n = c.b * c.a.heads * rows * columns
+    w = _scores(c, q, k, n, groups, scaled, contiguous)
+    if bias is not None:
+        width = max(w.width, bias.width)
+        w = t.record(
+            n, width, None, ((w.slot, -1 if w.width == width else n * w.width), (bias.slot, bias.n * bias.width))
+        )
+    if mask:
+        w = t.shift(w, t.width)
+    w = t.softmax(t.cast(w, FULL) if softmax32 else w)
+    if softmax32 or cast_before_dropout:
+        w = t.cast(w, v.width)
+    w = t.dropout(w, c.attention_dropout)
+    vs = _repeat(c, v, groups) if groups > 1 else t.copy(v) if c.b > 1 else v
+    out = t.batched_matmul(w, vs, c.b * rows * c.a.inner)
+    del vs, w
+    return t.copy(out)
+
+
+def _scores(c: Context, q: Value, k: Value, n: int, groups: int, scaled: bool, contiguous: bool) -> Value:
+    t = c.tape
+    k = _repeat(c, k, groups) if groups > 1 else k
+    copies = c.b > 1
+    ks = t.copy(k) if copies and groups == 1 else k
+    qs = t.copy(q) if copies else q
+    w = t.batched_matmul(qs, ks, n)
+    del qs, ks, k
+    return t.scale(w) if scaled else w
+
+
+def _repeat(c: Context, x: Value, groups: int) -> Value:
+    """Keys or values, once a query head; the gradients of a group are summed."""
+    return c.tape.record(x.n * groups, x.width, None, ((x.slot, x.n * x.width),))
+
+
+def _additive(c: Context, bias: Value) -> Value:
+    """The bias and the mask in one new tensor a layer."""
+    t = c.tape
+    x = t.record(bias.n, bias.width, None, ((bias.slot, bias.n * bias.width),))
+    return t.cast(x, t.half or x.width)
+
+
+def _fused(c: Context, q: Value, k: Value, v: Value, rows: int, bias: Value | None = None) -> Value:
+    """Flash (16-bit) and memory-efficient attention keep their inputs, the output and one number a row."""
+    t = c.tape
+    width = t.half or q.width
+    q, k, v = t.cast(q, width), t.cast(k, width), t.cast(v, width)
+    padded = rows if width < FULL and bias is None else -(-rows // 32) * 32
+    out = t.new(c.b * rows * c.a.inner, width)
+    row_sums = Storage(t.memory, FULL * c.b * c.a.heads * padded)
+    saved = [q.storage, k.storage, v.storage, out.storage, row_sums]
+    gradients = [(x.slot, x.n * width) for x in (q, k, v)]
+    scratch = 0
+    if bias is not None:
+        saved.append(bias.storage)
+        gradients.append((bias.slot, bias.n * width))
+        scratch = bias.n * width * c.b if c.b > 1 and bias.slot else 0
+    return t.record(out.n, width, saved, gradients, scratch, storage=out.storage)
+
+
+def activation(c: Context, x: Value, name: str) -> Value:
+    """As transformers computes it: `gelu_new` and `quick_gelu` operation by operation."""
+    t = c.tape
+    if name == "gelu_new":
+        h, u = t.scale(x), t.scale(t.power(x))
+        u = t.scale(t.add(x, u))
+        u = t.function(u, keeps_input=False)
+        return t.multiply(h, t.shift(u))
+    if name == "quick_gelu":
+        return t.multiply(x, t.function(t.scale(x), keeps_input=False))
+    return t.function(x, keeps_input=name != "relu")

@@ -1,0 +1,119 @@
+"""T5: T5ForConditionalGeneration of transformers (1.0: relu, tied; 1.1: gated gelu, untied)."""
+
+from __future__ import annotations
+
+from calculator.architectures import Architecture
+from calculator.families.common import Context, Tensor, activation, attention, linear
+from calculator.tape import FULL, Value
+
+BUCKETS = 32
+
+
+def tensors(a: Architecture) -> list[Tensor]:
+    head = [] if a.tied else linear("lm_head", a.vocabulary, a.hidden, bias=False)
+    return [Tensor("shared.weight", (a.vocabulary, a.hidden)), *_stack(a, "encoder"), *_stack(a, "decoder"), *head]
+
+
+def _stack(a: Architecture, stack: str) -> list[Tensor]:
+    d, f, decoder = a.hidden, a.feed_forward, stack == "decoder"
+    n = a.decoder_layers if decoder else a.layers
+    names = ["SelfAttention", "EncDecAttention"] if decoder else ["SelfAttention"]
+    block, result = f"{stack}.block.{{}}.layer.", []
+    for i, name in enumerate(names):
+        for part in ("q", "k", "v"):
+            result += linear(f"{block}{i}.{name}.{part}", a.inner, d, False, n)
+        result += linear(f"{block}{i}.{name}.o", d, a.inner, False, n)
+        result.append(Tensor(f"{block}{i}.layer_norm.weight", (d,), n))
+    last = f"{block}{len(names)}."
+    for name in ("wi_0", "wi_1") if a.gated else ("wi",):
+        result += linear(f"{last}DenseReluDense.{name}", f, d, False, n)
+    result += linear(f"{last}DenseReluDense.wo", d, f, False, n)
+    return [
+        *result,
+        Tensor(f"{last}layer_norm.weight", (d,), n),
+        Tensor(f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight", (BUCKETS, a.heads)),
+        Tensor(f"{stack}.final_layer_norm.weight", (d,)),
+    ]
+
+
+def loss(c: Context) -> Value:
+    a, t = c.a, c.tape
+    encoded = _run(c, "encoder", None)
+    x = _run(c, "decoder", encoded)
+    del encoded
+    c.head()
+    if a.tied:
+        x = t.scale(x)
+    head = c.p("shared.weight" if a.tied else "lm_head.weight")
+    logits = t.linear(x, head, a.vocabulary)
+    del x
+    return t.cross_entropy(logits)
+
+
+def _run(c: Context, stack: str, encoded: Value | None) -> Value:
+    a, t = c.a, c.tape
+    decoder = encoded is not None
+    s, n = (c.t, a.decoder_layers) if decoder else (c.s, a.layers)
+    x = c.drop(t.embedding(c.p("shared.weight"), c.b * s, a.hidden))
+    bias = _bias(c, stack, s)
+    mask = t.new(c.b * s * s) if decoder and c.eager else None
+    zeros = t.new(a.heads * s * c.s, t.half or t.width) if decoder else None
+
+    def layer(x: Value) -> Value:
+        _ = mask
+        block = f"{stack}.block.{{}}.layer."
+        x = _attend(c, x, x, f"{block}0.", "SelfAttention", s, s, bias, decoder)
+        if encoded is not None:
+            x = _attend(c, x, encoded, f"{block}1.", "EncDecAttention", s, c.s, zeros, False)
+        return _feed(c, x, f"{block}{2 if decoder else 1}.")
+
+    x = c.layers(x, layer, n)
+    return c.drop(_norm(c, x, f"{stack}.final_layer_norm.weight"))
+
+
+def _bias(c: Context, stack: str, s: int) -> Value:
+    """Learned, one number a head and pair of positions; the layers share it."""
+    table = c.p(f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight")
+    buckets = c.tape.new(s * s, 8)
+    bias = c.tape.embedding(table, s * s, c.a.heads)
+    c.tape.nodes[-1] = (c.tape.nodes[-1][0], buckets.storage, *c.tape.nodes[-1][2:])
+    return bias
+
+
+def _norm(c: Context, x: Value, name: str) -> Value:
+    return c.tape.rms_norm(x, c.p(name), x.n // c.a.hidden, back=False)
+
+
+def _attend(
+    c: Context, x: Value, other: Value, block: str, name: str, s: int, s_other: int, bias: Value | None, causal: bool
+) -> Value:
+    a, t = c.a, c.tape
+    h = _norm(c, x, block + "layer_norm.weight")
+    source = other if other is not x else h
+    q = c.linear(h, f"{block}{name}.q", a.inner, bias=False)
+    k, v = (c.linear(source, f"{block}{name}.{part}", a.inner, bias=False) for part in ("k", "v"))
+    h = attention(c, q, k, v, s, s_other, bias=bias, mask=causal, scaled=True)
+    del q, k, v
+    h = c.linear(h, f"{block}{name}.o", a.hidden, bias=False)
+    return _clamp(c, t.add(x, c.drop(h)))
+
+
+def _feed(c: Context, x: Value, block: str) -> Value:
+    a, t = c.a, c.tape
+    dense = block + "DenseReluDense."
+    h = _norm(c, x, block + "layer_norm.weight")
+    if a.gated:
+        gate = activation(c, c.linear(h, dense + "wi_0", a.feed_forward, bias=False), a.activation)
+        h = t.multiply(gate, c.linear(h, dense + "wi_1", a.feed_forward, bias=False))
+    else:
+        h = activation(c, c.linear(h, dense + "wi", a.feed_forward, bias=False), a.activation)
+    h = c.drop(h)
+    if h.width != t.width:
+        h = t.cast(h, t.width)
+    h = c.linear(h, dense + "wo", a.hidden, bias=False)
+    return _clamp(c, t.add(x, c.drop(h)))
+
+
+def _clamp(c: Context, x: Value) -> Value:
+    """float16 alone is clamped against infinities; the input is kept for it."""
+    return c.tape.function(x, keeps_input=True) if x.width < FULL and c.tape.width < FULL else x

@@ -1,0 +1,180 @@
+"""Runs a stack of equal layers on a tape: all of them, some recomputed, some with shared weights. Knows no model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from calculator.tape import Flow, Slot, Storage, Tape, Value
+
+Layer = Callable[[Value], Value]
+
+
+def run_layers(
+    tape: Tape, x: Value, layer: Layer, count: int, *, groups: int | None = None, every: int | None = None
+) -> Value:
+    """`count` equal layers, of which one is played; the others are added as bytes.
+
+    groups: sets of weights among the layers (None: each has its own); every: layers of one checkpoint (None: off).
+    What a layer keeps is there from its forward to its backward pass, its gradients from then on: so between the
+    first and the last layer the bytes change linearly, and only these two need to be looked at.
+    """
+    groups = count if groups is None else groups
+    if every is None:
+        return _repeat(tape, x, layer, count, groups)
+
+    def segment(x: Value) -> Value:
+        return _repeat(tape, x, layer, min(every, count), min(groups, every, count))
+
+    return _repeat(tape, x, lambda x: _checkpoint(tape, x, segment), -(-count // every), max(1, groups // every), True)
+
+
+def _repeat(tape: Tape, x: Value, layer: Layer, count: int, groups: int, checkpointed: bool = False) -> Value:
+    memory = tape.memory
+    before, live, cast = memory.peaks(), memory.live, tape.cast_bytes
+    memory.restart()
+    first = len(tape.nodes)
+    x = layer(x)
+    cast = tape.cast_bytes - cast
+    tape.all_cast_bytes += groups * cast
+    kept = memory.live - live - cast
+    (peak, *rest), *others = memory.peaks()
+    others_kept = (count - 1) * kept + (groups - 1) * cast
+    cast_apart = (groups - 1) * cast if checkpointed else 0  # no node keeps these
+    phantom = [Storage(memory, others_kept - cast_apart)]
+    if cast_apart:
+        tape.cast_phantoms.append(Storage(memory, cast_apart))
+    memory.set_peaks(before, ((peak + others_kept, *rest), *others))  # type: ignore[arg-type]
+    if len(tape.nodes) == first or x.slot is None:
+        return x
+    state: list[Any] = []
+
+    def enter() -> None:
+        state[:] = [memory.peaks(), memory.gradients]
+        memory.restart()
+
+    def leave() -> None:
+        earlier, head_gradients = state
+        own = memory.gradients - head_gradients
+        as_last = memory.peaks()
+        (peak, gradients, flow), without, accumulating = as_last
+        more = (groups - 1) * own
+        others_saved = others_kept - cast_apart
+        as_first = (peak - others_saved + more, gradients + more, flow)
+        if groups < count:
+            shared = head_gradients + groups * own
+            as_first = max(as_first, (max(without, accumulating) - others_saved + shared, shared, flow))
+        phantom.clear()
+        tape.phantoms.append(Storage(memory, more))
+        memory.gradients += more
+        memory.set_peaks(earlier, as_last, (as_first, without, accumulating))
+
+    tape.nodes.insert(first, leave)  # type: ignore[arg-type]
+    tape.nodes.append(enter)  # type: ignore[arg-type]
+    return x
+
+
+def _checkpoint(tape: Tape, x: Value, layer: Layer) -> Value:
+    """Keeps the input alone; on the way back the layer is computed again (torch.utils.checkpoint, not re-entrant)."""
+    first = len(tape.nodes)
+    out = layer(Value(x.storage, x.n, x.width, Slot()))
+    del tape.nodes[first:]
+    slot = Slot()
+
+    def replay(incoming: list[Storage | None]) -> None:
+        tape.casts, outer = {}, tape.casts
+        mark = len(tape.nodes)
+        inside = Value(x.storage, x.n, x.width, Slot())
+        again = layer(inside)
+        again.slot.gradient = incoming.pop()  # type: ignore[union-attr]
+        del again
+        tape.casts = outer
+        tape.backward(mark)
+        if x.slot is not None and inside.slot.gradient is not None:  # type: ignore[union-attr]
+            tape.deliver(x.slot, inside.slot.gradient)  # type: ignore[union-attr]
+
+    tape.nodes.append(((slot,), replay, (), 0))
+    return Value(out.storage, out.n, out.width, slot)
+
+
+Block = tuple[Layer, Layer, int, int]
+"""f and g of `y1 = x1 + f(x2); y2 = x2 + g(y1)`, how many such blocks follow each other, sets of weights among them."""
+
+
+def run_reversible(tape: Tape, x: Value, blocks: list[Block]) -> Value:
+    """Keeps the two last streams alone; every block's inputs are computed again from its outputs (Gomez et al. 2017)."""
+    y1, y2 = _reversible_forward(tape, x, blocks)
+    slots = (Slot(), Slot())
+
+    def replay(incoming: list[Storage | None]) -> None:
+        kept = [y1, y2]
+        streams = [tape.new(x.n, x.width), tape.new(x.n, x.width)]  # recovered; dy1 and dy2 are `incoming`
+        for f, g, count, groups in reversed(blocks):
+            _reversible_backward(tape, (f, g), count, groups, kept[0], incoming)
+        del streams, kept
+        if x.slot is not None:
+            while incoming:
+                tape.deliver(x.slot, incoming.pop())  # type: ignore[arg-type]
+
+    tape.nodes.append((slots, replay, (), 0))
+    first = Value(y1.storage, x.n, x.width, slots[0])
+    return tape.scale(tape.add(first, Value(y2.storage, x.n, x.width, slots[1])))
+
+
+def _reversible_forward(tape: Tape, x: Value, blocks: list[Block]) -> tuple[Value, Value]:
+    first = len(tape.nodes)
+    x1 = x2 = Value(x.storage, x.n, x.width, None)
+    for f, g, *_ in blocks:
+        for function in (f, g):
+            added = _without_graph(tape, function, x2)
+            summed = tape.new(x.n, x.width)
+            del added
+            x1, x2 = x2, summed
+    del tape.nodes[first:]
+    return x1, x2
+
+
+def _without_graph(tape: Tape, function: Layer, x: Value) -> Value:
+    """Nothing is kept, and its moments are smaller than those of the way back, which also has gradients."""
+    memory = tape.memory
+    before, first = memory.peaks(), len(tape.nodes)
+    out = function(x)
+    del tape.nodes[first:]
+    tape.casts.clear()
+    memory.set_peaks(before)
+    return Value(out.storage, out.n, out.width, None)
+
+
+def _reversible_backward(
+    tape: Tape, branches: tuple[Layer, Layer], count: int, groups: int, x: Value, incoming: list[Storage | None]
+) -> None:
+    memory = tape.memory
+    before, head = memory.peaks(), memory.gradients
+    seen = []
+    for branch in reversed(branches):
+        memory.restart()
+        earlier = memory.gradients - head
+        _undo(tape, branch, x, incoming)
+        seen.append((memory.peaks(), earlier))
+    own = memory.gradients - head
+    for ((peak, gradients, flow), *rest), earlier in seen:
+        more = groups * own - earlier if groups < count else (groups - 1) * own
+        memory.set_peaks(before, ((peak, gradients, flow), *rest), ((peak + more, gradients + more, flow), *rest))  # type: ignore[arg-type]
+        before = memory.peaks()
+    tape.phantoms.append(Storage(memory, (groups - 1) * own))
+    memory.gradients += (groups - 1) * own
+    memory.set_peaks(before)
+
+
+def _undo(tape: Tape, branch: Layer, x: Value, incoming: list[Storage | None]) -> None:
+    """Recompute one branch, take its gradient, recover its other input; dx is added to, y replaced."""
+    mark = len(tape.nodes)
+    inside = Value(x.storage, x.n, x.width, Slot())
+    added = branch(inside)
+    assert added.slot is not None
+    added.slot.gradient = incoming[0]
+    tape.casts.clear()
+    tape.backward(mark)
+    recovered, summed = tape.new(x.n, x.width), Flow(tape.memory, x.n * x.width)
+    incoming[:] = [summed, incoming[0]]
+    del recovered
