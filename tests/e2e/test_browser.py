@@ -14,6 +14,7 @@ from tests.e2e.conftest import Server, wait_until
 from ttt.results import read_settings
 
 Page = Any
+pytestmark = pytest.mark.browser
 
 
 def open_page(context: Any, server: Server, query: str = "") -> Page:

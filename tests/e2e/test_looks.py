@@ -9,6 +9,8 @@ import pytest
 from tests.e2e.conftest import Server
 from tests.e2e.test_browser import ask, open_page, result_of
 
+pytestmark = pytest.mark.browser
+
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [375, 1280])

@@ -39,7 +39,7 @@ class FakePainter:
                 time.sleep(self.delay)
             yield Progress("painting", 0.9 * next_row / ROWS, contact_sheet(pictures, (row + 1) / ROWS))
         yield Progress("ranking", 0.95)
-        scores = [random.Random(f"{prompt}/{params.seed}/{i}").uniform(0.15, 0.35) for i in range(len(pictures))]
+        scores = [random.Random(f"{prompt}/{params.seed}/{i}").uniform(15, 35) for i in range(len(pictures))]
         order = sorted(range(len(pictures)), key=lambda i: (-scores[i], i))
         ranking = tuple(RankedImage(pictures[i], scores[i], i, params.seed) for i in order)
         yield Progress("done", 1.0, contact_sheet(pictures, 1.0), ranking[: params.keep], ranking)

@@ -52,7 +52,7 @@ def checked(
     candidates: object, keep: object, top_k: object, top_p: object, temperature: object, seed: object
 ) -> SamplingParams:
     """SamplingParams within the limits of the app; `top_k` 0 and `top_p` 1 mean off."""
-    if not _is_whole(candidates) or not MIN_CANDIDATES <= float(candidates) <= MAX_CANDIDATES:  # type: ignore[arg-type]
+    if not _is_whole(candidates) or not MIN_CANDIDATES <= candidates <= MAX_CANDIDATES:  # type: ignore[operator]
         shown = repr(candidates)
         raise InvalidInput(
             f"candidates must be a whole number from {MIN_CANDIDATES} to {MAX_CANDIDATES}; "

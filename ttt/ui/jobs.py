@@ -225,6 +225,7 @@ def run_work(job: Job, work: Work) -> None:
     """Run the work and see to it that the job ends, whatever happens."""
     if job.cancel.is_set():
         return
+    job.publish(Update("working", stage="reading"))
     try:
         work(job)
         job.publish(Update("failed", message="The model stopped without a result."))

@@ -144,7 +144,7 @@ def _figure(result: Result, rank: int) -> str:
     name = escape(picture.file, quote=True)
     return (
         f'<figure><img src="{url}" alt="{alt}"><figcaption><span>#{rank + 1}</span>'
-        f'<span>CLIP {picture.score:.3f}</span><a href="{url}" download="{name}" '
+        f'<span>CLIP {picture.score:.2f}</span><a href="{url}" download="{name}" '
         f'aria-label="Download picture {rank + 1}">PNG</a></figcaption></figure>'
     )
 
@@ -158,7 +158,7 @@ def _ranking(result: Result) -> str:
     tiles = "".join(
         f'<li><span role="img" aria-label="Rank {i + 1}, candidate {candidate}" '
         f'style="background-position:{_percent(i % columns, columns)} {_percent(i // columns, rows)}"></span>'
-        f"{i + 1} · {score:.3f}</li>"
+        f"{i + 1} · {score:.1f}</li>"
         for i, (candidate, score) in enumerate(result.ranking)
     )
     # A rule, not a custom property: there a relative address would be read against the style sheet's own.

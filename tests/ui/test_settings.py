@@ -1,0 +1,44 @@
+"""Command line and environment of the server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ttt.errors import BundleError
+from ttt.ui.models import sources
+from ttt.ui.settings import Settings, read_settings
+
+
+def test_by_default_only_this_machine_reaches_the_app() -> None:
+    assert read_settings([], {}) == Settings(host="127.0.0.1", port=7860)
+
+
+def test_on_a_space_all_addresses() -> None:
+    assert read_settings([], {"SPACE_ID": "me/space"}).host == "0.0.0.0"
+
+
+def test_the_command_line_wins_over_the_environment() -> None:
+    env = {"TTT_BUNDLE": "/a:/b", "GRADIO_SERVER_PORT": "1234", "TTT_MODEL": "b", "TTT_RESULTS": "/r"}
+    seen = read_settings([], env)
+    assert (seen.bundles, seen.port, seen.model, seen.results) == (("/a", "/b"), 1234, "b", Path("/r"))
+    assert read_settings(["--bundle", "/c", "--port", "99", "--model", "demo"], env) == Settings(
+        port=99, model="demo", bundles=("/c",), results=Path("/r")
+    )
+
+
+@pytest.mark.parametrize("wrong", ["x", "-1", "70000", "80.5"])
+def test_a_wrong_port_is_told(wrong: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        read_settings([f"--port={wrong}"], {})
+    assert "from 0 to 65535" in capsys.readouterr().err
+
+
+def test_the_first_model() -> None:
+    offered = [source.key for source in sources(["/x/mine"])]
+    assert Settings().first_model(["demo", "published"]) == "demo"
+    assert Settings(bundles=("/x/mine",)).first_model(offered) == "mine"
+    assert Settings(bundles=("/x/mine",), model="demo").first_model(offered) == "demo"
+    with pytest.raises(BundleError, match="demo, published, mine"):
+        Settings(bundles=("/x/mine",), model="nope").first_model(offered)
