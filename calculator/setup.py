@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from dataclasses import dataclass, fields
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from calculator.errors import CalculatorError
@@ -184,3 +187,14 @@ def _check_together(s: TrainingSetup) -> None:
 
 
 FIELDS: tuple[str, ...] = tuple(f.name for f in fields(TrainingSetup))
+
+
+def field_help() -> dict[str, str]:
+    """What stands under each field of TrainingSetup, for command lines and pages."""
+    tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
+    body = next(n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == TrainingSetup.__name__)
+    result = {}
+    for field, text in pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(field.target, ast.Name):
+            result[field.target.id] = " ".join(ast.literal_eval(text.value).split())
+    return result

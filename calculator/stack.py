@@ -102,7 +102,7 @@ Block = tuple[Layer, Layer, int, int]
 
 
 def run_reversible(tape: Tape, x: Value, blocks: list[Block]) -> Value:
-    """Keeps the two last streams alone; every block's inputs are computed again from its outputs (Gomez et al. 2017)."""
+    """Keeps the two last streams alone; inputs of blocks are computed again from outputs (Gomez et al. 2017)."""
     y1, y2 = _reversible_forward(tape, x, blocks)
     slots = (Slot(), Slot())
 

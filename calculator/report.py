@@ -1,0 +1,69 @@
+"""An estimate as plain data, CSV and words. Knows no user interface."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import asdict, fields
+from typing import Any
+
+from calculator.architectures import Architecture
+from calculator.memory import GIB, MemoryEstimate
+from calculator.setup import TrainingSetup
+
+
+def gib(size: int) -> str:
+    return f"{size / GIB:.2f} GiB"
+
+
+def as_dict(m: MemoryEstimate) -> dict[str, Any]:
+    """JSON-ready; every size in bytes."""
+    return {
+        "model": m.model.name,
+        "architecture": _short(m.model),
+        "setup": _short(m.setup),
+        "parameter_count": m.parameter_count,
+        "trained_count": m.trained_count,
+        "gpu_total": m.gpu_total,
+        "ram_total": m.ram_total,
+        "peak_phase": m.peak.name,
+        "parameters": m.parameters,
+        "gradients": m.gradients,
+        "optimizer": m.optimizer,
+        "activations": m.activations,
+        "logits": m.logits,
+        "temporaries": m.temporaries,
+        "phases": {phase.name: dict(phase.gpu) for phase in m.phases},
+        "ram": dict(m.ram),
+        "overhead": list(m.overhead),
+        "swarm": asdict(m.swarm) if m.swarm else None,
+    }
+
+
+def as_csv(estimates: list[MemoryEstimate]) -> str:
+    """One row a set-up, phase and component; bytes."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["setup", "model", "where", "phase", "component", "bytes"])
+    for number, m in enumerate(estimates, 1):
+        for phase in m.phases:
+            for name, size in phase.gpu.items():
+                writer.writerow([number, _safe(m.model.name), "GPU", phase.name, name, size])
+        for name, size in m.ram.items():
+            writer.writerow([number, _safe(m.model.name), "RAM", "all", name, size])
+    return out.getvalue()
+
+
+def _safe(text: str) -> str:
+    """A spreadsheet takes a cell that begins so for a formula."""
+    return "'" + text if text[:1] in "=+-@\t\r" else text
+
+
+def _short(value: Architecture | TrainingSetup) -> dict[str, Any]:
+    """The fields that are not at their default."""
+    result = {}
+    for f in fields(value):
+        x = getattr(value, f.name)
+        if x != f.default and f.name != "name":
+            result[f.name] = _short(x) if isinstance(x, Architecture) else x
+    return result
