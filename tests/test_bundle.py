@@ -247,6 +247,7 @@ def test_a_new_bundle_has_ordinary_permissions(tmp_path: Path) -> None:
     finally:
         os.umask(old)
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o755
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "new").iterdir()} == {0o644}
 
 
 def test_the_demo_ships_whole_and_small() -> None:

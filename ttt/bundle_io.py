@@ -179,10 +179,11 @@ def _staging(target: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _publish(stage: Path, target: Path) -> None:
+    ordinary = (stage / layout.CONFIG).stat().st_mode & 0o777  # what the umask makes of a new file
+    for path in stage.iterdir():
+        path.chmod(ordinary)  # safetensors writes files for their owner alone
     if not target.exists() or not any(target.iterdir()):
-        umask = os.umask(0)
-        os.umask(umask)
-        stage.chmod(0o777 & ~umask)  # mkdtemp made it for its owner alone
+        stage.chmod(ordinary | (ordinary & 0o444) >> 2)  # and so did mkdtemp; who may read may enter
         if target.exists():
             target.rmdir()  # Windows does not rename onto an empty folder
         stage.rename(target)
