@@ -95,7 +95,7 @@ class TextToImage:
 
         device = choose_device(device)
         scorer = load_in_background(bundle.clip, device)
-        return cls(
+        pipe = cls(
             dalle=load_dalle_from(bundle, device),
             vqgan=load_vqgan_from(bundle, device),
             tokenizer=TextTokenizer.from_file(bundle.tokenizer_file, bundle.dalle.text_seq_len, bundle.pad_id),
@@ -105,6 +105,8 @@ class TextToImage:
             dtype=dtype,
             chunk=chunk,
         )
+        threading.Thread(target=lambda: pipe.palette, name="ttt-palette", daemon=True).start()  # for the first preview
+        return pipe
 
     def __call__(self, prompt: str, params: SamplingParams | None = None) -> list[RankedImage]:
         """The best `keep`, best first."""

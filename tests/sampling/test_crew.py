@@ -104,11 +104,22 @@ def test_the_number_of_threads_of_the_process_is_left_as_it_was():
     torch.set_num_threads(2)
     try:
         inside: list[int] = []
-        crew = Crew(64, 64, lambda piece, crew: inside.append(torch.get_num_threads()), CPU)
+        meanwhile: list[int] = []
+
+        def work(piece: range, crew: Crew) -> None:
+            inside.append(torch.get_num_threads())
+            other = threading.Thread(target=lambda: meanwhile.append(torch.get_num_threads()))
+            other.start()
+            other.join()
+            inside.append(torch.get_num_threads())
+
+        crew = Crew(64, 64, work, CPU)
         finish(crew)
         assert crew.threads == 2
-        assert inside == [1, 1]
+        assert inside == [1] * 4
         assert torch.get_num_threads() == 2
+        assert set(meanwhile) <= {1, 2}
+        finish(Crew(64, 64, lambda piece, crew: time.sleep(0.01), CPU))
         seen: list[int] = []
         thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
         thread.start()

@@ -63,7 +63,8 @@ def cached_logits(dalle: Dalle, text: torch.Tensor, codes: torch.Tensor, **how: 
 def plain_logits(dalle: Dalle, text: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """The same from the model's own forward, which knows no cache."""
     config = dalle.config
-    return dalle(text.expand(len(codes), -1), codes)[:, config.text_seq_len :, config.text_vocab :]
+    logits = dalle(text.expand(len(codes), -1), codes)
+    return logits[:, config.text_seq_len : config.text_seq_len + codes.shape[1], config.text_vocab :]
 
 
 @pytest.mark.parametrize("b", [1, 5])

@@ -66,9 +66,13 @@ class Crew:
 
     def run(self) -> Generator[None]:
         before = torch.get_num_threads()
-        threads = [threading.Thread(target=self._work_off, daemon=True) for _ in range(self.threads)]
+        ready = threading.Barrier(self.threads + 1)
+        threads = [threading.Thread(target=self._work_off, args=(ready,), daemon=True) for _ in range(self.threads)]
         for thread in threads:
             thread.start()
+        ready.wait()
+        if self.inner_threads != before:  # what a thread sets for itself is also the default of threads to come
+            torch.set_num_threads(before)
         try:
             while any(thread.is_alive() for thread in threads):
                 self._ticked.wait(0.5)
@@ -79,14 +83,13 @@ class Crew:
             self._closed = True
             for thread in threads:
                 thread.join()
-            if self.inner_threads != before:  # a thread's own setting is also the default of threads to come
-                torch.set_num_threads(before)
         if self._failure is not None:
             raise self._failure
 
-    def _work_off(self) -> None:
+    def _work_off(self, ready: threading.Barrier) -> None:
         if self.device.type == "cpu" and torch.get_num_threads() != self.inner_threads:
             torch.set_num_threads(self.inner_threads)
+        ready.wait()
         try:
             with torch.inference_mode():
                 while self._failure is None and (piece := self._next()) is not None:
