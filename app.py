@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from urllib.parse import urlencode
 
+from calculator.page import from_query as calculator_link
+from calculator.tab import build_tab
 from ttt.ui.endpoint import add_endpoint
 from ttt.ui.generate import GenerateTab
 from ttt.ui.models import ModelShelf, Painter, load_real, sources
@@ -25,7 +28,10 @@ def main(arguments: list[str] | None = None, load: Callable[[str], Painter] = lo
         GenerateTab(studio, first)
         add_endpoint(studio, first)
 
-    tabs: list[Tab] = [("Generate", generate)]
+    tabs = [
+        Tab("Generate", generate),
+        Tab("Memory", build_tab, claims=lambda query: calculator_link(urlencode(query)) is not None),
+    ]
     create_app(tabs).launch(**launch_options(settings, studio.store))
 
 

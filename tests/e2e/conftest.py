@@ -63,11 +63,11 @@ def start(folder: Path, command: list[str], *options: str) -> Server:
                 stderr=subprocess.STDOUT,
             )
         server = Server(f"http://127.0.0.1:{port}/", folder / "diary", process, log)
-        end = time.monotonic() + 120
+        end = time.monotonic() + 240
         while process.poll() is None:
             if time.monotonic() > end:
                 process.kill()
-                pytest.fail(f"no answer within 120 s:\n{log.read_text()}")
+                pytest.fail(f"no answer within 240 s:\n{log.read_text()}")
             try:
                 if httpx.get(server.url, timeout=5).status_code == 200:
                     return server
@@ -117,6 +117,6 @@ def browser() -> Iterator:
 @pytest.fixture
 def context(browser: object) -> Iterator:
     fresh = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")  # type: ignore[attr-defined]
-    fresh.set_default_timeout(20_000)
+    fresh.set_default_timeout(40_000)
     yield fresh
     fresh.close()

@@ -76,7 +76,7 @@ def _equals(value: object, number: int) -> bool:
 def from_query(query: Mapping[str, str], models: list[str]) -> tuple[Form | None, str]:
     """The form that an address asks for (None when it asks for nothing), and what was wrong with it."""
     given = {name: query[name] for name in FIELDS if name in query and name != "lock"}
-    if not given:
+    if not given or (given.keys() == {"model"} and given["model"] not in models):  # another tab's, perhaps
         return None, ""
     form = Form(prompt=given.get("prompt", "")[:MAX_KEPT_TEXT], lock="seed" in given)
     problems = []

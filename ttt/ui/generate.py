@@ -133,7 +133,8 @@ class GenerateTab:
         root = gr.context.Context.root_block
         assert root is not None
         loaded = root.load(fn=self.recall, inputs=[self.typed, self.work], outputs=outputs, preprocess=False, **many)
-        loaded.then(fn=None, js="() => { window.ttt?.recalled(); }", **hidden)
+        names = json.dumps(self.studio.shelf.keys)
+        loaded.then(fn=None, js=f"() => {{ window.ttt?.recalled({names}); }}", **hidden)
         loaded.then(fn=self.rejoin, inputs=[self.work], outputs=outputs, preprocess=False, **many)
         self.restore.upload(fn=self.take_picture, inputs=[self.restore], outputs=outputs, **many)
         keep = _KEEP % json.dumps(FIELDS)

@@ -18,11 +18,12 @@
   window.ttt = {
     // The form shows what the address or the browser's memory said. A link has done its work then: a reload is to
     // keep what was typed since.
-    recalled() {
+    recalled(models) {
       recalled = true;
       const address = new URL(window.location.href);
-      for (const name of ["prompt", "candidates", "keep", "top_k", "top_p", "temperature", "seed", "model"])
+      for (const name of ["prompt", "candidates", "keep", "top_k", "top_p", "temperature", "seed"])
         address.searchParams.delete(name);
+      if (models.includes(address.searchParams.get("model"))) address.searchParams.delete("model"); // else another tab's
       window.history.replaceState(null, "", address);
     },
     // Text for the browser's memory; before the form was filled there is nothing worth keeping.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -17,8 +18,16 @@ MAX_UPLOAD = "20mb"
 CACHE_SECONDS = (3600, 24 * 3600)
 """How often Gradio's own copies of files are swept, and how old they are then."""
 
-Tab = tuple[str, Callable[[], object]]
-"""Its name, and what builds it inside the current gr.Blocks."""
+Query = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Tab:
+    name: str
+    build: Callable[[], object]
+    """Makes the components inside the current gr.Blocks."""
+    claims: Callable[[Query], bool] = lambda query: False
+    """Whether an address is meant for this tab, which then is the one shown."""
 
 
 def create_app(tabs: Sequence[Tab]) -> gr.Blocks:
@@ -26,15 +35,26 @@ def create_app(tabs: Sequence[Tab]) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=CACHE_SECONDS) as app:
         gr.HTML(value=f"<h1>{TITLE}</h1><p>{LEAD}</p>", elem_id="masthead")
         if len(tabs) == 1:
-            tabs[0][1]()
+            tabs[0].build()
         else:
-            with gr.Tabs():
-                for name, build in tabs:
-                    with gr.Tab(label=name, id=name.lower()):
-                        build()
+            _lay_out_tabs(app, tabs)
     # Requests take turns at our own desk, which knows the users; Gradio's queue only carries messages.
     app.queue(default_concurrency_limit=None, max_size=256)
     return app
+
+
+def _lay_out_tabs(app: gr.Blocks, tabs: Sequence[Tab]) -> None:
+    with gr.Tabs(elem_id="tabs") as bar:
+        for tab in tabs:
+            with gr.Tab(label=tab.name, id=tab.name.lower()):
+                tab.build()
+
+    def choose(request: gr.Request) -> Any:
+        query = dict(request.query_params)
+        claimed = [tab.name.lower() for tab in tabs if tab.name.lower() == query.get("tab") or tab.claims(query)]
+        return gr.Tabs(selected=claimed[0]) if claimed else gr.skip()
+
+    app.load(fn=choose, outputs=[bar], api_visibility="undocumented", show_progress="hidden")
 
 
 def launch_options(settings: Settings, store: ResultStore) -> dict[str, Any]:
