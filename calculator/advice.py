@@ -79,6 +79,11 @@ def cheapest(model: Architecture | str, setup: TrainingSetup, device: Device, mo
             names = tuple(t.name for t in techniques)
             found.append(Advice(changed, names, time, result, m.gpu_total, m.ram_total))
     found.sort(key=lambda a: (round(a.time, 3), len(a.changes)))
+    different: list[Advice] = []
+    for advice in found:
+        if not any(set(advice.changes) <= set(d.changes) for d in different):
+            different.append(advice)
+    found = different
     return found[:most]
 
 

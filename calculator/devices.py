@@ -48,7 +48,7 @@ def find_device(text: str) -> Device:
     for device in _ALL:
         if _plain(device.name) == wanted:
             return device
-    number = re.fullmatch(r"(\d+(?:\.\d+)?)(gib|gb)?", wanted)
+    number = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(gib|gb)?\s*", text.lower())
     if number and 0 < float(number[1]) <= 100_000:
         return Device(f"{float(number[1]):g} GiB", float(number[1]))
     near = [d.name for d in _ALL if wanted and wanted in _plain(d.name)]

@@ -46,8 +46,13 @@ def from_config(config: Config) -> Architecture:
         raise CalculatorError(f"this {kind} config.json has a value of a wrong type: {error}") from None
 
 
-def from_hub(repo_id: str, *, token: str | None = None, timeout: float = 10.0) -> Architecture:
-    """The config.json of a Hub model; `token` for gated ones."""
+def from_hub(repo_id: str, *, token: str | None = None) -> Architecture:
+    """A Hub model; `token` for gated ones."""
+    return from_json(fetch(repo_id, token=token))
+
+
+def fetch(repo_id: str, *, token: str | None = None, timeout: float = 10.0) -> str:
+    """The config.json of a Hub model."""
     if not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", repo_id) or ".." in repo_id:
         raise CalculatorError(f"{repo_id!r} is not the id of a Hub model; they look like 'openai-community/gpt2-large'")
     request = urllib.request.Request(f"https://huggingface.co/{repo_id}/resolve/main/config.json")
@@ -55,7 +60,7 @@ def from_hub(repo_id: str, *, token: str | None = None, timeout: float = 10.0) -
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
-            text = response.read(LARGEST_FILE + 1)
+            text: bytes = response.read(LARGEST_FILE + 1)
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             raise CalculatorError(
@@ -64,7 +69,7 @@ def from_hub(repo_id: str, *, token: str | None = None, timeout: float = 10.0) -
         raise CalculatorError(f"the Hub answered {error.code} for the config.json of {repo_id}") from None
     except OSError as error:
         raise CalculatorError(f"the Hub cannot be reached ({error}); paste the config.json instead") from None
-    return from_json(text)
+    return text.decode("utf-8", errors="replace")
 
 
 def _name(config: Config) -> str:

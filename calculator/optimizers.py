@@ -16,6 +16,9 @@ RUN_SMALLEST_8BIT, RUN_BLOCK = 65_536, 4096
 """Of the 2021 run's 8-bit LAMB."""
 SMALLEST_PAGED = 100_000
 
+OF_PYTORCH = ("adam", "adamw", "sgd")
+"""torch.optim keeps state in the parameter's own type; bitsandbytes' 32-bit optimizers and Adafactor in float32."""
+
 Sizes = list[tuple[Tensor, int]]
 """Tensors that are trained, and how many of each there are."""
 
@@ -35,7 +38,7 @@ def tensor_state(x: Tensor, setup: TrainingSetup) -> int:
         rows, columns = n // x.shape[-1], n // x.shape[-2]
         return first + 4 * (rows + columns)
     k = states(name)
-    if setup.bits == 16:
+    if setup.bits == 16 or (setup.width == 2 and setup.adapter == "none" and name in OF_PYTORCH):
         return 2 * k * n
     if setup.bits == 32 or (setup.embeddings_32bit and is_embedding(x)):
         return 4 * k * n

@@ -75,9 +75,8 @@ def _bias(c: Context, stack: str, s: int) -> Value:
     """Learned, one number a head and pair of positions; the layers share it."""
     table = c.p(f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight")
     buckets = c.tape.new(s * s, 8)
-    bias = c.tape.embedding(table, s * s, c.a.heads)
-    c.tape.nodes[-1] = (c.tape.nodes[-1][0], buckets.storage, *c.tape.nodes[-1][2:])
-    return bias
+    gradients = ((table.slot, table.n * table.width),)
+    return c.tape.record(s * s * c.a.heads, table.width, buckets.storage, gradients)
 
 
 def _norm(c: Context, x: Value, name: str) -> Value:

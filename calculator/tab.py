@@ -1,0 +1,277 @@
+"""The Memory tab, and `python -m calculator.tab` to see it alone. The only gradio file here; computes nothing."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from calculator import formulas, page
+from calculator.devices import DEVICES, verdict
+from calculator.errors import CalculatorError
+from calculator.hf_config import LARGEST_FILE
+from calculator.hf_config import fetch as fetch_config
+from calculator.page import CHECKPOINTING, CONFIG, CUSTOM, DEFAULTS, DIMENSIONS, EXAMPLES, Form
+from calculator.presets import PRESETS
+from calculator.report import as_csv, as_dict
+from calculator.setup import OPTIMIZERS, TrainingSetup
+
+VALIDATION = "docs/calculator.md"
+Component = gr.components.Component
+
+
+def build_tab() -> None:
+    """Make the tab inside the current gr.Blocks, and its endpoint `/estimate_memory`."""
+    kept: gr.State = gr.State(value=[], time_to_live=3600)
+    with gr.Row(elem_id="calculator"):
+        with gr.Column(scale=4, min_width=300):
+            controls = _controls()
+        with gr.Column(scale=7, min_width=300):
+            outputs = _outputs()
+    inputs = set(controls.values())
+
+    def form_of(values: dict[Component, Any]) -> Form:
+        return {name: values[component] for name, component in controls.items() if component in values}
+
+    def show(values: dict[Component, Any], request: gr.Request) -> list[Any]:
+        return _show(form_of(values), _base(request))
+
+    shown = list(outputs.values())
+    for component in controls.values():
+        # An endpoint and a script talk to the form through `load`; `input` is the user alone.
+        component.change(fn=show, inputs=inputs, outputs=shown, show_progress="hidden", api_visibility="private")
+    _examples(controls)
+    _model_sources(controls)
+    _comparison(controls, kept, form_of)
+    root = gr.context.Context.root_block
+    assert root is not None
+    names = list(controls)
+
+    def load(request: gr.Request) -> list[Any]:
+        form = page.from_query(str(request.query_params) if request else "") or dict(DEFAULTS)
+        return [*_values(form, names), *_show(form, _base(request))]
+
+    root.load(fn=load, outputs=[*controls.values(), *shown], api_visibility="private")
+    gr.api(estimate_memory, api_name="estimate_memory")
+
+
+def _controls() -> dict[str, Component]:
+    """Every control by the name of what it sets, in the order in which they stand."""
+    d, c = DEFAULTS, {}
+    c["model"] = gr.Dropdown(label="Model", choices=[*PRESETS, CUSTOM, CONFIG], value=d["model"], elem_id="calc-model")
+    c["gpu"] = gr.Dropdown(
+        label="GPU", info="or a number of GiB of your own", choices=list(DEVICES), value=d["gpu"],
+        allow_custom_value=True, elem_id="calc-gpu",
+    )  # fmt: skip
+    with gr.Accordion(label="Dimensions of your own", open=False, elem_id="calc-dimensions"):
+        c["family"] = gr.Dropdown(label="Family", choices=["gpt2", "bert", "t5", "gptj", "llama"], value=d["family"])
+        for name in list(DIMENSIONS)[1:]:
+            c[name] = gr.Number(label=name.replace("_", "-").capitalize(), value=d[name], precision=0, minimum=1)
+    with gr.Accordion(label="From a config.json or the Hub", open=False, elem_id="calc-config"):
+        c["config"] = gr.Textbox(label="config.json", info="paste it here, then choose the model config.json", lines=4)
+    with gr.Group():
+        c["batch_size"] = gr.Number(label="Micro-batch", value=1, precision=0, minimum=1, elem_id="calc-batch")
+        c["sequence_length"] = gr.Number(
+            label="Sequence length", info="0: the model's own, at most 2048", value=0, precision=0
+        )
+        c["accumulation_steps"] = gr.Number(label="Micro-batches a step", value=1, precision=0, minimum=1)
+    c["optimizer"] = gr.Dropdown(
+        label="Optimizer", choices=list(OPTIMIZERS), value=d["optimizer"], elem_id="calc-optimizer"
+    )
+    precisions = ["float32", "mixed-fp16", "mixed-bf16", "pure-fp16", "pure-bf16"]
+    c["precision"] = gr.Dropdown(label="Precision", info="mixed: autocast", choices=precisions, value=d["precision"])
+    c["gradient_checkpointing"] = gr.Dropdown(label="Gradient checkpointing", choices=list(CHECKPOINTING), value="off")
+    offloads = ["none", "hivemind", "zero-offload"]
+    c["offload_optimizer"] = gr.Dropdown(label="Optimizer in RAM", choices=offloads, value="none")
+    c["attention"] = gr.Radio(label="Attention", choices=["auto", "eager", "sdpa"], value="auto")
+    with gr.Accordion(label="More techniques", open=False):
+        _more(c)
+    return c
+
+
+def _more(c: dict[str, Component]) -> None:
+    d, three = DEFAULTS, ["model's own", "yes", "no"]
+    c["shared_groups"] = gr.Number(
+        label="Sets of weights among the layers", info="0: the model's own", value=0, precision=0
+    )
+    c["reversible"] = gr.Radio(label="Reversible layers", choices=three, value=three[0])
+    c["tied_embeddings"] = gr.Radio(label="Tied embeddings", choices=three, value=three[0])
+    c["dropout"] = gr.Checkbox(label="Dropout of the model", value=True)
+    c["target_length"] = gr.Number(
+        label="Length of the decoder's sequence (T5)", info="0: the same", value=0, precision=0
+    )
+    ways = ["foreach", "for-loop", "fused"]
+    c["optimizer_implementation"] = gr.Radio(label="Optimizer step", choices=ways, value="foreach")
+    c["paged_optimizer"] = gr.Checkbox(label="Paged state (bitsandbytes)", value=False)
+    c["embeddings_32bit"] = gr.Checkbox(label="32-bit state for embeddings", value=False)
+    c["adapter"] = gr.Radio(label="Adapters", choices=["none", "lora", "qlora"], value="none")
+    c["lora_rank"] = gr.Number(label="Rank of adapters", value=d["lora_rank"], precision=0, minimum=1)
+    c["zero_stage"] = gr.Radio(label="ZeRO stage", choices=[0, 1, 2, 3], value=0)
+    c["gpus"] = gr.Number(label="GPUs", value=1, precision=0, minimum=1)
+    c["swarm"] = gr.Checkbox(label="Swarm (hivemind)", value=False)
+    c["swarm_peers"] = gr.Number(label="Peers", value=d["swarm_peers"], precision=0, minimum=1)
+    c["reuse_grad_buffers"] = gr.Checkbox(label="Accumulate in the model's gradients", value=False)
+    c["delayed_updates"] = gr.Checkbox(label="Delayed updates", value=d["delayed_updates"])
+    c["compression"] = gr.Radio(label="Compression", choices=["none", "16-bit", "8-bit", "run"], value=d["compression"])
+    c["bandwidth_mbit"] = gr.Number(label="Bandwidth, Mbit/s", value=d["bandwidth_mbit"], minimum=0.001)
+
+
+def _outputs() -> dict[str, Component]:
+    """What an answer is shown in; the order is that of `_show`."""
+    o: dict[str, Component] = {}
+    o["verdict"] = gr.HTML(elem_id="calc-verdict")
+    o["bars"] = gr.HTML(elem_id="calc-bars")
+    o["advice"] = gr.HTML(elem_id="calc-advice")
+    o["curves"] = gr.HTML(elem_id="calc-curves")
+    with gr.Accordion(label="Phases of a step", open=False):
+        o["phases"] = gr.HTML()
+    with gr.Accordion(label="The formula behind every number", open=False, elem_id="calc-formulas"):
+        o["formulas"] = gr.HTML()
+        gr.Markdown(value=f"Predicted against measured, case by case: `{VALIDATION}` of the repository.")
+    o["link"] = gr.Textbox(label="Link to this set-up", interactive=False, buttons=["copy"], elem_id="calc-link")
+    with gr.Row():
+        o["csv"] = gr.DownloadButton(label="CSV", size="sm")
+        o["json"] = gr.DownloadButton(label="JSON", size="sm")
+    return o
+
+
+def _show(form: Form, base: str) -> list[Any]:
+    """All outputs; refused input is said where the verdict stands, and the rest stays as it was."""
+    try:
+        a = page.answer(form)
+        m = a.estimate
+        parts = [page.verdict_html(a), page.bars_html(a), page.advice_html(a), page.curves_html(a), page.phases_html(a)]
+    except CalculatorError as error:
+        return [_refused(str(error)), *[gr.skip()] * 8]
+    files = [_file(as_csv([m]), "memory.csv"), _file(json.dumps(as_dict(m), indent=2), "memory.json")]
+    return [*parts, formulas.as_html(m), page.link(form, base), *files]
+
+
+def _refused(message: str) -> str:
+    from html import escape
+
+    body = f'<div class="calc-verdict calc-not" role="alert"><strong>Refused</strong><br>{escape(message)}</div>'
+    return f'{page.charts.STYLE}<div class="calc">{body}</div>'
+
+
+def _file(text: str, name: str) -> str:
+    folder = Path(tempfile.mkdtemp(prefix="calculator-"))
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def _base(request: gr.Request | None) -> str:
+    """Address of the page, without a query."""
+    headers = getattr(request, "headers", None) or {}
+    return str(headers.get("referer", "")).split("?")[0]
+
+
+def _values(form: Form, names: list[str]) -> list[Any]:
+    """A form as values of the controls."""
+    words = {None: "model's own", True: "yes", False: "no"}
+    values = []
+    for name in names:
+        value = form[name]
+        if name == "gradient_checkpointing" and not isinstance(value, str):
+            value = "off" if not value else CHECKPOINTING[1] if value is True or value == 1 else f"every {value} layers"
+        elif name in page.THREE_WAYS:
+            value = words.get(value, value)
+        elif name in page.OPTIONAL:
+            value = value or 0
+        values.append(value)
+    return values
+
+
+def _examples(controls: dict[str, Component]) -> None:
+    with gr.Row(elem_id="calc-examples"):
+        for label, changes in EXAMPLES.items():
+            button = gr.Button(value=label, size="sm")
+            values = _values({**DEFAULTS, **changes}, list(controls))
+            button.click(fn=_constant(values), outputs=list(controls.values()), api_visibility="private")
+
+
+def _constant(values: list[Any]) -> Callable[[], list[Any]]:
+    return lambda: values
+
+
+def _model_sources(controls: dict[str, Component]) -> None:
+    """A Hub id or an uploaded file fills the config.json, and the model is set to it."""
+    with gr.Accordion(label="Fetch a config.json", open=False):
+        hub = gr.Textbox(label="Hub id", placeholder="openai-community/gpt2-large", max_length=200)
+        token = gr.Textbox(label="Token, for gated models; it is not kept", type="password", max_length=200)
+        fetch = gr.Button(value="Fetch", size="sm")
+        upload = gr.File(label="Upload a config.json", file_types=[".json"], type="filepath")
+
+    def from_id(repo: str, secret: str) -> list[Any]:
+        try:
+            text = fetch_config((repo or "").strip(), token=(secret or "").strip() or None)
+        except CalculatorError as error:
+            raise gr.Error(message=str(error), print_exception=False) from None
+        return [CONFIG, text]
+
+    def from_file(path: str | None) -> list[Any]:
+        if not path:
+            return [gr.skip(), gr.skip()]
+        if Path(path).stat().st_size > LARGEST_FILE:
+            raise gr.Error(message=f"a config.json has at most {LARGEST_FILE:,} bytes", print_exception=False)
+        return [CONFIG, Path(path).read_text(encoding="utf-8", errors="replace")]
+
+    filled = [controls["model"], controls["config"]]
+    fetch.click(fn=from_id, inputs=[hub, token], outputs=filled, api_visibility="private")
+    upload.change(fn=from_file, inputs=[upload], outputs=filled, api_visibility="private")
+
+
+def _comparison(controls: dict[str, Component], kept: gr.State, form_of: Callable[[dict], Form]) -> None:
+    with gr.Row():
+        keep = gr.Button(value="Keep this set-up to compare", size="sm", elem_id="calc-keep")
+        clear = gr.Button(value="Forget them", size="sm")
+    table = gr.HTML(value=page.compare_html([]), elem_id="calc-compare")
+
+    def add(values: dict[Component, Any]) -> dict[Component, Any]:
+        forms = [*values[kept], form_of(values)][-3:]
+        try:
+            return {kept: forms, table: page.compare_html(forms)}
+        except CalculatorError as error:
+            raise gr.Error(message=str(error), print_exception=False) from None
+
+    keep.click(fn=add, inputs={kept, *controls.values()}, outputs=[kept, table], api_visibility="private")
+    clear.click(fn=lambda: ([], page.compare_html([])), outputs=[kept, table], api_visibility="private")
+
+
+def estimate_memory(model: str = "gpt2-large", gpu: str = "RTX 3060", techniques: dict | None = None) -> dict:
+    """Memory of training a model: bytes on the GPU and in RAM, phase by phase, and whether a GPU has them.
+
+    Args:
+        model: name of a preset, or the text of a Hugging Face config.json
+        gpu: name of a GPU, or a number of GiB
+        techniques: fields of TrainingSetup, e.g. {"optimizer": "adam8bit", "batch_size": 4}
+    Returns:
+        estimate: every number of the estimate in bytes, and the verdict
+    """
+    techniques = techniques or {}
+    unknown = sorted(set(techniques) - {f for f in DEFAULTS if f not in page.MODEL_FIELDS})
+    try:
+        if unknown:
+            known = ", ".join(TrainingSetup.__dataclass_fields__)
+            raise CalculatorError(f"unknown techniques {', '.join(unknown)}; known: {known}")
+        source = {"model": CONFIG, "config": model} if model.lstrip().startswith("{") else {"model": model}
+        a = page.answer({**source, "gpu": gpu, **techniques})
+    except CalculatorError as error:
+        raise gr.Error(message=str(error), print_exception=False) from None
+    return {**as_dict(a.estimate), "gpu": a.device.name, "verdict": verdict(a.estimate, a.device)}
+
+
+def main() -> None:
+    with gr.Blocks(title="Memory of training", analytics_enabled=False) as app:
+        gr.HTML(value="<h1>Memory of training</h1>")
+        build_tab()
+    app.launch(theme=gr.themes.Monochrome(), footer_links=["api"], share=False, ssr_mode=False)
+
+
+if __name__ == "__main__":
+    main()

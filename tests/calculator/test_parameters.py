@@ -1,0 +1,83 @@
+"""Parameters, tensor by tensor, against real models on the meta device and against published counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+
+from calculator import PRESETS, TrainingSetup, estimate, parameter_count
+from calculator.hf_config import from_config
+from calculator.simulate import tensors
+
+MODELS: dict[str, tuple[Any, Any]] = {
+    "gpt2": (hf.GPT2Config(n_layer=2, n_embd=96, n_head=3), hf.GPT2LMHeadModel),
+    "gpt2 untied": (hf.GPT2Config(n_layer=2, tie_word_embeddings=False), hf.GPT2LMHeadModel),
+    "bert": (hf.BertConfig(num_hidden_layers=3, hidden_size=128, num_attention_heads=2), hf.BertForPreTraining),
+    "gptj": (hf.GPTJConfig(n_layer=2, n_embd=256, n_head=4), hf.GPTJForCausalLM),
+    "t5": (hf.T5Config(num_layers=2, num_decoder_layers=3, d_kv=48), hf.T5ForConditionalGeneration),
+    "t5 1.1": (
+        hf.T5Config(num_layers=2, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+        hf.T5ForConditionalGeneration,
+    ),
+    "llama": (
+        hf.LlamaConfig(num_hidden_layers=2, hidden_size=256, num_attention_heads=8, num_key_value_heads=2,
+                       intermediate_size=704),
+        hf.LlamaForCausalLM,
+    ),
+    "mistral": (hf.MistralConfig(num_hidden_layers=2, hidden_size=512, num_attention_heads=8), hf.MistralForCausalLM),
+    "qwen2": (hf.Qwen2Config(num_hidden_layers=2, hidden_size=256, num_attention_heads=8, num_key_value_heads=4),
+              hf.Qwen2ForCausalLM),
+    "qwen3": (hf.Qwen3Config(num_hidden_layers=2, hidden_size=256, num_attention_heads=8, num_key_value_heads=4,
+                             head_dim=64), hf.Qwen3ForCausalLM),
+    "vit": (hf.ViTConfig(num_hidden_layers=2), hf.ViTForImageClassification),
+    "clip": (hf.CLIPConfig(text_config={"num_hidden_layers": 2}, vision_config={"num_hidden_layers": 3}), hf.CLIPModel),
+}  # fmt: skip
+
+PUBLISHED = {
+    "bert-base": 110_106_428, "bert-large": 336_226_108, "t5-small": 60_506_624, "t5-base": 222_903_552,
+    "t5-large": 737_668_096, "t5-3b": 2_851_598_336, "t5-11b": 11_307_321_344, "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200, "gpt-j-6b": 6_050_882_784,
+}  # fmt: skip
+"""Of the Hugging Face models."""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_tensor_of_a_family_is_counted(name: str) -> None:
+    config, model = MODELS[name]
+    with torch.device("meta"):
+        real = {n: tuple(p.shape) for n, p in model(config).named_parameters()}
+    ours = {
+        t.name.replace("{}", str(i)): t.shape for t in tensors(from_config(config.to_dict())) for i in range(t.repeat)
+    }
+    assert ours == real
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_have_the_published_number_of_parameters(name: str) -> None:
+    assert parameter_count(name) == PUBLISHED[name]
+    assert estimate(name, TrainingSetup(batch_size=1)).parameters == 4 * PUBLISHED[name]
+
+
+@pytest.mark.parametrize(("name", "billions"), [("gpt3-small", 0.12523), ("gpt3-xl", 1.31572), ("gpt3-2.7b", 2.65155),
+                                                ("gpt3-175b", 174.604), ("dalle-12b", 12.198)])  # fmt: skip
+def test_models_without_weights_follow_the_formula(name: str, billions: float) -> None:
+    assert parameter_count(name) == pytest.approx(billions * 1e9, rel=1e-4)
+
+
+def test_the_papers_own_model_is_the_one_that_is_trained() -> None:
+    from ttt.config import PAPER
+    from ttt.model.dalle import Dalle
+
+    with torch.device("meta"):
+        shared = sum(p.numel() for p in Dalle(PAPER).parameters())
+    assert parameter_count("ttt-dalle") == shared
+    unshared = estimate("ttt-dalle", TrainingSetup(shared_groups=64)).parameter_count
+    assert 8.8 < unshared / shared < 8.9
+
+
+def test_all_presets_are_there() -> None:
+    assert len(PRESETS) == 22
+    assert all(name == a.name for name, a in PRESETS.items())

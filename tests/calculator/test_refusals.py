@@ -1,0 +1,144 @@
+"""Bad input is refused with what is allowed."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from calculator import Architecture, CalculatorError, TrainingSetup, estimate
+from calculator.devices import check_gib, find_device
+from calculator.hf_config import LARGEST_FILE, from_hub, from_json
+
+SIZES: dict[str, Any] = {
+    "family": "gpt2", "hidden": 64, "layers": 2, "heads": 4, "feed_forward": 128, "vocabulary": 100, "positions": 64,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": 0}, "layers must be a whole number from 1"),
+        ({"heads": 3}, "cannot be divided among 3 heads"),
+        ({"hidden": -64}, "hidden must be"),
+        ({"hidden": math.nan}, "hidden must be"),
+        ({"hidden": 64.0}, "hidden must be"),
+        ({"layers": True}, "layers must be"),
+        ({"hidden": 10**9}, "to 10,000,000"),
+        ({"family": "rnn"}, "known: bert"),
+        ({"groups": 3}, "allowed: 1 to 2"),
+        ({"vocabulary": 0}, "vocabulary must be"),
+        ({"activation": "swish2"}, "unknown activation"),
+        ({"key_value_heads": 3}, "key_value_heads"),
+    ],
+)
+def test_impossible_dimensions(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CalculatorError, match=message):
+        Architecture(**{**SIZES, **changes})
+
+
+@pytest.mark.parametrize(
+    ("techniques", "message"),
+    [
+        ({"batch_size": -1}, "batch_size must be a whole number from 1"),
+        ({"batch_size": math.nan}, "batch_size must be"),
+        ({"batch_size": 1.5}, "batch_size must be"),
+        ({"sequence_length": 0}, "sequence_length must be"),
+        ({"optimizer": "adagrad"}, "optimizer must be one of adam"),
+        ({"precision": "fp8"}, "precision must be one of float32"),
+        ({"bandwidth_mbit": math.nan}, "above 0"),
+        ({"bandwidth_mbit": 0}, "above 0"),
+        ({"zero_stage": 4}, "zero_stage must be"),
+        ({"zero_stage": 1}, "set gpus"),
+        ({"zero_stage": 1, "gpus": 2, "swarm": True}, "choose one"),
+        ({"offload_optimizer": "zero-offload"}, "pure-fp16 or pure-bf16"),
+        ({"offload_optimizer": "zero-offload", "precision": "pure-fp16", "optimizer": "lamb"}, "adam or adamw"),
+        ({"offload_optimizer": True, "precision": "pure-bf16"}, "float32 or mixed"),
+        ({"offload_optimizer": "disk"}, "offload_optimizer must be one of"),
+        ({"optimizer": "lamb8bit-cpu"}, "set offload_optimizer"),
+        ({"optimizer": "lamb8bit", "paged_optimizer": True}, "paged variants"),
+        ({"embeddings_32bit": True}, "8-bit optimizers alone"),
+        ({"adapter": "qlora"}, "pure-bf16"),
+        ({"adapter": "lora", "shared_groups": 2}, "share nothing"),
+        ({"reuse_grad_buffers": True}, "set swarm"),
+        ({"reversible": True, "gradient_checkpointing": True}, "choose one"),
+        ({"dropout": "yes"}, "dropout must be True or False"),
+    ],
+)
+def test_impossible_setups(techniques: dict[str, Any], message: str) -> None:
+    with pytest.raises(CalculatorError, match=message):
+        TrainingSetup(**techniques)
+
+
+@pytest.mark.parametrize(
+    ("model", "techniques", "message"),
+    [
+        ("gpt5", {}, "known: bert-base"),
+        ("gpt2", {"shared_groups": 13}, "allowed: 1 to 12"),
+        ("gpt2", {"sequence_length": 1025}, "1024 positions"),
+        ("gpt2", {"reversible": True}, "another architecture"),
+        ("gpt2", {"target_length": 5}, "encoder-decoder"),
+        ("gpt-j-6b", {"attention": "sdpa"}, "eager or auto"),
+        ("ttt-dalle", {"gradient_checkpointing": True}, "set reversible to False"),
+        ("ttt-dalle", {"sequence_length": 100}, "whole images"),
+        ("ttt-dalle", {"adapter": "lora"}, "adapters"),
+        ("ttt-dalle", {"tied_embeddings": False}, "tied or untied"),
+    ],
+)
+def test_techniques_that_a_model_cannot_have(model: str, techniques: dict[str, Any], message: str) -> None:
+    with pytest.raises(CalculatorError, match=message):
+        estimate(model, TrainingSetup(**techniques))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not the JSON"),
+        ("[1]", "JSON object"),
+        ("[" * 100_000, "not the JSON"),
+        ("{}", "known: bert, clip"),
+        ('{"model_type": "mamba"}', "unknown model_type 'mamba'"),
+        ('{"model_type": "gpt2"}', "lacks 'n_embd'"),
+        (
+            '{"model_type": "gpt2", "n_embd": "x", "n_layer": 2, "n_head": 2, "vocab_size": 9, "n_positions": 9}',
+            "hidden",
+        ),
+        (
+            '{"model_type": "gpt2", "n_embd": NaN, "n_layer": 2, "n_head": 2, "vocab_size": 9, "n_positions": 9}',
+            "hidden",
+        ),
+        ("x" * (LARGEST_FILE + 1), "at most 1,000,000 bytes"),
+    ],
+)
+def test_hostile_configs(text: str, message: str) -> None:
+    with pytest.raises(CalculatorError, match=message):
+        from_json(text)
+
+
+def test_a_config_is_read() -> None:
+    config = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 100, "n_positions": 64}
+    assert from_json(json.dumps(config)).hidden == 64
+
+
+@pytest.mark.parametrize("repo", ["", "../../etc/passwd", "a b", "http://example.com/x", "a/b/c"])
+def test_what_is_no_hub_id_is_never_fetched(repo: str) -> None:
+    with pytest.raises(CalculatorError, match="not the id"):
+        from_hub(repo)
+
+
+@pytest.mark.parametrize("name", ["RTX 3060", "rtx3060", "A100 80GB", "12", "12.5 GiB", "t4"])
+def test_gpus_by_name_or_size(name: str) -> None:
+    assert find_device(name).bytes > 0
+
+
+@pytest.mark.parametrize("name", ["", "RTX 1", "-3", "nan", "1e99", "A100"])
+def test_unknown_gpus_are_refused_with_the_known_ones(name: str) -> None:
+    with pytest.raises(CalculatorError, match="known"):
+        find_device(name)
+
+
+def test_memory_of_ones_own_card_is_a_number() -> None:
+    with pytest.raises(CalculatorError, match="above 0"):
+        check_gib(math.nan)
