@@ -172,18 +172,18 @@ DEMO = DalleConfig(
     heads=6,
     dim_head=32,
     text_seq_len=32,
-    image_fmap_size=16,
+    image_fmap_size=8,
     num_text_tokens=432,
     num_image_tokens=1024,
 )
-"""The model that ships in `ttt/demo`: every feature of the paper's, 128x128 pictures."""
+"""The model that ships in `ttt/demo`: every feature of the paper's, 64x64 pictures."""
 
 DEMO_VQGAN = VqganConfig(
     ch=32,
     ch_mult=(1, 1, 2, 4),
     num_res_blocks=1,
     attn_resolutions=(),
-    resolution=128,
+    resolution=64,
     z_channels=32,
     embed_dim=32,
     n_embed=1024,

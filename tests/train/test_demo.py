@@ -128,7 +128,7 @@ def test_all_stages_make_a_bundle_that_paints(tmp_path: Path) -> None:
     assert "## dalle" in provenance and "held_out_loss" in provenance
     pipe = TextToImage.from_pretrained(tmp_path / "bundle")
     best = pipe("a red circle", SamplingParams(candidates=2, keep=1))
-    assert best[0].image.size == (128, 128)
+    assert best[0].image.size == (DEMO_VQGAN.resolution,) * 2
 
 
 def test_kill_minus_nine_loses_at_most_what_followed_the_last_checkpoint(tmp_path: Path) -> None:

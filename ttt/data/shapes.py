@@ -34,7 +34,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "black": (16, 16, 16),
     "cream": (255, 240, 205),
 }
-SIZES: dict[Size, float] = {"small": 0.13, "medium": 0.20, "large": 0.29}
+SIZES: dict[Size, float] = {"small": 0.15, "medium": 0.21, "large": 0.29}
 """Half of the side of the box a shape fills, as a share of the picture's side."""
 PLACES: tuple[Place, ...] = ("alone", "above", "below", "left", "right")
 OPPOSITE: dict[Place, Place] = {
@@ -155,7 +155,7 @@ def random_scene(rng: random.Random, *, pair: float = 0.65, held_out: bool | Non
         sizes: list[Size] = [rng.choice(list(SIZES)) for _ in range(count)]
         if sizes == ["large", "large"]:
             sizes[rng.randrange(2)] = "medium"
-        shrink = 0.82 if count == 2 else 1.0
+        shrink = 0.85 if count == 2 else 1.0
         radii = [SIZES[s] * shrink * rng.uniform(0.94, 1.06) for s in sizes]
         looks = [(rng.choice(SHAPES), rng.choice(list(COLORS))) for _ in range(count)]
         if count == 2 and looks[0] == looks[1]:

@@ -32,11 +32,11 @@ class DemoRecipe:
     """All of the training; the defaults made the bundle that ships."""
 
     vqgan: Recipe = Recipe(steps=7200, batch_size=4, learning_rate=5e-4, betas=(0.9, 0.99))
-    clip: Recipe = Recipe(steps=1500, batch_size=64, learning_rate=1e-3, weight_decay=0.05)
+    clip: Recipe = Recipe(steps=3000, batch_size=64, learning_rate=1e-3, weight_decay=0.05)
     clip_pool: int = 1000
     clip_context: int = 32
     dalle: Recipe = Recipe(
-        steps=4200, batch_size=12, learning_rate=1.5e-3, warmup=150, weight_decay=0.03, betas=(0.9, 0.98)
+        steps=7000, batch_size=24, learning_rate=1.5e-3, warmup=150, weight_decay=0.03, betas=(0.9, 0.98)
     )
 
 
@@ -106,6 +106,9 @@ class DemoTraining:
 
     def provenance(self) -> str:
         parts = [_HEADER.format(torch=torch.__version__, device=_device())]
+        notes = self.folder / "notes.md"  # what a person has to add, such as a recipe changed half-way
+        if notes.exists():
+            parts.append(notes.read_text())
         for name in ("vqgan", "clip", "dalle"):
             recipe = describe(getattr(self.recipe, name))
             lines = [json.loads(line) for line in (self.folder / f"{name}.jsonl").read_text().splitlines()]

@@ -23,7 +23,7 @@ def pictures(images: list[Image.Image]) -> Tensor:
 
 
 class VqganTask:
-    """An autoencoder first, then codes: of crops (most of the training), then of whole pictures.
+    """An autoencoder first, then codes. Pictures larger than `crop` are learnt from crops, at last whole.
 
     The codebook starts as the k-means of the autoencoder's latents and learns as in VQ-VAE (van den Oord et al. 2017,
     equation 3). The Gumbel quantiser's projection is kept equal to it: logits are the negative squared distances,
@@ -40,7 +40,8 @@ class VqganTask:
         self.module: Vqgan = Vqgan(config)
         _start_strong(self.module)
         self.recipe, self.crop = recipe, crop
-        self.codes_from, self.whole_from = int(codes_from * recipe.steps), int(whole_from * recipe.steps)
+        self.codes_from = int(codes_from * recipe.steps)
+        self.whole_from = int(whole_from * recipe.steps) if crop < config.resolution else recipe.steps
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         x = self._batch(step, whole=step >= self.whole_from)
