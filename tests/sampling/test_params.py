@@ -59,6 +59,13 @@ def test_a_value_out_of_range_is_refused_with_the_range(name: str, value: Any, s
     assert len(message) < 250, "a hostile value must not make a long message"
 
 
+def test_fewer_candidates_than_are_kept_by_default_are_all_kept():
+    assert SamplingParams(candidates=2).keep == 2
+    assert SamplingParams(candidates=100).keep == 4
+    with pytest.raises(InvalidInput, match=r"keep must be from 1 to the number of candidates \(2\), got 4"):
+        SamplingParams(candidates=2, keep=4)
+
+
 def test_off_seed_zero_and_whole_floats_are_allowed():
     params = SamplingParams(candidates=8.0, keep=np.int64(2), top_k=None, top_p=None, temperature=np.float32(2), seed=0)  # type: ignore[arg-type]
     assert params == SamplingParams(8, 2, None, None, 2.0, 0)

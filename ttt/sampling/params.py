@@ -9,6 +9,8 @@ from typing import Any
 from ttt.errors import InvalidInput
 
 MAX_SEED = 2**63 - 1
+KEEP = 4
+"""Pictures to return unless told otherwise, or all where there are fewer candidates."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class SamplingParams:
         metadata={"help": "Pictures to paint; the best of them are kept.", "minimum": 1, "maximum": 1024},
     )
     keep: int = field(
-        default=4,
+        default=None,  # type: ignore[assignment]  # replaced at once, see KEEP
         metadata={"help": "Best pictures to return, at most the number of candidates.", "minimum": 1, "maximum": 1024},
     )
     top_k: int | None = field(
@@ -64,7 +66,10 @@ class SamplingParams:
     )
 
     def __post_init__(self) -> None:
-        for name in ("candidates", "keep", "top_k", "seed"):
+        object.__setattr__(self, "candidates", _whole("candidates", self.candidates))
+        if vars(self)["keep"] is None:
+            object.__setattr__(self, "keep", min(KEEP, self.candidates))
+        for name in ("keep", "top_k", "seed"):
             object.__setattr__(self, name, _whole(name, getattr(self, name)))
         for name in ("top_p", "temperature"):
             object.__setattr__(self, name, _real(name, getattr(self, name)))
@@ -91,7 +96,8 @@ class SamplingParams:
 def describe(name: str) -> dict[str, Any]:
     """help, minimum, maximum, optional, above_minimum and default of a field."""
     found = {f.name: f for f in fields(SamplingParams)}[name]
-    return {"optional": False, "above_minimum": False, **found.metadata, "default": found.default}
+    default = KEEP if name == "keep" else found.default
+    return {"optional": False, "above_minimum": False, **found.metadata, "default": default}
 
 
 def allowed(name: str) -> str:
