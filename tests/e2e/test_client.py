@@ -121,6 +121,16 @@ def test_cancelling_stops_only_ones_own_work(slow_server: Server) -> None:
     assert slow_server.events("of the other user") == ["start", "end"]
 
 
+def test_a_script_that_goes_away_stops_its_work(slow_server: Server) -> None:
+    call = slow_server.url + "gradio_api/call/generate"
+    event = httpx.post(call, json={"data": ["slow and gone", 4, 1, 256, 0.75, 1.0, 1, "demo"]}).json()["event_id"]
+    with httpx.stream("GET", f"{call}/{event}", timeout=30) as stream:
+        lines = stream.iter_lines()
+        while '"working"' not in next(lines):
+            pass
+    wait_until(lambda: slow_server.events("slow and gone") == ["start", "cancelled"], 15, "the work stops")
+
+
 def test_users_take_turns(slow_server: Server) -> None:
     holder, busy, other = (Client(slow_server.url, verbose=False) for _ in range(3))
     first = holder.submit("slow turn 0", candidates=4, keep=1, api_name="/generate")

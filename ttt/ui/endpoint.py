@@ -116,6 +116,7 @@ def _progress(update: Update) -> dict[str, Any]:
         "stage": update.stage,
         "fraction": round(update.fraction, 4),
         "ahead": update.ahead,
+        "preview": update.sheet is not None,
     }
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +36,11 @@ class Settings:
         return self.model
 
     def results_folder(self) -> Path:
-        return self.results or Path(tempfile.mkdtemp(prefix="ttt-results-"))
+        if self.results is not None:
+            return self.results
+        folder = tempfile.mkdtemp(prefix="ttt-results-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder)
 
 
 def read_settings(arguments: Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import gradio as gr
@@ -73,6 +74,6 @@ def launch_options(settings: Settings, store: ResultStore) -> dict[str, Any]:
         "run_history": False,
         "ssr_mode": False,
         "pwa": False,
-        "mcp_server": True,
+        "mcp_server": find_spec("mcp") is not None,
         "footer_links": ["api", "gradio", "settings"],
     }
