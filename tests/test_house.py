@@ -141,3 +141,15 @@ def test_a_file_says_what_it_owns(path: Path) -> None:
 
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert not tree.body or ast.get_docstring(tree), "a file opens with one sentence: what it owns"
+
+
+def test_the_docs_give_the_sizes_of_the_models() -> None:
+    from ttt.config import DEMO, DEMO_VQGAN, PAPER, PAPER_VQGAN
+
+    text = (ROOT / "docs" / "model.md").read_text()
+    for dalle, vqgan in ((PAPER, PAPER_VQGAN), (DEMO, DEMO_VQGAN)):
+        side = dalle.image_fmap_size
+        assert f"{dalle.dim}, {dalle.depth}, {dalle.heads} of {dalle.dim_head}" in text
+        assert f"{dalle.text_seq_len} of {dalle.num_text_tokens:,}" in text
+        picture = f"{side} x {side} codes of {dalle.num_image_tokens}, {vqgan.resolution} x {vqgan.resolution} pixels"
+        assert picture in text
