@@ -35,6 +35,15 @@ def pipe(bundle: Path) -> TextToImage:
     return TextToImage.from_pretrained(bundle, device="cpu")
 
 
+@pytest.fixture(autouse=True)
+def _one_core() -> Iterator[None]:
+    """Threads inside operations this small only wait for one another, for long where other programs run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Brightness:
     """A scorer whose scores can be seen."""
 
@@ -60,15 +69,14 @@ def last(stream: Iterator[Progress]) -> Progress:
 
 @torch.inference_mode()
 def painted_plainly(pipe: TextToImage, prompt: str, params: SamplingParams) -> torch.Tensor:
-    """The oracle: codes [candidates, n] from the model's plain forward, one candidate and one code at a time."""
+    """The oracle: codes [candidates, n] from the model's plain forward, which sees all codes so far again."""
     config = pipe.dalle.config
-    text = pipe.text_tokens([prompt])
+    text = pipe.text_tokens([prompt]).expand(params.candidates, -1)
+    random = uniforms(params.seed, range(params.candidates), config.image_seq_len)
     codes = torch.zeros(params.candidates, config.image_seq_len, dtype=torch.long)
-    for candidate in range(params.candidates):
-        random = uniforms(params.seed, range(candidate, candidate + 1), config.image_seq_len)
-        for m in range(config.image_seq_len):
-            logits = pipe.dalle(text, codes[candidate : candidate + 1, :m])[:, -1, config.text_vocab :]
-            codes[candidate, m] = pick(logits, random[:, m], params)[0]
+    for m in range(config.image_seq_len):
+        logits = pipe.dalle(text, codes[:, :m])[:, -1, config.text_vocab :]
+        codes[:, m] = pick(logits, random[:, m], params)
     return codes
 
 
@@ -110,6 +118,12 @@ def test_equal_scores_are_ordered_by_candidate(tmp_path: Path):
 def test_the_same_seed_paints_the_same_in_any_chunks(pipe: TextToImage, chunk: int):
     whole = pixels(last(pipe.stream(PROMPT, PARAMS)).ranking)
     assert (pixels(last(pipe.stream(PROMPT, PARAMS, chunk=chunk)).ranking) == whole).all()
+
+
+def test_the_same_seed_paints_the_same_on_several_cores(pipe: TextToImage):
+    whole = pixels(last(pipe.stream(PROMPT, PARAMS)).ranking)
+    torch.set_num_threads(2)
+    assert (pixels(last(pipe.stream(PROMPT, PARAMS)).ranking) == whole).all()
 
 
 def test_more_candidates_leave_the_first_ones_as_they_were(pipe: TextToImage):
@@ -325,6 +339,19 @@ def test_a_clip_that_cannot_be_loaded_stops_the_request_early(tmp_path: Path):
     with pytest.raises(BundleError, match=r"clip\.safetensors is broken"):
         stages.extend(progress.stage for progress in stream)
     assert "decoding" not in stages
+
+
+def test_waiting_for_a_clip_that_is_still_loading_can_be_cancelled(tmp_path: Path):
+    loading: Future[Scorer] = Future()
+    pipe, cancel = pipe_of(tmp_path, loading), threading.Event()
+    at_ranking = (cancel.set() for progress in pipe.stream(PROMPT, PARAMS, cancel) if progress.stage == "ranking")
+    with pytest.raises(Cancelled):
+        list(at_ranking)
+    stream = pipe.stream(PROMPT, PARAMS)
+    stages = [next(p.stage for p in stream if p.stage == "ranking")]
+    loading.set_result(Brightness())
+    stages += [p.stage for p in stream]
+    assert stages[-1] == "done"
 
 
 def test_what_is_no_model_is_told(tmp_path: Path):

@@ -145,6 +145,11 @@ class TextToImage:
         return self._scorer.result() if isinstance(self._scorer, Future) else self._scorer
 
     @property
+    def scorer_ready(self) -> bool:
+        """False while it is still being loaded."""
+        return not isinstance(self._scorer, Future) or self._scorer.done()
+
+    @property
     def scorer_failed(self) -> bool:
         return isinstance(self._scorer, Future) and self._scorer.done() and self._scorer.exception() is not None
 

@@ -118,6 +118,10 @@ class Request:
     def _rank(self) -> Iterator[Progress]:
         pipe, count = self.pipe, self.params.candidates
         yield Progress("ranking", self._whole("ranking", 0.0))
+        while not pipe.scorer_ready:  # waiting in a thread could not be cancelled
+            time.sleep(0.1)
+            self._check()
+            yield Progress("ranking", self._fraction)
         ranked = [False] * count
 
         def work(piece: range, crew: Crew) -> None:
