@@ -46,6 +46,17 @@ def test_out_of_range_states_the_range(changed: dict[str, Any], message: str) ->
     assert len(str(told.value)) < 200
 
 
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        ("a red circle", False), ("un círculo rojo", False), ("a red ● 42", False), ("42 !", False),
+        ("красный круг", True), ("赤い丸", True), ("دائرة حمراء", True), ("a красный круг", True),
+    ],
+)  # fmt: skip
+def test_another_script_is_told(prompt: str, told: bool) -> None:
+    assert ("English" in forms.language_note(prompt)) == told
+
+
 def test_off_is_zero_for_top_k_and_one_for_top_p() -> None:
     params = Form(top_k=0, top_p=1).params()
     assert (params.top_k, params.top_p) == (None, None)

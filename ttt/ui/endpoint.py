@@ -99,6 +99,7 @@ def report(result: Result) -> dict[str, Any]:
     return {
         "status": "finished",
         "prompt": result.prompt,
+        "note": forms.language_note(result.prompt),
         "model": result.model,
         "params": result.params,
         "seconds": round(result.seconds, 3),

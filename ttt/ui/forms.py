@@ -73,6 +73,17 @@ def _equals(value: object, number: int) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value == number
 
 
+def language_note(prompt: str) -> str:
+    """What to tell who writes in a script that the models never saw; empty for English."""
+    letters = [letter for letter in prompt if letter.isalpha()]
+    if sum(letter.isascii() for letter in letters) * 2 >= len(letters):
+        return ""
+    return (
+        "The models were trained on English captions; words in another script are noise to them, and the pictures will "
+        "not show what they say. Write the prompt in English, for example “a red circle above a blue square”."
+    )
+
+
 def from_query(query: Mapping[str, str], models: list[str]) -> tuple[Form | None, str]:
     """The form that an address asks for (None when it asks for nothing), and what was wrong with it."""
     given = {name: query[name] for name in FIELDS if name in query and name != "lock"}

@@ -61,6 +61,7 @@ class GenerateTab:
                 self._lay_out_prompt()
             with gr.Column(elem_id="stage"):
                 self.status = gr.HTML(value="", elem_id="status", visible=False)
+                self.hint = gr.HTML(value="", elem_id="hint", visible=False)
                 self.announce = gr.HTML(value="", elem_id="announce", elem_classes="sr-only")
                 self.sheet = gr.HTML(value=view.placeholder(), elem_id="sheet")
                 self.result = gr.HTML(value="", elem_id="result", visible=False)
@@ -117,7 +118,7 @@ class GenerateTab:
     def _wire(self) -> None:
         hidden: dict[str, Any] = {"api_visibility": "undocumented", "show_progress": "hidden"}
         many: dict[str, Any] = {**hidden, "concurrency_limit": None}
-        shown = [self.status, self.announce, self.sheet, self.result, self.generate, self.stop, self.running]
+        shown = [self.status, self.hint, self.announce, self.sheet, self.result, self.generate, self.stop, self.running]
         outputs = [*shown, self.typed, self.work, *self.form, self.clock, *self.chips, self.model_line, self.retry]
         # Raw values: what is out of range is told by our own messages, which state the range.
         gr.on(
@@ -164,7 +165,9 @@ class GenerateTab:
             return
         kept = {"job": job.id, "result": _kept(work).get("result")}
         memory = {self.typed: json.dumps(form.to_dict()), self.work: json.dumps(kept)}
-        yield {self.seed: form.seed, **memory, **self._busy(job)}
+        note = forms.language_note(form.prompt)
+        hint = gr.HTML(value=view.note(note), visible=bool(note))
+        yield {self.seed: form.seed, self.hint: hint, **memory, **self._busy(job)}
         yield from self._follow(job)
 
     def halt(self, job_id: str) -> None:
