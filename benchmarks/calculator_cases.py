@@ -51,7 +51,7 @@ FAMILIES = {
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {
         "num_hidden_layers": 4, "hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16,
         "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 40_000}),
-    "vit": ("ViTConfig", "ViTForImageClassification", {"num_hidden_layers": 6}),
+    "vit": ("ViTConfig", "ViTForImageClassification", {"num_hidden_layers": 4}),
     "clip": ("CLIPConfig", "CLIPModel", {}),
 }  # fmt: skip
 
@@ -67,7 +67,8 @@ def transformers_config(case: Case) -> Any:
     if case.family.startswith("t5"):
         extra |= {"decoder_start_token_id": 0, "pad_token_id": 0}
     if case.family == "clip":
-        towers = {"attn_implementation": attention(case)}
+        towers: dict[str, Any] = {"attn_implementation": attention(case)}
+        towers |= {"num_hidden_layers": 4}
         extra |= {"text_config": dict(towers), "vision_config": dict(towers)}
     config = getattr(transformers, name)(**extra)
     if not case.setup.dropout:
@@ -132,9 +133,10 @@ def _build_transformers(case: Case) -> nn.Module:
     elif setup.every:
         for layers in _stacks(model):
             segments = [Segment(layers[i : i + setup.every]) for i in range(0, len(layers), setup.every)]
-            layers[:] = []
-            layers.extend(segments)
             model.config.num_hidden_layers = len(segments)
+            while len(layers):
+                del layers[-1]
+            layers.extend(segments)
     return model
 
 

@@ -38,13 +38,16 @@ STYLE = """<style>
 .calc svg { width: 100%; height: auto; display: block; }
 .calc svg text { fill: var(--body-text-color); font-size: 12px; }
 .calc-curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); gap: 16px; }
-.calc h3 { margin: 14px 0 6px; font-size: 16px; font-weight: 600; }
-@media (max-width: 560px) { .calc-bars { grid-template-columns: 1fr max-content; }
-  .calc-bars > .calc-track { grid-column: 1 / -1; grid-row: auto; order: 0; } }
+.calc h2 { margin: 14px 0 6px; font-size: 16px; font-weight: 600; }
+.calc-row { display: contents; }
+.calc .sr-only { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+@media (max-width: 560px) { .calc-bars { display: block; }
+  .calc-row { display: grid; grid-template-columns: 1fr max-content; gap: 2px 8px; margin-bottom: 8px; }
+  .calc-row > .calc-track { grid-column: 1 / -1; order: 3; } }
 </style>"""
 
 
-def bars(rows: Sequence[tuple[str, Parts]], limit: int, limit_name: str) -> str:
+def bars(rows: Sequence[tuple[str, Parts]], limit: int, limit_name: str, title: str) -> str:
     """Stacked bars on one scale, the GPU's limit in those that begin with "GPU", and a table of the same numbers."""
     scale = max([limit, 1, *(sum(parts.values()) for _, parts in rows)])
     names = [n for n in dict.fromkeys(n for _, parts in rows for n in parts) if any(p.get(n) for _, p in rows)]
@@ -57,12 +60,13 @@ def bars(rows: Sequence[tuple[str, Parts]], limit: int, limit_name: str) -> str:
         )  # fmt: skip
         line = f'<span class="calc-limit" style="left:{100 * limit / scale:.2f}%"></span>' if name[:3] == "GPU" else ""
         total = f"{sum(parts.values()) / GIB:.2f} GiB"
-        lines.append(f'<span>{escape(name)}</span><div class="calc-track">{pieces}{line}</div><span>{total}</span>')
+        track = f'<div class="calc-track">{pieces}{line}</div>'
+        lines.append(f'<div class="calc-row"><span>{escape(name)}</span>{track}<span>{total}</span></div>')
     key = "".join(f'<span><b style="background:{colours[n]}"></b>{escape(n)}</span>' for n in names)
     dashed = f"<span>dashed: {escape(limit_name)}, {limit / GIB:.1f} GiB</span>"
     drawn = f'<div class="calc-bars" aria-hidden="true">{"".join(lines)}</div>'
     keys = f'<div class="calc-key" aria-hidden="true">{key}{dashed}</div>'
-    return f'<div class="calc">{drawn}{keys}{_table(rows, names)}</div>'
+    return f'<div class="calc">{drawn}{keys}{_table(rows, names, title)}</div>'
 
 
 def _colours(names: Sequence[str]) -> dict[str, str]:
@@ -70,7 +74,7 @@ def _colours(names: Sequence[str]) -> dict[str, str]:
     return {name: COLOURS.get(name) or next(left) for name in names}
 
 
-def _table(rows: Sequence[tuple[str, Parts]], names: Sequence[str]) -> str:
+def _table(rows: Sequence[tuple[str, Parts]], names: Sequence[str], title: str) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name, _ in rows)
     body = "".join(
         f'<tr><th scope="row">{escape(n)}</th>'
@@ -79,9 +83,9 @@ def _table(rows: Sequence[tuple[str, Parts]], names: Sequence[str]) -> str:
         for n in names
     )
     total = "".join(f"<td>{sum(p.values()) / GIB:.3f}</td>" for _, p in rows)
-    caption = '<caption class="sr-only">Bytes of each component, in GiB</caption>'
+    caption = f'<caption class="sr-only">{escape(title)}</caption>'
     return (
-        f'<div class="calc-scroll" tabindex="0" role="region" aria-label="Components in GiB"><table>{caption}'
+        f'<div class="calc-scroll" tabindex="0" role="region" aria-label="{escape(title)}"><table>{caption}'
         f'<tr><th scope="col">GiB</th>{head}</tr>{body}<tr><th scope="row">total</th>{total}</tr></table></div>'
     )
 
@@ -106,13 +110,14 @@ def curve(title: str, points: Sequence[tuple[int, int]], limit: int, here: int) 
         for f in (0, 0.25, 0.5, 0.75, 1.0)
     )
     below = "".join(
-        f'<text x="{x(v):.1f}" y="{height - 8}" text-anchor="middle">{v:,}</text>' for v in (most // 2, most)
+        f'<text x="{x(v):.1f}" y="{height - 8}" text-anchor="{"end" if v == most else "middle"}">{v:,}</text>'
+        for v in (most // 2, most)
     )
     now = next((b for a, b in points if a == here), None)
     dot = f'<circle cx="{x(here):.1f}" cy="{y(now):.1f}" r="4.5" fill="currentColor"/>' if now else ""
     rows = "".join(f"<tr><td>{a:,}</td><td>{b / GIB:.2f}</td></tr>" for a, b in points)
     return (
-        f'<div class="calc"><h3>{escape(title)}</h3>'
+        f'<div class="calc"><h2>{escape(title)}</h2>'
         f'<svg viewBox="0 0 {width} {height}" aria-hidden="true">{ticks}{below}'
         f'<line x1="{left}" x2="{width - 12}" y1="{y(limit):.1f}" y2="{y(limit):.1f}" '
         f'stroke="#dc2626" stroke-width="2" '

@@ -38,6 +38,7 @@ DEFAULTS: Form = {
 OPTIONAL = ("sequence_length", "target_length", "shared_groups")
 """Numbers for which 0 and nothing mean the model's own."""
 THREE_WAYS = ("reversible", "tied_embeddings")
+OWN: dict[Any, bool | None] = {"model's own": None, "yes": True, "no": False}
 CHECKPOINTING = ("off", "every layer", "every 2 layers", "every 4 layers", "every 8 layers")
 
 EXAMPLES: dict[str, Form] = {
@@ -101,7 +102,7 @@ def read_setup(form: Mapping[str, Any]) -> TrainingSetup:
         elif f.name == "gradient_checkpointing":
             value = _checkpointing(value)
         elif f.name in THREE_WAYS:
-            value = {"model's own": None, "yes": True, "no": False}.get(value, value)
+            value = OWN.get(value, value)
         elif isinstance(f.default, int) and not isinstance(f.default, bool):
             value = _whole(f.name, value)
         values[f.name] = value
@@ -146,11 +147,13 @@ def bars_html(a: Answer) -> str:
         ("GPU before", before.peak.gpu), ("GPU after", after.peak.gpu),
         ("RAM before", before.ram), ("RAM after", after.ram),
     ]  # fmt: skip
-    return charts.bars(rows, a.device.bytes, a.device.name)
+    return charts.bars(rows, a.device.bytes, a.device.name, "Components in GiB")
 
 
 def phases_html(a: Answer) -> str:
-    return charts.bars([(f"GPU, {p.name}", p.gpu) for p in a.estimate.phases], a.device.bytes, a.device.name)
+    return charts.bars(
+        [(f"GPU, {p.name}", p.gpu) for p in a.estimate.phases], a.device.bytes, a.device.name, "Phases in GiB"
+    )
 
 
 def curves_html(a: Answer) -> str:
@@ -202,7 +205,9 @@ def compare_html(kept: list[Form]) -> str:
     head = f'<table><tr><th scope="col">set-up</th>{names}</tr><tr><th scope="row">on its GPU</th>{words}</tr></table>'
     limit = max(a.device.bytes for a in answers)
     region = 'tabindex="0" role="region" aria-label="Set-ups compared"'
-    return f'<div class="calc calc-scroll" {region}>{head}</div>' + charts.bars(rows, limit, "largest GPU")
+    return f'<div class="calc calc-scroll" {region}>{head}</div>' + charts.bars(
+        rows, limit, "largest GPU", "Set-ups in GiB"
+    )
 
 
 def describe(form: Form) -> str:
@@ -212,7 +217,19 @@ def describe(form: Form) -> str:
 
 def changed(form: Form) -> Form:
     """What differs from the defaults; the model and the GPU always."""
-    return {k: v for k, v in form.items() if k in DEFAULTS and (k in ("model", "gpu") or v != DEFAULTS[k])}
+    plain = {k: _plain(k, v) for k, v in form.items() if k in DEFAULTS}
+    return {k: v for k, v in plain.items() if k in ("model", "gpu") or v != DEFAULTS[k]}
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A control's value as TrainingSetup has it."""
+    if name in OPTIONAL:
+        return value or None
+    if name in THREE_WAYS:
+        return OWN.get(value, value)
+    if name == "gradient_checkpointing" and value in CHECKPOINTING:
+        return _checkpointing(value)
+    return value
 
 
 # -- links ------------------------------------------------------------------------------------------------------------

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import gradio as gr
 
@@ -26,42 +28,60 @@ Component = gr.components.Component
 
 def build_tab() -> None:
     """Make the tab inside the current gr.Blocks, and its endpoint `/estimate_memory`."""
-    kept: gr.State = gr.State(value=[], time_to_live=3600)
+    with gr.Row(elem_id="calc-examples"):
+        examples = {label: gr.Button(value=label, size="sm") for label in EXAMPLES}
     with gr.Row(elem_id="calculator"):
         with gr.Column(scale=4, min_width=300):
             controls = _controls()
+            filled = _model_sources(controls)
         with gr.Column(scale=7, min_width=300):
-            outputs = _outputs()
-    inputs = set(controls.values())
-
-    def form_of(values: dict[Component, Any]) -> Form:
-        return {name: values[component] for name, component in controls.items() if component in values}
+            outputs = list(_outputs().values())
+            _comparison(controls)
+    inputs, names = set(controls.values()), list(controls)
 
     def show(values: dict[Component, Any], request: gr.Request) -> list[Any]:
-        return _show(form_of(values), _base(request))
+        return _show(_form(controls, values), _base(request))
 
-    shown = list(outputs.values())
+    answer: dict[str, Any] = {
+        "fn": show, "inputs": inputs, "outputs": outputs, "show_progress": "hidden", "api_visibility": "private",
+        "trigger_mode": "always_last",
+    }  # fmt: skip
     for component in controls.values():
-        # An endpoint and a script talk to the form through `load`; `input` is the user alone.
-        component.change(fn=show, inputs=inputs, outputs=shown, show_progress="hidden", api_visibility="private")
-    _examples(controls)
-    _model_sources(controls)
-    _comparison(controls, kept, form_of)
-    root = gr.context.Context.root_block
-    assert root is not None
-    names = list(controls)
+        # `input` is the user alone: values set by a link or an example come with their answer.
+        component.input(**answer)  # type: ignore[attr-defined]
+    for event in filled:
+        event.then(**{k: v for k, v in answer.items() if k != "trigger_mode"})
 
-    def load(request: gr.Request) -> list[Any]:
-        form = page.from_query(str(request.query_params) if request else "") or dict(DEFAULTS)
+    def fill(form: Form, request: gr.Request) -> list[Any]:
         return [*_values(form, names), *_show(form, _base(request))]
 
-    root.load(fn=load, outputs=[*controls.values(), *shown], api_visibility="private")
+    def example(label: str) -> Callable[[gr.Request], list[Any]]:
+        def show_example(request: gr.Request) -> list[Any]:
+            return fill({**DEFAULTS, **EXAMPLES[label]}, request)
+
+        return show_example
+
+    def load(request: gr.Request) -> list[Any]:
+        query = urlencode(dict(request.query_params or {}))
+        return fill(page.from_query(query) or dict(DEFAULTS), request)
+
+    everything = [*controls.values(), *outputs]
+    for label, button in examples.items():
+        button.click(fn=example(label), outputs=everything, show_progress="hidden", api_visibility="private")
+    root = gr.context.Context.root_block
+    assert root is not None
+    root.load(fn=load, outputs=everything, show_progress="hidden", api_visibility="private")
     gr.api(estimate_memory, api_name="estimate_memory")
+
+
+def _form(controls: dict[str, Component], values: dict[Component, Any]) -> Form:
+    return {name: values[component] for name, component in controls.items() if component in values}
 
 
 def _controls() -> dict[str, Component]:
     """Every control by the name of what it sets, in the order in which they stand."""
-    d, c = DEFAULTS, {}
+    d = DEFAULTS
+    c: dict[str, Component] = {}
     c["model"] = gr.Dropdown(label="Model", choices=[*PRESETS, CUSTOM, CONFIG], value=d["model"], elem_id="calc-model")
     c["gpu"] = gr.Dropdown(
         label="GPU", info="or a number of GiB of your own", choices=list(DEVICES), value=d["gpu"],
@@ -70,15 +90,15 @@ def _controls() -> dict[str, Component]:
     with gr.Accordion(label="Dimensions of your own", open=False, elem_id="calc-dimensions"):
         c["family"] = gr.Dropdown(label="Family", choices=["gpt2", "bert", "t5", "gptj", "llama"], value=d["family"])
         for name in list(DIMENSIONS)[1:]:
-            c[name] = gr.Number(label=name.replace("_", "-").capitalize(), value=d[name], precision=0, minimum=1)
-    with gr.Accordion(label="From a config.json or the Hub", open=False, elem_id="calc-config"):
+            c[name] = gr.Number(label=name.replace("_", "-").capitalize(), value=d[name], precision=0)
+    with gr.Accordion(label="A config.json", open=False, elem_id="calc-config"):
         c["config"] = gr.Textbox(label="config.json", info="paste it here, then choose the model config.json", lines=4)
     with gr.Group():
-        c["batch_size"] = gr.Number(label="Micro-batch", value=1, precision=0, minimum=1, elem_id="calc-batch")
+        c["batch_size"] = gr.Number(label="Micro-batch", value=1, precision=0, elem_id="calc-batch")
         c["sequence_length"] = gr.Number(
             label="Sequence length", info="0: the model's own, at most 2048", value=0, precision=0
         )
-        c["accumulation_steps"] = gr.Number(label="Micro-batches a step", value=1, precision=0, minimum=1)
+        c["accumulation_steps"] = gr.Number(label="Micro-batches a step", value=1, precision=0)
     c["optimizer"] = gr.Dropdown(
         label="Optimizer", choices=list(OPTIMIZERS), value=d["optimizer"], elem_id="calc-optimizer"
     )
@@ -109,15 +129,15 @@ def _more(c: dict[str, Component]) -> None:
     c["paged_optimizer"] = gr.Checkbox(label="Paged state (bitsandbytes)", value=False)
     c["embeddings_32bit"] = gr.Checkbox(label="32-bit state for embeddings", value=False)
     c["adapter"] = gr.Radio(label="Adapters", choices=["none", "lora", "qlora"], value="none")
-    c["lora_rank"] = gr.Number(label="Rank of adapters", value=d["lora_rank"], precision=0, minimum=1)
+    c["lora_rank"] = gr.Number(label="Rank of adapters", value=d["lora_rank"], precision=0)
     c["zero_stage"] = gr.Radio(label="ZeRO stage", choices=[0, 1, 2, 3], value=0)
-    c["gpus"] = gr.Number(label="GPUs", value=1, precision=0, minimum=1)
+    c["gpus"] = gr.Number(label="GPUs", value=1, precision=0)
     c["swarm"] = gr.Checkbox(label="Swarm (hivemind)", value=False)
-    c["swarm_peers"] = gr.Number(label="Peers", value=d["swarm_peers"], precision=0, minimum=1)
+    c["swarm_peers"] = gr.Number(label="Peers", value=d["swarm_peers"], precision=0)
     c["reuse_grad_buffers"] = gr.Checkbox(label="Accumulate in the model's gradients", value=False)
     c["delayed_updates"] = gr.Checkbox(label="Delayed updates", value=d["delayed_updates"])
     c["compression"] = gr.Radio(label="Compression", choices=["none", "16-bit", "8-bit", "run"], value=d["compression"])
-    c["bandwidth_mbit"] = gr.Number(label="Bandwidth, Mbit/s", value=d["bandwidth_mbit"], minimum=0.001)
+    c["bandwidth_mbit"] = gr.Number(label="Bandwidth, Mbit/s", value=d["bandwidth_mbit"])
 
 
 def _outputs() -> dict[str, Component]:
@@ -152,8 +172,6 @@ def _show(form: Form, base: str) -> list[Any]:
 
 
 def _refused(message: str) -> str:
-    from html import escape
-
     body = f'<div class="calc-verdict calc-not" role="alert"><strong>Refused</strong><br>{escape(message)}</div>'
     return f'{page.charts.STYLE}<div class="calc">{body}</div>'
 
@@ -187,21 +205,9 @@ def _values(form: Form, names: list[str]) -> list[Any]:
     return values
 
 
-def _examples(controls: dict[str, Component]) -> None:
-    with gr.Row(elem_id="calc-examples"):
-        for label, changes in EXAMPLES.items():
-            button = gr.Button(value=label, size="sm")
-            values = _values({**DEFAULTS, **changes}, list(controls))
-            button.click(fn=_constant(values), outputs=list(controls.values()), api_visibility="private")
-
-
-def _constant(values: list[Any]) -> Callable[[], list[Any]]:
-    return lambda: values
-
-
-def _model_sources(controls: dict[str, Component]) -> None:
-    """A Hub id or an uploaded file fills the config.json, and the model is set to it."""
-    with gr.Accordion(label="Fetch a config.json", open=False):
+def _model_sources(controls: dict[str, Component]) -> list[Any]:
+    """A Hub id or an uploaded file fills the config.json, and the model is set to it; returns these events."""
+    with gr.Accordion(label="Fetch or upload a config.json", open=False):
         hub = gr.Textbox(label="Hub id", placeholder="openai-community/gpt2-large", max_length=200)
         token = gr.Textbox(label="Token, for gated models; it is not kept", type="password", max_length=200)
         fetch = gr.Button(value="Fetch", size="sm")
@@ -209,33 +215,33 @@ def _model_sources(controls: dict[str, Component]) -> None:
 
     def from_id(repo: str, secret: str) -> list[Any]:
         try:
-            text = fetch_config((repo or "").strip(), token=(secret or "").strip() or None)
+            return [CONFIG, fetch_config((repo or "").strip(), token=(secret or "").strip() or None)]
         except CalculatorError as error:
             raise gr.Error(message=str(error), print_exception=False) from None
-        return [CONFIG, text]
 
-    def from_file(path: str | None) -> list[Any]:
-        if not path:
-            return [gr.skip(), gr.skip()]
+    def from_file(path: str) -> list[Any]:
         if Path(path).stat().st_size > LARGEST_FILE:
             raise gr.Error(message=f"a config.json has at most {LARGEST_FILE:,} bytes", print_exception=False)
         return [CONFIG, Path(path).read_text(encoding="utf-8", errors="replace")]
 
     filled = [controls["model"], controls["config"]]
-    fetch.click(fn=from_id, inputs=[hub, token], outputs=filled, api_visibility="private")
-    upload.change(fn=from_file, inputs=[upload], outputs=filled, api_visibility="private")
+    return [
+        fetch.click(fn=from_id, inputs=[hub, token], outputs=filled, api_visibility="private"),
+        upload.upload(fn=from_file, inputs=[upload], outputs=filled, api_visibility="private"),
+    ]
 
 
-def _comparison(controls: dict[str, Component], kept: gr.State, form_of: Callable[[dict], Form]) -> None:
+def _comparison(controls: dict[str, Component]) -> None:
+    kept: gr.State = gr.State(value=[], time_to_live=3600)
     with gr.Row():
         keep = gr.Button(value="Keep this set-up to compare", size="sm", elem_id="calc-keep")
         clear = gr.Button(value="Forget them", size="sm")
     table = gr.HTML(value=page.compare_html([]), elem_id="calc-compare")
 
-    def add(values: dict[Component, Any]) -> dict[Component, Any]:
-        forms = [*values[kept], form_of(values)][-3:]
+    def add(values: dict[Component, Any]) -> list[Any]:
+        forms = [*values[kept], _form(controls, values)][-3:]
         try:
-            return {kept: forms, table: page.compare_html(forms)}
+            return [forms, page.compare_html(forms)]
         except CalculatorError as error:
             raise gr.Error(message=str(error), print_exception=False) from None
 
@@ -270,7 +276,8 @@ def main() -> None:
     with gr.Blocks(title="Memory of training", analytics_enabled=False) as app:
         gr.HTML(value="<h1>Memory of training</h1>")
         build_tab()
-    app.launch(theme=gr.themes.Monochrome(), footer_links=["api"], share=False, ssr_mode=False)
+    theme = gr.themes.Monochrome(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))
+    app.launch(theme=theme, footer_links=["api"], share=False, ssr_mode=False)
 
 
 if __name__ == "__main__":

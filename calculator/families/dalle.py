@@ -7,11 +7,12 @@ LayerScale never are.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import isqrt
 
 from calculator.architectures import Architecture
 from calculator.families.common import Context, Tensor, linear, norm
-from calculator.stack import run_reversible
+from calculator.stack import run_layers, run_reversible
 from calculator.tape import FULL, PASS, Parameter, Storage, Value
 
 LAYER = "transformer.layers.{}."
@@ -44,13 +45,19 @@ def loss(c: Context) -> Value:
     a, t = c.a, c.tape
     table = c.p("to_logits.weight")
     x = t.embedding(table, c.b * c.s, a.hidden)
-    last = (lambda x: _attend(c, x, CONV_LINES), lambda x: _feed(c, x))
     others = (lambda x: _attend(c, x, 1), lambda x: _feed(c, x))
-    groups = c.groups or a.layers
+    own = {name: Parameter(p.n, p.width) for name, p in c.parameters.items()}
+    c.parameters.update({f"last {name}": p for name, p in own.items()})  # their gradients outlive this function
+    end = replace(c, parameters=own)
+    last = (lambda x: _attend(end, x, CONV_LINES), lambda x: _feed(end, x))
+    count, groups = a.layers - 1, max(1, (c.groups or a.layers) - 1)
+    blocks = [(*others, count, min(groups, count)), (*last, 1, 1)]
     if c.reversible:
-        x = run_reversible(t, x, [(*others, a.layers - 1, max(1, groups - 1)), (*last, 1, 1)])
+        x = run_reversible(t, x, [block for block in blocks if block[2]])
     else:
-        x = c.layers(x, lambda x: _plain(c, x, others), a.layers)
+        if count:
+            x = run_layers(t, x, lambda x: _plain(c, x, others), count, groups=min(groups, count), every=c.every)
+        x = run_layers(t, x, lambda x: _plain(c, x, last), 1, every=c.every and 1)
         x = t.scale(t.add(x, x))
     c.head()
     return _losses(c, x, table)
