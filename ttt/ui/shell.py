@@ -76,4 +76,7 @@ def launch_options(settings: Settings, store: ResultStore) -> dict[str, Any]:
         "pwa": False,
         "mcp_server": find_spec("mcp") is not None,
         "footer_links": ["api", "gradio", "settings"],
+        # Gradio asks its own page once, for 3 s, and gives up with advice about sharing. A machine that is busy loading
+        # a model needs longer, and behind a proxy the question may never arrive.
+        "_frontend": False,
     }
