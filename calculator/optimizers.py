@@ -30,6 +30,11 @@ def states(optimizer: str) -> int:
 
 def tensor_state(x: Tensor, setup: TrainingSetup) -> int:
     """Bytes of one tensor's state (code books apart)."""
+    norm = 4 if setup.optimizer in ("lamb", "lamb8bit") else 0  # bitsandbytes' norm of the update, one a tensor
+    return norm + _numbers(x, setup)
+
+
+def _numbers(x: Tensor, setup: TrainingSetup) -> int:
     name, n = setup.optimizer, x.n
     if name.startswith("adafactor"):
         first = 4 * n if name.endswith("momentum") else 0

@@ -76,7 +76,7 @@ class TrainingSetup:
     """Of what a swarm exchanges; run: 8-bit for tensors of at least 65,536 elements, 16-bit for the rest."""
     reuse_grad_buffers: bool = False
     """hivemind accumulates in the model's own gradients."""
-    delayed_updates: bool = True
+    delayed_updates: bool = False
     """hivemind's delay_optimizer_step: the step overlaps with the next batches."""
     bandwidth_mbit: float = 100.0
     """Of one peer, in each direction, for the time of an exchange."""
@@ -178,6 +178,8 @@ def _check_together(s: TrainingSetup) -> None:
         (s.adapter != "none" and s.offload_optimizer == "zero-offload",
          "the state of adapters is too small to be worth ZeRO-Offload"),
         (s.reuse_grad_buffers and not s.swarm, "reuse_grad_buffers is hivemind's: set swarm"),
+        (s.delayed_updates and not (s.swarm and s.offload_optimizer == "hivemind"),
+         "hivemind delays the step of an optimizer in RAM alone: set swarm and offload_optimizer"),
         (s.reuse_grad_buffers and s.delayed_updates,
          "with delayed updates the gradients are still being averaged: set delayed_updates to False"),
         (s.reversible and s.every, "reversible layers keep nothing that checkpoints could save: choose one"),

@@ -63,6 +63,7 @@ def test_impossible_dimensions(changes: dict[str, Any], message: str) -> None:
         ({"adapter": "qlora"}, "pure-bf16"),
         ({"adapter": "lora", "shared_groups": 2}, "share nothing"),
         ({"reuse_grad_buffers": True}, "set swarm"),
+        ({"delayed_updates": True, "swarm": True}, "set swarm and offload_optimizer"),
         ({"reversible": True, "gradient_checkpointing": True}, "choose one"),
         ({"dropout": "yes"}, "dropout must be True or False"),
     ],
