@@ -1,7 +1,7 @@
 """The real app with a drawn model of known slowness that keeps a diary; run by the end-to-end tests.
 
-A prompt with "slow" in it takes about 12 s, any other under a second. The diary (first argument) gets one line for
-each event: `start`, `end` or `cancelled`, and the prompt.
+A prompt with "slow" in it takes about half a minute, one with "very slow" minutes, any other under a second. The
+diary (first argument) gets one line for each event: `start`, `end` or `cancelled`, and the prompt.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import app
+import ttt.ui.generate
 from ttt.errors import BundleError, Cancelled
 from ttt.sampling.params import SamplingParams
 from ttt.types import Progress
@@ -33,7 +34,9 @@ class DiaryPainter(FakePainter):
     def stream(self, prompt: str, params: SamplingParams, cancel: threading.Event | None = None) -> Iterator[Progress]:
         self._note("start", prompt)
         try:
-            yield from FakePainter(delay=0.75 if "slow" in prompt else 0.02).stream(prompt, params, cancel)
+            yield from FakePainter(delay=10.0 if "very slow" in prompt else 1.5 if "slow" in prompt else 0.02).stream(
+                prompt, params, cancel
+            )
             self._note("end", prompt)
         except (Cancelled, GeneratorExit):
             self._note("cancelled", prompt)
@@ -42,6 +45,7 @@ class DiaryPainter(FakePainter):
 
 def main() -> None:
     diary = Path(sys.argv[1])
+    ttt.ui.generate.GRACE_SECONDS = 10.0  # a machine that runs tests may take long to reload a page
 
     def load(target: str) -> DiaryPainter:
         time.sleep(1.0)

@@ -61,7 +61,7 @@ def test_a_visitor_gets_the_best_pictures(context: Any, slow_server: Server, tmp
     assert not any("ranking.jpg" in url for url in asked)
     result.get_by_text("Show all 128, ranked").click()
     assert result.locator("ol li").count() == 128
-    wait_until(lambda: any("ranking.jpg" in url for url in asked), 5, "one sheet for all 128")
+    wait_until(lambda: any("ranking.jpg" in url for url in asked), 20, "one sheet for all 128")
     assert sum("ranking.jpg" in url for url in asked) == 1
 
     with page.expect_download() as download:
@@ -94,8 +94,8 @@ def test_progress_is_shown_and_announced(context: Any, slow_server: Server) -> N
 def test_stop_stops_only_ones_own(browser: Any, slow_server: Server) -> None:
     contexts = [browser.new_context() for _ in range(2)]
     one, other = (open_page(context, slow_server) for context in contexts)
-    ask(one, "slow of one", 4)
-    wait_until(lambda: slow_server.events("slow of one") == ["start"], 10)
+    ask(one, "very slow of one", 4)
+    wait_until(lambda: slow_server.events("very slow of one") == ["start"], 40)
     ask(other, "of the other", 4)
     other.locator("#status", has_text="Next in the queue").or_(
         other.locator("#status", has_text="Place 2 in the queue")
@@ -103,7 +103,7 @@ def test_stop_stops_only_ones_own(browser: Any, slow_server: Server) -> None:
     one.get_by_role("button", name="Stop", exact=True).click()
     one.locator("#status", has_text="Stopped").wait_for()
     result_of(other, "of the other")
-    assert slow_server.events("slow of one") == ["start", "cancelled"]
+    assert slow_server.events("very slow of one") == ["start", "cancelled"]
     assert slow_server.events("of the other") == ["start", "end"]
     ask(one, "one again", 4)
     result_of(one, "one again")
@@ -113,10 +113,10 @@ def test_stop_stops_only_ones_own(browser: Any, slow_server: Server) -> None:
 
 def test_closing_the_page_stops_the_work(context: Any, slow_server: Server) -> None:
     page = open_page(context, slow_server)
-    ask(page, "slow and deserted", 4)
-    wait_until(lambda: slow_server.events("slow and deserted") == ["start"], 10)
+    ask(page, "very slow and deserted", 4)
+    wait_until(lambda: slow_server.events("very slow and deserted") == ["start"], 40)
     page.close()
-    wait_until(lambda: slow_server.events("slow and deserted") == ["start", "cancelled"], 10, "the work stops")
+    wait_until(lambda: slow_server.events("very slow and deserted") == ["start", "cancelled"], 40, "the work stops")
 
 
 def test_the_address_fills_the_form(context: Any, slow_server: Server) -> None:
@@ -158,15 +158,15 @@ def test_a_reload_loses_nothing(context: Any, slow_server: Server) -> None:
 
 def test_a_reload_finds_the_running_request_again(context: Any, slow_server: Server) -> None:
     page = open_page(context, slow_server)
-    ask(page, "slow over a reload", 4)
+    ask(page, "very slow over a reload", 4)
     page.locator("#sheet img").wait_for()
     page.reload()
     page.get_by_role("progressbar").wait_for()
     page.locator("#sheet img").wait_for()
-    assert slow_server.events("slow over a reload") == ["start"]
+    assert slow_server.events("very slow over a reload") == ["start"]
     page.get_by_role("button", name="Stop", exact=True).click()
     page.locator("#status", has_text="Stopped").wait_for()
-    wait_until(lambda: slow_server.events("slow over a reload") == ["start", "cancelled"], 5)
+    wait_until(lambda: slow_server.events("very slow over a reload") == ["start", "cancelled"], 30)
 
 
 def test_a_dropped_picture_restores_its_settings(context: Any, slow_server: Server, tmp_path: Path) -> None:

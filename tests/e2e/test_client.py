@@ -102,8 +102,8 @@ def test_nan_from_bare_http_is_refused_and_the_app_goes_on(slow_server: Server, 
 
 def test_progress_is_streamed(client: Client) -> None:
     job = client.submit("slow enough to watch", candidates=4, keep=1, api_name="/generate")
-    wait_until(lambda: any(r["status"] == "working" for _, r in job.outputs()), 10, "working")
-    wait_until(lambda: len({r["fraction"] for _, r in job.outputs()}) > 3, 15, "four different fractions")
+    wait_until(lambda: any(r["status"] == "working" for _, r in job.outputs()), 40, "working")
+    wait_until(lambda: len({r["fraction"] for _, r in job.outputs()}) > 3, 40, "four different fractions")
     fractions = [r["fraction"] for _, r in job.outputs()]
     assert fractions == sorted(fractions)
     job.cancel()
@@ -111,39 +111,39 @@ def test_progress_is_streamed(client: Client) -> None:
 
 def test_cancelling_stops_only_ones_own_work(slow_server: Server) -> None:
     one, other = Client(slow_server.url, verbose=False), Client(slow_server.url, verbose=False)
-    first = one.submit("slow and cancelled", candidates=4, keep=1, api_name="/generate")
-    wait_until(lambda: slow_server.events("slow and cancelled") == ["start"], 20)
+    first = one.submit("very slow and cancelled", candidates=4, keep=1, api_name="/generate")
+    wait_until(lambda: slow_server.events("very slow and cancelled") == ["start"], 40)
     second = other.submit("of the other user", candidates=4, keep=1, api_name="/generate")
-    wait_until(lambda: any(r.get("ahead") == 1 for _, r in second.outputs()), 10, "told its place in the queue")
+    wait_until(lambda: any(r.get("ahead") == 1 for _, r in second.outputs()), 40, "told its place in the queue")
     first.cancel()
-    assert second.result(timeout=20)[1]["status"] == "finished"
-    assert slow_server.events("slow and cancelled") == ["start", "cancelled"]
+    assert second.result(timeout=60)[1]["status"] == "finished"
+    assert slow_server.events("very slow and cancelled") == ["start", "cancelled"]
     assert slow_server.events("of the other user") == ["start", "end"]
 
 
 def test_a_script_that_goes_away_stops_its_work(slow_server: Server) -> None:
     call = slow_server.url + "gradio_api/call/generate"
-    event = httpx.post(call, json={"data": ["slow and gone", 4, 1, 256, 0.75, 1.0, 1, "demo"]}).json()["event_id"]
+    event = httpx.post(call, json={"data": ["very slow and gone", 4, 1, 256, 0.75, 1.0, 1, "demo"]}).json()["event_id"]
     with httpx.stream("GET", f"{call}/{event}", timeout=30) as stream:
         lines = stream.iter_lines()
         while '"working"' not in next(lines):
             pass
-    wait_until(lambda: slow_server.events("slow and gone") == ["start", "cancelled"], 15, "the work stops")
+    wait_until(lambda: slow_server.events("very slow and gone") == ["start", "cancelled"], 40, "the work stops")
 
 
 def test_users_take_turns(slow_server: Server) -> None:
     holder, busy, other = (Client(slow_server.url, verbose=False) for _ in range(3))
-    first = holder.submit("slow turn 0", candidates=4, keep=1, api_name="/generate")
-    wait_until(lambda: slow_server.events("slow turn 0") == ["start"], 20)
+    first = holder.submit("very slow turn 0", candidates=4, keep=1, api_name="/generate")
+    wait_until(lambda: slow_server.events("very slow turn 0") == ["start"], 40)
     more = [busy.submit(f"turn {i}", candidates=4, keep=1, api_name="/generate") for i in (1, 2)]
-    wait_until(lambda: all(job.outputs() for job in more), 10)
+    wait_until(lambda: all(job.outputs() for job in more), 40)
     late = other.submit("turn late", candidates=4, keep=1, api_name="/generate")
-    wait_until(lambda: late.outputs(), 10)
+    wait_until(lambda: late.outputs(), 40)
     first.cancel()
     for job in (*more, late):
-        job.result(timeout=30)
+        job.result(timeout=90)
     order = [line for line in slow_server.diary.read_text().splitlines() if line.startswith("start turn")]
-    assert order.index("start turn late") < order.index("start turn 2")
+    assert order.index("start turn late") < 2, order  # before the second of the user who asked twice
 
 
 def test_only_results_are_served_as_files(slow_server: Server) -> None:

@@ -45,7 +45,7 @@ def test_axe_width_and_requests(browser: Any, slow_server: Server, scheme: str, 
         assert not serious, f"{moment}: {serious}"
 
     check("idle")
-    ask(page, f"slow looks {scheme} {width}", 4)
+    ask(page, f"very slow looks {scheme} {width}", 4)
     page.locator("#sheet img").wait_for()
     check("running")
     page.get_by_role("button", name="Stop", exact=True).click()

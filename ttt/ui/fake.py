@@ -32,6 +32,7 @@ class FakePainter:
             raise InvalidInput("the fake model reads only ASCII letters")
         pictures = [picture(prompt, params.seed, i) for i in range(params.candidates)]
         yield Progress("reading", 0.0)
+        yield Progress("painting", 0.0, contact_sheet(pictures, 0.02))
         for row, next_row in pairwise(range(ROWS + 1)):
             if cancel is not None and cancel.wait(self.delay):
                 raise Cancelled("stopped on request")

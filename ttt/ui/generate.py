@@ -36,6 +36,7 @@ EXAMPLES = {
 FORM_KEY, WORK_KEY, STORAGE_SECRET = "ttt-form", "ttt-work", "ttt-page-memory"
 """Fixed, so that a page finds its memory again after the server was restarted; it holds nothing secret."""
 MAX_MEMORY = 200_000
+SETTLED_SECONDS = 3.0
 
 _KEEP = "(typed, ...values) => [window.ttt?.keepForm(typed, %s, values) ?? typed]"
 Changes = dict[Any, Any]
@@ -55,7 +56,7 @@ class GenerateTab:
         self.typed = gr.BrowserState(None, storage_key=FORM_KEY, secret=STORAGE_SECRET)
         self.work = gr.BrowserState(None, storage_key=WORK_KEY, secret=STORAGE_SECRET)
         self.running = gr.State("", time_to_live=3600)
-        self.clock = gr.Timer(value=1.0, active=True)
+        self.clock = gr.Timer(value=1.0, active=False)
         with gr.Row(elem_id="studio"):
             with gr.Column(elem_id="ask"):
                 self._lay_out_prompt()
@@ -241,12 +242,13 @@ class GenerateTab:
             key = self.default.model
         if load:
             shelf.request(key)
-        state = shelf.state(key)
+        state, now = shelf.state(key), time.monotonic()
         labels = EXAMPLES.get(key, EXAMPLES["demo"])
         return {
-            self.model_line: view.model_line(shelf.source(key), state, time.monotonic()),
+            self.model_line: view.model_line(shelf.source(key), state, now),
             self.retry: gr.Button(visible=state.status == "failed"),
-            self.clock: gr.Timer(active=state.status in ("idle", "loading")),
+            # Not off at once: an answer that was under way for another model must not stop this one's clock.
+            self.clock: gr.Timer(active=state.status in ("idle", "loading") or now - state.since < SETTLED_SECONDS),
             **{chip: gr.Button(value=text) for chip, text in zip(self.chips, labels, strict=True)},
         }
 
