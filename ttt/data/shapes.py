@@ -266,7 +266,7 @@ def change_one_thing(scene: Scene, rng: random.Random) -> Scene:
     """
     changes: list[Callable[[], Scene]] = [
         lambda: _with_thing(scene, rng, color=rng.choice(list(COLORS))),
-        lambda: _with_thing(scene, rng, shape=rng.choice(SHAPES)),
+        *[lambda: _with_thing(scene, rng, shape=rng.choice(SHAPES))] * 4,  # the hardest to see, so the most often
     ]
     if scene.place != "alone":
         changes += [

@@ -32,11 +32,11 @@ class DemoRecipe:
     """All of the training; the defaults made the bundle that ships."""
 
     vqgan: Recipe = Recipe(steps=7200, batch_size=4, learning_rate=5e-4, betas=(0.9, 0.99))
-    clip: Recipe = Recipe(steps=3000, batch_size=64, learning_rate=1e-3, weight_decay=0.05)
+    clip: Recipe = Recipe(steps=5000, batch_size=64, learning_rate=1e-3, weight_decay=0.05)
     clip_pool: int = 1000
     clip_context: int = 32
     dalle: Recipe = Recipe(
-        steps=7000, batch_size=24, learning_rate=1.5e-3, warmup=150, weight_decay=0.03, betas=(0.9, 0.98)
+        steps=5600, batch_size=24, learning_rate=1.5e-3, warmup=150, weight_decay=0.03, betas=(0.9, 0.98)
     )
 
 

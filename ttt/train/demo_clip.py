@@ -31,7 +31,11 @@ def clip_config(*, vocab_size: int, image_size: int, context_length: int) -> dic
 
 
 class ClipTask:
-    """Contrastive loss (Radford et al. 2021) over groups of siblings, half of them seen through the VQGAN."""
+    """Contrastive loss (Radford et al. 2021) over groups of siblings, half of them seen through the VQGAN.
+
+    Captions must also prefer their picture to spoiled ones, which have no caption: what a transformer paints when it
+    goes wrong is a shape that begins as one and ends as another.
+    """
 
     name = "clip"
 
@@ -47,23 +51,26 @@ class ClipTask:
         self.mean, self.std = mean_std.view(2, 1, 3, 1, 1)
         self.pool = [self._group(random.Random(f"pool/{recipe.seed}/{i}")) for i in range(pool)]
         self.pool_images = [self._reconstruct(group) for group in self.pool]
+        self.pool_spoiled = [self._spoil(group, random.Random(i)) for i, group in enumerate(self.pool)]
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(f"clip/{self.recipe.seed}/{step}")
-        scenes, images = [], []
+        scenes, images, spoiled = [], [], []
         for i in range(self.recipe.batch_size // SIBLINGS):
             if self.pool and i % 2:
                 j = rng.randrange(len(self.pool))
                 group, drawn = self.pool[j], self.pool_images[j].float().div(255)
+                spoiled.append(self.pool_spoiled[j].float().div(255))
             else:
                 group = self._group(rng)
                 drawn = pictures([shapes.draw(s, self.size, supersample=2) for s in group])
             scenes += group
             images.append(drawn)
-        logits = self._logits(torch.cat(images), [shapes.caption(s, rng) for s in scenes])
+        logits = self._logits(torch.cat(images + spoiled), [shapes.caption(s, rng) for s in scenes])
         target = torch.arange(len(scenes))
-        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-        return loss, {"accuracy": (logits.argmax(1) == target).float().mean().item()}
+        of_images = logits[: len(scenes)]
+        loss = (F.cross_entropy(of_images, target) + F.cross_entropy(logits.T, target)) / 2
+        return loss, {"accuracy": (of_images.argmax(1) == target).float().mean().item()}
 
     def _group(self, rng: random.Random) -> list[shapes.Scene]:
         scene = shapes.random_scene(rng)
@@ -71,9 +78,33 @@ class ClipTask:
 
     @torch.no_grad()
     def _reconstruct(self, group: list[shapes.Scene]) -> Tensor:
-        """uint8 [SIBLINGS, 3, h, w]: what the pictures look like once they are codes."""
-        x = pictures([shapes.draw(s, self.size, supersample=2) for s in group])
-        return self.vqgan.decode(self.vqgan.encode(x)).mul(255).round().to(torch.uint8)
+        """uint8 [len(group), 3, h, w]: what the pictures look like once they are codes."""
+        return self.vqgan.decode(self._codes(group)).mul(255).round().to(torch.uint8)
+
+    @torch.no_grad()
+    def _spoil(self, group: list[shapes.Scene], rng: random.Random) -> Tensor:
+        """uint8 [len(group), 3, h, w]: each picture spoiled in the rows of codes that one of its things fills."""
+        side = self.vqgan.config.fmap_size
+        codes = self._codes(group).view(-1, side, side)
+        spoiled = codes.clone()
+        for i, scene in enumerate(group):
+            thing = rng.choice(scene.things)
+            top, bottom = int((thing.y - thing.radius) * side), int((thing.y + thing.radius) * side)
+            left, right = int((thing.x - thing.radius) * side), int((thing.x + thing.radius) * side)
+            cut = rng.randint(top + 1, max(top + 1, bottom))
+            way = rng.randrange(3)
+            if way == 0:  # begins as one scene, ends as another
+                spoiled[i, cut:] = codes[(i + rng.randint(1, len(group) - 1)) % len(group), cut:]
+            elif way == 1:  # the rows don't meet
+                spoiled[i, cut:] = spoiled[i, cut:].roll(rng.choice((-2, -1, 1, 2)), dims=-1)
+            else:  # parts are missing
+                for _ in range(rng.randint(1, 3)):
+                    y, x = rng.randint(max(top, 0), min(bottom, side - 1)), rng.randint(max(left, 0), min(right, side - 1))
+                    spoiled[i, y, x] = codes[i, 0, 0]
+        return self.vqgan.decode(spoiled).mul(255).round().to(torch.uint8)
+
+    def _codes(self, group: list[shapes.Scene]) -> Tensor:
+        return self.vqgan.encode(pictures([shapes.draw(s, self.size, supersample=2) for s in group]))
 
     def _logits(self, images: Tensor, captions: list[str]) -> Tensor:
         with torch.autocast(images.device.type, dtype=torch.bfloat16):
@@ -83,12 +114,18 @@ class ClipTask:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """How often a held-out scene, seen through the VQGAN, is told from seven siblings by its plain caption."""
-        right, groups = 0, 48
+        """How often a held-out scene, seen through the VQGAN, is told by its plain caption: from seven siblings, and
+        from its own spoiled picture."""
+        right, whole, groups = 0, 0, 96
         for scene, _ in islice(shapes.stream(2 * 10**6 + self.recipe.seed, held_out=True), groups):
             rng = random.Random(scene.jitter)
             group = [scene, *(shapes.change_one_thing(scene, rng) for _ in range(7))]
             different = list({shapes.plain_caption(s): s for s in group}.values())
             images = self._reconstruct(different).float().div(255)
-            right += int(self._logits(images, [shapes.plain_caption(scene)])[:, 0].argmax() == 0)
-        return {"held_out_accuracy": right / groups}
+            if len(different) < 2:
+                continue
+            spoiled = self._spoil(different[:2], rng)[:1].float().div(255)
+            logits = self._logits(torch.cat((images, spoiled)), [shapes.plain_caption(scene)])[:, 0]
+            right += int(logits[:-1].argmax() == 0)
+            whole += int(logits[0] > logits[-1])
+        return {"held_out_accuracy": right / groups, "spoiled_told": whole / groups}
