@@ -48,11 +48,7 @@ class Tally:
 
 def held_out_prompts(count: int, *, pair: bool) -> list[tuple[shapes.Scene, str]]:
     """Scenes with one thing, or with two and a relation, and a natural caption of each."""
-    found = (
-        (scene, text)
-        for scene, text in shapes.stream(SEED, held_out=True)
-        if (scene.place != "alone") == pair
-    )
+    found = ((scene, text) for scene, text in shapes.stream(SEED, held_out=True) if (scene.place != "alone") == pair)
     return list(islice(found, count))
 
 

@@ -52,7 +52,7 @@ def look(image: Image.Image) -> list[Seen]:
     background = np.median(border, axis=0)
     foreground = np.linalg.norm(pixels - background, axis=2) > 55
     least = max(12, foreground.size // 350)
-    regions = [region for region in _split(foreground, least)]
+    regions = list(_split(foreground, least))
     parts = [part for region in regions for part in _by_color(pixels, region, least)]
     return [_seen(color, part) for color, part in sorted(parts, key=lambda p: -int(p[1].sum()))]
 

@@ -1,11 +1,11 @@
 """Every error this project raises on purpose: what was wrong, what is allowed, what to do.
 
-    TTTError
-    ├── InvalidInput        a prompt, a parameter or a configuration out of its range (also a ValueError)
-    ├── CheckpointError     a file of weights that cannot be used; names the key or the file
-    │   └── UnsafeCheckpoint   reading it would run code; names `ttt convert --trust-pickle`
-    ├── BundleError         a folder or Hub repository that is not a complete bundle
-    └── Cancelled           the caller asked to stop
+TTTError
+├── InvalidInput        a prompt, a parameter or a configuration out of its range (also a ValueError)
+├── CheckpointError     a file of weights that cannot be used; names the key or the file
+│   └── UnsafeCheckpoint   reading it would run code; names `ttt convert --trust-pickle`
+├── BundleError         a folder or Hub repository that is not a complete bundle
+└── Cancelled           the caller asked to stop
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from collections import Counter
 from itertools import islice
 
 import pytest
-from benchmarks.scene_checker import judge, look
 
+from benchmarks.scene_checker import judge, look
 from ttt.data import shapes
 
 

@@ -34,7 +34,13 @@ class VqganTask:
     name = "vqgan"
 
     def __init__(
-        self, config: VqganConfig, recipe: Recipe, *, crop: int = 64, codes_from: float = 0.639, whole_from: float = 0.93
+        self,
+        config: VqganConfig,
+        recipe: Recipe,
+        *,
+        crop: int = 64,
+        codes_from: float = 0.639,
+        whole_from: float = 0.93,
     ) -> None:
         torch.manual_seed(recipe.seed)
         self.module: Vqgan = Vqgan(config)
@@ -81,10 +87,12 @@ class VqganTask:
 
         model = self.module
         latents = torch.cat([
-            model.quant_conv(model.encoder(self._batch(step + i, whole=False) * 2 - 1)).permute(0, 2, 3, 1).flatten(0, 2)
+            model.quant_conv(model.encoder(self._batch(step + i, whole=False) * 2 - 1)).movedim(1, 3).flatten(0, 2)
             for i in range(120)
         ])  # fmt: skip
-        centres, _ = kmeans2(latents.numpy(), _spread_out(latents, model.config.n_embed).numpy(), iter=8, minit="matrix")
+        centres, _ = kmeans2(
+            latents.numpy(), _spread_out(latents, model.config.n_embed).numpy(), iter=8, minit="matrix"
+        )
         model.quantize.embed.weight.copy_(torch.from_numpy(centres))
 
     def _batch(self, step: int, *, whole: bool) -> Tensor:
