@@ -82,10 +82,7 @@ def main(
 
 
 def _ranking(pipe: TextToImage, text: str, params: SamplingParams) -> list[RankedImage]:
-    last = None
-    for last in pipe.stream(text, params):
-        pass
-    assert last is not None
+    *_, last = pipe.stream(text, params)
     return list(last.ranking)
 
 

@@ -73,17 +73,14 @@ def _fill_box(points: list[Point]) -> list[Point]:
 
 
 OUTLINES: dict[str, list[Point]] = {
-    name: _fill_box(points)
-    for name, points in {
-        "circle": _regular(72),
-        "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
-        "triangle": _regular(3),
-        "star": _regular(5, inner=0.42),
-        "heart": _heart(),
-        "diamond": [(0, -1), (0.72, 0), (0, 1), (-0.72, 0)],
-        "cross": _cross(),
-        "ring": _regular(72),
-    }.items()
+    "circle": _fill_box(_regular(72)),
+    "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
+    "triangle": _fill_box(_regular(3)),
+    "star": _fill_box(_regular(5, inner=0.42)),
+    "heart": _fill_box(_heart()),
+    "diamond": [(0, -1), (0.72, 0), (0, 1), (-0.72, 0)],
+    "cross": _cross(),
+    "ring": _fill_box(_regular(72)),
 }
 """Polygon of every shape in a box of side 2; the ring also has a hole of `RING_HOLE`."""
 RING_HOLE = 0.52
@@ -290,7 +287,10 @@ def _with_thing(scene: Scene, rng: random.Random, **changed: str) -> Scene:
 
 def _swap_places(things: tuple[Thing, ...]) -> tuple[Thing, ...]:
     a, b = things
-    return (replace(b, x=a.x, y=a.y, radius=a.radius, size=a.size), replace(a, x=b.x, y=b.y, radius=b.radius, size=b.size))
+    return (
+        replace(b, x=a.x, y=a.y, radius=a.radius, size=a.size),
+        replace(a, x=b.x, y=b.y, radius=b.radius, size=b.size),
+    )
 
 
 def _swap_colors(things: tuple[Thing, ...]) -> tuple[Thing, ...]:

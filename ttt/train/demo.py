@@ -63,13 +63,11 @@ class DemoTraining:
 
     def clip(self) -> Any:
         tokenizer = read_tokenizer(self.tokenizer_file())
-        end = tokenizer.token_to_id(END)
+        end = int(tokenizer.token_to_id(END) or 0)
 
         def tokenize(captions: list[str]) -> Tensor:
             encoded = tokenizer.encode_batch(captions, add_special_tokens=False)
-            return torch.stack(
-                [text_ids(e.ids, end, self.recipe.clip_context, DEMO.num_text_tokens) for e in encoded]
-            )
+            return torch.stack([text_ids(e.ids, end, self.recipe.clip_context, DEMO.num_text_tokens) for e in encoded])
 
         done = (self.folder / "clip.done").exists()
         pool = 0 if done else self.recipe.clip_pool

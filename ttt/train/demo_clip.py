@@ -40,7 +40,7 @@ class ClipTask:
     name = "clip"
 
     def __init__(self, config: dict[str, Any], recipe: Recipe, *, vqgan: Vqgan, tokenize: Any, pool: int) -> None:
-        """tokenize: captions -> ids [b, context_length]; pool: groups that are drawn and passed through the VQGAN once."""
+        """tokenize: captions -> ids [b, context_length]; pool: groups to draw and pass through the VQGAN once."""
         from open_clip import CLIP
 
         torch.manual_seed(recipe.seed)
@@ -98,9 +98,12 @@ class ClipTask:
             elif way == 1:  # the rows don't meet
                 spoiled[i, cut:] = spoiled[i, cut:].roll(rng.choice((-2, -1, 1, 2)), dims=-1)
             else:  # parts are missing
+                rows, columns = (
+                    range(max(top, 0), min(bottom, side - 1) + 1),
+                    range(max(left, 0), min(right, side - 1) + 1),
+                )
                 for _ in range(rng.randint(1, 3)):
-                    y, x = rng.randint(max(top, 0), min(bottom, side - 1)), rng.randint(max(left, 0), min(right, side - 1))
-                    spoiled[i, y, x] = codes[i, 0, 0]
+                    spoiled[i, rng.choice(rows), rng.choice(columns)] = codes[i, 0, 0]
         return self.vqgan.decode(spoiled).mul(255).round().to(torch.uint8)
 
     def _codes(self, group: list[shapes.Scene]) -> Tensor:

@@ -52,7 +52,10 @@ class Task(Protocol):
     """One model and what to minimise."""
 
     name: str
-    module: nn.Module
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained."""
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """Loss of the batch of this step, and figures to record; called with the random generator seeded."""
