@@ -61,7 +61,7 @@ def longest_sequence(model: Architecture | str, setup: TrainingSetup, device: De
 
 def cheapest(model: Architecture | str, setup: TrainingSetup, device: Device, most: int = 3) -> list[Advice]:
     """Sets of techniques that make it fit, the least costly in time first; none of them changes the model."""
-    found = []
+    found: list[Advice] = []
     for chosen in product((False, True), repeat=len(TECHNIQUES)):
         techniques = list(compress(TECHNIQUES, chosen))
         changed = _with(setup, techniques)

@@ -85,7 +85,9 @@ class TrainingSetup:
         for name, kind in _CHOICES.items():
             _choice(name, getattr(self, name), kind)
         _choice("optimizer", self.optimizer, OPTIMIZERS)
-        offload = {True: "hivemind", False: "none"}.get(self.offload_optimizer, self.offload_optimizer)  # type: ignore[call-overload]
+        offload: Any = self.offload_optimizer
+        if isinstance(offload, bool):
+            offload = "hivemind" if offload else "none"
         object.__setattr__(self, "offload_optimizer", offload)
         _choice("offload_optimizer", offload, get_args(Offload))
         for name, least, most in _RANGES:

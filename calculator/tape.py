@@ -289,7 +289,7 @@ class Tape:
         del square
         root = self.function(self.shift(mean), keeps_input=False, scratch=2 * rows * FULL)
         factor = wide if back else x
-        saved = (factor.storage, root.storage)
+        saved: Any = (factor.storage, root.storage)
         h = self.record(
             x.n, FULL, saved, ((factor.slot, x.n * factor.width), (root.slot, rows * FULL)), scratch=x.n * FULL
         )
@@ -343,7 +343,7 @@ class Tape:
                 continue
             slots, saved, gradients, scratch = node
             del node
-            incoming = [slot.gradient for slot in slots]
+            incoming: Any = [slot.gradient for slot in slots]
             for slot in slots:
                 slot.gradient = None
             if not any(incoming):
@@ -354,7 +354,7 @@ class Tape:
             else:
                 for to, size in gradients:
                     if to is not None:
-                        made.append((to, incoming[0] if size == PASS else Flow(memory, size)))  # type: ignore[arg-type]
+                        made.append((to, incoming[0] if size == PASS else Flow(memory, size)))
                 if scratch:
                     Flow(memory, scratch)
             saved = incoming = None
@@ -382,7 +382,7 @@ def _keep(memory: Memory, gradient: Storage) -> None:
         memory.accumulating = alive
     if type(gradient) is Flow:
         memory.flow -= gradient.size
-        gradient.__class__ = Storage
+        gradient.__class__ = Storage  # type: ignore[assignment]
     memory.gradients += gradient.size
 
 

@@ -12,7 +12,7 @@ from math import isqrt
 
 from calculator.architectures import Architecture
 from calculator.families.common import Context, Tensor, linear, norm
-from calculator.stack import run_layers, run_reversible
+from calculator.stack import Layer, run_layers, run_reversible
 from calculator.tape import FULL, PASS, Parameter, Storage, Value
 
 LAYER = "transformer.layers.{}."
@@ -63,7 +63,7 @@ def loss(c: Context) -> Value:
     return _losses(c, x, table)
 
 
-def _plain(c: Context, x: Value, branches: tuple) -> Value:  # type: ignore[type-arg]
+def _plain(c: Context, x: Value, branches: tuple[Layer, Layer]) -> Value:
     attend, feed = branches
     x = c.tape.add(x, attend(x))
     return c.tape.add(x, feed(x))
@@ -79,7 +79,7 @@ def _losses(c: Context, x: Value, table: Parameter) -> Value:
         part = c.layer_norm(t.copy(part) if c.b > 1 else part, "norm", a.hidden)
         weight = Parameter(size * a.hidden, table.width)
         whole = t.record(weight.n, table.width, None, ((table.slot, table.n * table.width),), storage=x.storage)
-        weight.slot = whole.slot  # type: ignore[assignment]
+        weight.slot = whole.slot
         logits.append(t.linear(part, weight, size))
     losses = [t.cross_entropy(t.cast(x, FULL)) for x in logits]
     return t.add(*losses)
