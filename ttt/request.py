@@ -157,20 +157,19 @@ class Request:
         return self._fraction
 
     def _preview(self, canvas: Canvas) -> Image.Image | None:
-        if time.perf_counter() < self._preview_due:
+        if time.perf_counter() < self._preview_due or not any(canvas.painted):  # an empty sheet would delay the first
             return None
-        started = time.perf_counter()
+        started = time.thread_time()
         self.sheet.show_codes(canvas.codes.numpy(), canvas.painted)
         return self._timed_picture(started, force=True)
 
     def _timed_picture(self, started: float | None = None, *, force: bool = False) -> Image.Image | None:
         """The sheet, unless the last one was so recent that previews would cost more than their share."""
-        started = started or time.perf_counter()
-        if started < self._preview_due and not force:
+        if time.perf_counter() < self._preview_due and not force:
             return None
+        started = time.thread_time() if started is None else started  # what it takes, not how long others made it wait
         picture = self.sheet.picture()
-        now = time.perf_counter()
-        self._preview_due = now + (now - started) / PREVIEW_SHARE
+        self._preview_due = time.perf_counter() + (time.thread_time() - started) / PREVIEW_SHARE
         return picture
 
     def _decode_size(self) -> int:
