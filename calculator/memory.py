@@ -238,7 +238,8 @@ def _phases(setup: TrainingSetup, activity: Activity, shares: _Shares) -> tuple[
         if keeps:
             gradients, rest = shares.all_gradients, max(rest, peak.accumulating - flow)
         casts = activity.casts if name == "forward" or (name == "loss" and not setup.every) else 0
-        activations = min(rest, activity.kept - casts) if head else rest
+        casts = min(casts, rest)
+        activations = min(rest - casts, max(0, activity.kept - casts)) if head else rest
         logits = rest - activations - casts + (flow if head else 0)
         return Phase(name, {
             "weights": shares.weights, "buffers": shares.buffers + shares.accumulators,

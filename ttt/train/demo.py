@@ -36,7 +36,7 @@ class DemoRecipe:
     clip_pool: int = 1000
     clip_context: int = 32
     dalle: Recipe = Recipe(
-        steps=5600, batch_size=24, learning_rate=1.5e-3, warmup=150, weight_decay=0.03, betas=(0.9, 0.98)
+        steps=7300, batch_size=24, learning_rate=1.5e-3, warmup=150, weight_decay=0.03, betas=(0.9, 0.98)
     )
 
 
