@@ -1,4 +1,4 @@
-"""A batch of prompts, the best pictures of each in one sheet: python examples/prompt_grid.py --out grid.png
+"""A batch of prompts, the best pictures of each in one sheet: python -m examples.prompt_grid --out grid.png
 
 The README's grid was made by this script, as it is.
 """
