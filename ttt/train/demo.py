@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +24,7 @@ from ttt.train.demo_clip import ClipTask, clip_config
 from ttt.train.demo_dalle import DalleTask
 from ttt.train.demo_text import train_tokenizer
 from ttt.train.demo_vqgan import VqganTask
-from ttt.train.loop import Recipe, describe, run
+from ttt.train.loop import Recipe, run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ class DemoTraining:
         if notes.exists():
             parts.append(notes.read_text())
         for name in ("vqgan", "clip", "dalle"):
-            recipe = describe(getattr(self.recipe, name))
+            recipe = asdict(getattr(self.recipe, name))
             lines = [json.loads(line) for line in (self.folder / f"{name}.jsonl").read_text().splitlines()]
             lines = [line for i, line in enumerate(lines) if i == len(lines) - 1 or not i % max(1, len(lines) // 12)]
             keys = list(dict.fromkeys(key for line in lines for key in line))

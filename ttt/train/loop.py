@@ -13,7 +13,7 @@ import math
 import os
 import pickle
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -138,8 +138,3 @@ def _save(folder: Path, task: Task, optimizer: torch.optim.Optimizer, step: int,
 def _record(folder: Path, task: Task, figures: dict[str, float]) -> None:
     with (folder / f"{task.name}.jsonl").open("a") as file:
         file.write(json.dumps(figures) + "\n")
-
-
-def describe(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as it goes into a provenance record."""
-    return asdict(recipe)
