@@ -6,8 +6,9 @@ v vocabulary, k keys. VQGAN indices are *codes*, transformer ids are *tokens*, C
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,3 +50,16 @@ class Batch:
 
     text: Tensor
     codes: Tensor
+
+
+class BatchStream(Protocol):
+    """An endless stream of training batches that can be left and taken up again."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches from where the stream stands; a second call goes on, it does not begin anew."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands, in JSON's types: after the last batch that was handed out."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there: the next batch is the one that would have come."""
