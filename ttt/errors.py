@@ -5,6 +5,7 @@ TTTError
 ├── CheckpointError     a file of weights that cannot be used; names the key or the file
 │   └── UnsafeCheckpoint   reading it would run code; names `ttt convert --trust-pickle`
 ├── BundleError         a folder or Hub repository that is not a complete bundle
+├── DataError           a data set that cannot be read, or does not fit the model
 └── Cancelled           the caller asked to stop
 """
 
@@ -29,6 +30,10 @@ class UnsafeCheckpoint(CheckpointError):
 
 class BundleError(TTTError):
     """A model bundle that is missing, incomplete or broken."""
+
+
+class DataError(TTTError):
+    """A data set that cannot be read or written, or does not fit the model."""
 
 
 class Cancelled(TTTError):
