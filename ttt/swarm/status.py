@@ -1,0 +1,194 @@
+"""What a running peer or coordinator tells others on its machine, as small files in its folder. Knows no network.
+
+status.json     PeerStatus, replaced once a second; read it with `read_status`
+rounds.jsonl    one RoundRecord a line: every averaging round, as it really went
+epochs.jsonl    one EpochRecord a line: every optimizer step of the whole swarm that this peer took part in
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+STATUS_FILE, ROUNDS_FILE, EPOCHS_FILE = "status.json", "rounds.jsonl", "epochs.jsonl"
+MAX_STATUS_BYTES = 1 << 16
+STALE_SECONDS = 15.0
+"""A status that is older than this comes from a process that hangs or was killed."""
+
+State = Literal[
+    "starting", "connecting", "waiting for a donor", "downloading", "computing", "averaging", "helping", "watching",
+    "restoring", "stopping", "stopped", "failed",
+]  # fmt: skip
+"""helping: an auxiliary peer, which averages and does not compute; watching: the coordinator."""
+RUNNING: tuple[str, ...] = State.__args__[:-2]  # type: ignore[attr-defined]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+class PeerStatus(_Record):
+    """What a peer does just now; all counts are since its process started unless they say otherwise."""
+
+    state: State = "starting"
+    message: str = Field(default="", max_length=2000)
+    """The state in a sentence: what is awaited, what failed and what to do."""
+    role: Literal["peer", "auxiliary", "coordinator"] = "peer"
+    run: str = ""
+    """Name of the run."""
+    name: str = ""
+    """How this peer calls itself on the leaderboard."""
+    peer_id: str = ""
+    pid: int = 0
+    started: float = 0.0
+    """Unix time."""
+    time: float = 0.0
+    """Unix time of this status."""
+    epoch: int = 0
+    """Optimizer steps of the whole swarm."""
+    epochs_done: int = 0
+    """Optimizer steps that this process took part in."""
+    samples: int = 0
+    """Training samples that this process computed."""
+    samples_per_second: float = 0.0
+    swarm_samples: int = 0
+    """Of the global batch, by all peers together, in the current epoch."""
+    global_batch: int = 0
+    loss: float | None = None
+    """Mean of this peer's micro-batches in the last whole epoch."""
+    learning_rate: float | None = None
+    peers: int = 0
+    """Peers that train, this one included."""
+    group_size: int = 0
+    """Peers in the last round of averaging gradients, this one included; 0 before the first."""
+    received: float | None = None
+    """Share of what the last round of gradients should have brought, 0 to 1; less than 1 is a partial round."""
+    rounds: int = 0
+    """Rounds of averaging, gradients and state."""
+    clean_rounds: int = 0
+    """Rounds in which every part of every tensor arrived."""
+    sent_bytes: int = 0
+    """Tensors sent to other peers, gradients and state (not the overhead of the network)."""
+    received_bytes: int = 0
+    restored: int = 0
+    """Times that NaN, infinity or a lost step made it take the state from the swarm or its own backup."""
+    checkpoint: str = ""
+    """Newest checkpoint of this folder."""
+    addresses: list[str] = Field(default_factory=list, max_length=64)
+    """Where others reach this peer (multiaddr); empty for a client."""
+    problems: list[str] = Field(default_factory=list, max_length=20)
+    """The last warnings, newest last, each with a hint."""
+
+    @property
+    def running(self) -> bool:
+        """Whether the process that wrote it still lives."""
+        return self.state in RUNNING and time.time() - self.time < STALE_SECONDS and _is_alive(self.pid)
+
+
+class RoundRecord(_Record):
+    """One round of averaging, seen from inside: how large its group was and what share of it arrived."""
+
+    kind: Literal["gradients", "state"]
+    epoch: int
+    time: float
+    seconds: float
+    group_size: int
+    received: float
+    """Share of the averages that arrived, 0 to 1."""
+    gathered: float
+    """Share of the others' parts that reached this peer for averaging, 0 to 1 (1 for a peer that averages nothing)."""
+    sent_bytes: int
+    received_bytes: int
+    peers: list[str] = Field(default_factory=list)
+    failed: str = ""
+    """Why there was no average at all; empty where there was."""
+
+    @property
+    def clean(self) -> bool:
+        return not self.failed and self.received == 1 and self.gathered == 1
+
+
+class EpochRecord(_Record):
+    """One optimizer step."""
+
+    epoch: int
+    """The number of steps done, this one included."""
+    time: float
+    seconds: float
+    samples: int
+    """By this peer."""
+    loss: float | None
+    group_size: int
+    received: float
+    learning_rate: float
+    norm: float
+    """Euclidean norm of all parameters."""
+    fingerprint: list[float]
+    """Of the parameters; two peers' distance is estimated by `fingerprint.distance`."""
+
+
+def write_status(folder: Path, status: PeerStatus) -> None:
+    """Replace the status file so that a reader sees the old one or the new one."""
+    write_atomically(folder / STATUS_FILE, status.model_dump_json().encode())
+
+
+def read_status(folder: Path) -> PeerStatus | None:
+    """None where there is no readable status yet."""
+    try:
+        with (folder / STATUS_FILE).open("rb") as file:
+            return PeerStatus.model_validate_json(file.read(MAX_STATUS_BYTES))
+    except (OSError, ValidationError):
+        return None
+
+
+def append_record(folder: Path, record: RoundRecord | EpochRecord) -> None:
+    name = ROUNDS_FILE if isinstance(record, RoundRecord) else EPOCHS_FILE
+    with (folder / name).open("a", encoding="utf-8") as file:
+        file.write(record.model_dump_json() + "\n")
+
+
+def read_rounds(folder: Path) -> list[RoundRecord]:
+    return [RoundRecord.model_validate(line) for line in _lines(folder / ROUNDS_FILE)]
+
+
+def read_epochs(folder: Path) -> list[EpochRecord]:
+    return [EpochRecord.model_validate(line) for line in _lines(folder / EPOCHS_FILE)]
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _lines(path: Path) -> Iterator[dict[str, object]]:
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue  # the last line of a process that was killed
+
+
+def _is_alive(pid: int) -> bool:
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
