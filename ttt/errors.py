@@ -6,6 +6,7 @@ TTTError
 │   └── UnsafeCheckpoint   reading it would run code; names `ttt convert --trust-pickle`
 ├── BundleError         a folder or Hub repository that is not a complete bundle
 ├── DataError           a data set that cannot be read, or does not fit the model
+├── SwarmError          training together cannot begin or go on
 └── Cancelled           the caller asked to stop
 """
 
@@ -34,6 +35,10 @@ class BundleError(TTTError):
 
 class DataError(TTTError):
     """A data set that cannot be read or written, or does not fit the model."""
+
+
+class SwarmError(TTTError):
+    """Training together cannot begin or go on; the message says what to do."""
 
 
 class Cancelled(TTTError):
