@@ -1,0 +1,120 @@
+"""A server on 127.0.0.1 that serves a folder by ranges, and drops, refuses or delays as it is told."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+
+@dataclass
+class RangeServer:
+    """What it serves and how it misbehaves; may be changed while it runs."""
+
+    folder: Path
+    url: str = ""
+    cut_after: int | None = None
+    """Bytes of a body after which the connection is dropped, as often as `cuts` says."""
+    cuts: int = 0
+    refuse: int = 0
+    """So many requests are answered with `status`."""
+    status: int = 503
+    gone: set[str] = field(default_factory=set)
+    """Names that are answered with 404."""
+    ranges: bool = True
+    """False: as simple servers do, every answer is the whole file."""
+    delay: float = 0.0
+    requests: Counter[str] = field(default_factory=Counter)
+    sent: int = 0
+    """Bytes of bodies."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def take(self, name: str) -> bool:
+        """One of the `cuts` or `refuse` that are left."""
+        with self.lock:
+            left: int = getattr(self, name)
+            setattr(self, name, max(left - 1, 0))
+            return left > 0
+
+
+@contextmanager
+def serve_ranges(folder: Path, **settings: object) -> Iterator[RangeServer]:
+    state = RangeServer(folder, **settings)  # type: ignore[arg-type]
+
+    class Handler(_Handler):
+        server_state = state
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    state.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server_state: RangeServer
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+    def do_GET(self) -> None:
+        state, name = self.server_state, unquote(urlsplit(self.path).path).lstrip("/")
+        with state.lock:
+            state.requests[name] += 1
+        time.sleep(state.delay)
+        path = state.folder / name
+        if state.take("refuse"):
+            return self._plain(state.status)
+        if name in state.gone or not path.is_file():
+            return self._plain(404)
+        size = path.stat().st_size
+        start, end = self._asked(size) if state.ranges else (0, size)
+        if start >= size and state.ranges:
+            return self._plain(416)
+        with path.open("rb") as file:
+            file.seek(start)
+            self._send(file.read(end - start), start, size)
+        return None
+
+    def _asked(self, size: int) -> tuple[int, int]:
+        text = self.headers.get("Range")
+        if not text:
+            return 0, size
+        first, _, last = text.removeprefix("bytes=").partition("-")
+        return int(first), min(int(last) + 1 if last else size, size)
+
+    def _send(self, body: bytes, start: int, size: int) -> None:
+        state = self.server_state
+        partial = state.ranges and "Range" in self.headers
+        self.send_response(206 if partial else 200)
+        if partial:
+            self.send_header("Content-Range", f"bytes {start}-{start + len(body) - 1}/{size}")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        cut = state.cut_after is not None and len(body) > state.cut_after and state.take("cuts")
+        body = body[: state.cut_after] if cut else body
+        try:
+            self.wfile.write(body)
+            self.wfile.flush()
+        except OSError:
+            self.close_connection = True
+        with state.lock:
+            state.sent += len(body)
+        self.close_connection = self.close_connection or cut
+
+    def _plain(self, status: int) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()

@@ -1,0 +1,172 @@
+"""From the name of a data set to its shards: a Hub id, a folder, a pattern, addresses. Reads no shard.
+
+`datasets` says which files of a Hub repository are the training split, pinned to a commit. The bytes then come by plain
+ranges (`ttt.data.files`), for whichever source.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, urljoin, urlsplit
+
+from ttt.data.files import Missing, Unreachable, Web, is_url
+from ttt.data.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest
+from ttt.errors import DataError, InvalidInput
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+ALLOWED = (
+    "allowed: a Hub data set (owner/name), a folder or pattern of .parquet files, "
+    f"addresses of .parquet files, or the address of a {MANIFEST} or of a .txt with one address a line"
+)
+Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Where the shards are, and what they are called wherever they are."""
+
+    places: tuple[str, ...]
+    names: tuple[str, ...]
+    """Without folder, host and commit: a data set that has moved is still the same."""
+    manifest: Manifest | None = None
+    revision: str | None = None
+    """Commit of a Hub data set."""
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256("\n".join(self.names).encode()).hexdigest()[:16]
+
+
+def find_shards(source: Source, web: Web, token: str | None = None, revision: str | None = None) -> Shards:
+    """All shards of the training split, in a fixed order. InvalidInput, DataError.
+
+    token: of the Hub, else the one that `hf auth login` or HF_TOKEN left. revision: of a Hub data set.
+    """
+    try:
+        if not isinstance(source, (str, os.PathLike)):
+            return _listed([str(item) for item in source])
+        name = os.fspath(source)
+        if is_url(name):
+            return _at_address(name, web)
+        path = Path(name).expanduser()
+        if name and path.is_dir():
+            return _in_folder(path)
+        if glob.has_magic(name) or path.is_file():
+            return _matching(str(path))
+        if HUB_ID.fullmatch(name) and isinstance(source, str):
+            return _on_hub(name, web, token, revision)
+    except Missing as error:
+        raise DataError(f"data set {source!s:.200}: {error}") from None
+    except Unreachable as error:
+        raise DataError(f"data set {source!s:.200}: {error}; check the connection and try again") from None
+    raise InvalidInput(f"data set {name[:200]!r} is not there; {ALLOWED}")
+
+
+def _listed(items: list[str]) -> Shards:
+    if not items:
+        raise InvalidInput(f"the list of shards is empty; {ALLOWED}")
+    if all(is_url(item) for item in items):
+        return Shards(tuple(items), tuple(urlsplit(item).path for item in items))
+    if any(is_url(item) for item in items):
+        raise InvalidInput("the list of shards mixes files and addresses; give either")
+    paths = [Path(item).expanduser() for item in items]
+    return Shards(tuple(map(str, paths)), tuple(_relative(paths)))
+
+
+def _in_folder(folder: Path) -> Shards:
+    paths = sorted(
+        p for p in folder.rglob("*.parquet") if not any(part[0] == "." for part in p.relative_to(folder).parts)
+    )
+    if not paths:
+        raise DataError(f"{folder} has no .parquet files; `ttt encode IMAGES {folder}` makes them")
+    names = [p.relative_to(folder).as_posix() for p in paths]
+    path = folder / MANIFEST
+    manifest = Manifest.from_json(path.read_bytes(), str(path)) if path.is_file() else None
+    return Shards(tuple(map(str, paths)), tuple(names), manifest)
+
+
+def _matching(pattern: str) -> Shards:
+    paths = [Path(p) for p in sorted(glob.glob(pattern, recursive=True)) if Path(p).is_file()]
+    if not paths:
+        raise DataError(f"no file matches {pattern}")
+    return Shards(tuple(map(str, paths)), tuple(_relative(paths)))
+
+
+def _relative(paths: list[Path]) -> list[str]:
+    base = Path(os.path.commonpath([p.resolve().parent for p in paths]))
+    return [p.resolve().relative_to(base).as_posix() for p in paths]
+
+
+def _at_address(url: str, web: Web) -> Shards:
+    path = urlsplit(url).path
+    if path.endswith(".parquet"):
+        return _listed([url])
+    if path.endswith("/"):
+        url, path = urljoin(url, MANIFEST), path + MANIFEST
+    try:
+        content = web.fetch(url, MAX_MANIFEST_BYTES)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    if path.endswith(".json"):
+        manifest = Manifest.from_json(content, url)
+        if not manifest.shards:
+            raise DataError(f"{url} lists no shards")
+        return Shards(tuple(urljoin(url, quote(name)) for name in manifest.shards), manifest.shards, manifest)
+    lines = [line.strip() for line in content.decode("utf-8", "replace").splitlines()]
+    shards = [urljoin(url, line) for line in lines if line and not line.startswith("#")]
+    foreign = [shard for shard in shards if not is_url(shard) or not urlsplit(shard).path.endswith(".parquet")]
+    if foreign or not shards:
+        said = f"has the line {foreign[0][:100]!r}" if foreign else "is empty"
+        raise DataError(f"{url} {said}; it must list addresses of .parquet files, one a line")
+    return _listed(shards)
+
+
+def _on_hub(repo_id: str, web: Web, token: str | None, revision: str | None) -> Shards:
+    import datasets
+    from huggingface_hub import get_token, hf_hub_url
+
+    token = token or get_token()
+    files: list[str] = []
+
+    def attempt() -> bool:
+        try:
+            found = datasets.load_dataset_builder(repo_id, revision=revision, token=token).config.data_files or {}
+        except (datasets.exceptions.DatasetNotFoundError, datasets.exceptions.DataFilesNotFoundError) as error:
+            raise Missing(f"not on the Hub, private, or without data files ({_first_line(error)})") from None
+        files[:] = found.get("train") or next(iter(found.values()), [])
+        return True
+
+    web.persist(repo_id, attempt)
+    prefix = f"hf://datasets/{repo_id}@"
+    inside = [file.removeprefix(prefix).partition("/") for file in files if file.endswith(".parquet")]
+    if not inside or any(file[: len(prefix)] != prefix for file in files):
+        raise DataError(f"{repo_id} has no Parquet shards of its own; it must hold {ALLOWED.partition(',')[0]}'s files")
+    commit = inside[0][0]
+
+    def address(path: str) -> str:
+        endpoint = datasets.config.HF_ENDPOINT
+        return hf_hub_url(repo_id, path, repo_type="dataset", revision=commit, endpoint=endpoint)
+
+    if token:
+        web.authorize(token)
+    names = tuple(path for _, _, path in inside)
+    return Shards(tuple(map(address, names)), names, _hub_manifest(address(MANIFEST), web), commit)
+
+
+def _hub_manifest(url: str, web: Web) -> Manifest | None:
+    try:
+        return Manifest.from_json(web.fetch(url, MAX_MANIFEST_BYTES), url)
+    except Missing:
+        return None
+    except ValueError as error:
+        raise DataError(str(error)) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

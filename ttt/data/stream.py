@@ -1,0 +1,204 @@
+"""Shards of captions and codes -> batches, endless, shuffled, exactly resumable. Knows the model by its sizes alone."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ttt.data.files import Retry, Web
+from ttt.data.rows import KINDS, Filters, RowCheck, log
+from ttt.data.source import Source, find_shards
+from ttt.data.state import StreamState
+from ttt.data.windows import LANES, Cursor, ReadAhead, Window, WindowReader
+from ttt.errors import DataError, InvalidInput
+from ttt.types import Batch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class CodeStream:
+    """A `ttt.types.BatchStream` over a Hub data set, a folder or pattern of shards, or their addresses.
+
+        stream = CodeStream("laion/laion_100m_vqgan_f8", tokenize=tokenizer, batch_size=8,
+                            image_seq_len=1024, num_image_tokens=8192, seed=peer_number)
+        for batch in stream: ...
+
+    Never more than a few windows of `shuffle_buffer` rows are in memory, and nothing is on the disk (but one shard a
+    lane where a server knows no ranges). Every row comes once an epoch. `state_dict` is a few hundred bytes; going on
+    from it reads one window again. Only `shuffle_buffer` rows around each other are mixed: shards that are sorted (by
+    label, say) should be shuffled when they are made.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        tokenize: Callable[[Sequence[str]], Tensor],
+        batch_size: int,
+        image_seq_len: int,
+        num_image_tokens: int,
+        seed: int,
+        shuffle_buffer: int = 8192,
+        filters: Filters | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        codebook: str | None = None,
+        retry: Retry | None = None,
+    ) -> None:
+        """Nothing is opened before the first batch. seed: each peer takes another one, so that it has another order.
+
+        token, revision: of a Hub data set. codebook: SHA-256 of the model's `vqgan.safetensors`, compared with the
+        data set's `dataset.json` where it has one.
+        """
+        for name, value in (("batch_size", batch_size), ("shuffle_buffer", shuffle_buffer)):
+            if type(value) is not int or value < 1:
+                raise InvalidInput(f"{name} must be a whole number from 1, got {value!r}")
+        if type(seed) is not int:
+            raise InvalidInput(f"seed must be a whole number, got {seed!r}")
+        self.source, self.tokenize, self.batch_size = source, tokenize, batch_size
+        self.seed, self.shuffle_buffer = seed, shuffle_buffer
+        self._told: set[str] = set()
+        self.check = RowCheck(image_seq_len, num_image_tokens, filters or Filters(), _once(self._told))
+        self.token, self.codebook, self.retry = token, codebook, retry or Retry()
+        self._state = StreamState(settings=self._settings(), revision=revision)
+        self._ahead: ReadAhead | None = None
+        self._window: Window | None = None
+        self._at = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        """DataError where nothing can be read; asking again goes on from the same place."""
+        import numpy as np
+        import torch
+
+        window, at = self._window, self._at
+        captions: list[str] = []
+        codes = []
+        try:
+            while len(captions) < self.batch_size:
+                if window is None or at == len(window):
+                    window, at = self._next_window(), (self._state.emitted if window is None else 0)
+                    if at > len(window):
+                        raise DataError(f"{self.source!s:.200} has changed since the state was saved; begin without it")
+                end = min(at + self.batch_size - len(captions), len(window))
+                captions += window.captions[at:end]
+                codes.append(window.codes[at:end])
+                at = end
+        except BaseException:
+            self.close()
+            raise
+        self._window, self._at = window, at
+        return Batch(self.tokenize(captions), torch.from_numpy(np.concatenate(codes).astype(np.int64)))
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many rows were read, kept and skipped, and why: the kinds of `ttt.data.rows.KINDS`, from the first batch
+        on and across resumes, up to the window that is being handed out.
+        """
+        counts = self._state.counts if self._window is None else self._window.counts
+        return Counter({kind: counts[kind] for kind in KINDS})
+
+    @property
+    def epoch(self) -> int:
+        """How often the whole set was handed out."""
+        return (
+            (self._state.cursor.epoch if self._state.cursor else 0)
+            if self._window is None
+            else self._window.start.epoch
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._current_state().to_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """InvalidInput where the state is another stream's; the data set itself is compared at the next batch."""
+        loaded = StreamState.from_dict(state)
+        loaded.check_settings(self._settings())
+        self.close()
+        self._state = loaded
+
+    def close(self) -> None:
+        """Stop reading ahead and drop the connections; a further batch opens them again."""
+        self._state = self._current_state()
+        self._window, self._at = None, 0
+        if self._ahead is not None:
+            self._finalizer()
+            self._ahead = None
+
+    def _current_state(self) -> StreamState:
+        window = self._window
+        if window is None:
+            return self._state
+        return StreamState(
+            settings=self._settings(),
+            shards=self._state.shards,
+            revision=self._state.revision,
+            cursor=window.start,
+            emitted=self._at,
+            given_up=window.given_up,
+            counts=window.counts_before,
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        """What the order of rows depends on, beside the shards."""
+        return {
+            "seed": self.seed,
+            "shuffle_buffer": self.shuffle_buffer,
+            "image_seq_len": self.check.image_seq_len,
+            "num_image_tokens": self.check.num_image_tokens,
+            "filters": self.check.filters.to_dict(),
+        }
+
+    def _next_window(self) -> Window:
+        if self._ahead is None:
+            self._ahead = self._open()
+            self._finalizer = weakref.finalize(self, self._ahead.close)
+        return self._ahead.next_window()
+
+    def _open(self) -> ReadAhead:
+        state, web = self._state, Web(self.retry)
+        told = _once(self._told)
+        web.retried = lambda why: told("retries", why)
+        try:
+            shards = find_shards(self.source, web, self.token, state.revision)
+            if shards.manifest is not None:
+                sizes = (self.check.image_seq_len, self.check.num_image_tokens)
+                shards.manifest.check(f"{self.source!s:.200}", *sizes, self.codebook)
+            state.check_shards(shards, f"{self.source!s:.200}")
+        except BaseException:
+            web.close()
+            raise
+        state.shards, state.revision = shards.fingerprint, shards.revision
+        reader = WindowReader(
+            shards=shards,
+            web=web,
+            check=self.check,
+            seed=self.seed,
+            shuffle_buffer=self.shuffle_buffer,
+            cursor=state.cursor or Cursor.start(0, min(LANES, len(shards.places))),
+            counts=Counter(state.counts),
+            known_failures=dict(state.given_up),
+        )
+
+        def retried(why: str) -> None:
+            reader.counts["retries"] += 1
+            told("retries", why)
+
+        web.retried = retried
+        return ReadAhead(reader)
+
+
+def _once(told: set[str]) -> Callable[[str, str], None]:
+    """A log that warns of the first of each kind; the others are only counted."""
+
+    def tell(kind: str, what: str) -> None:
+        if kind not in told:
+            told.add(kind)
+            log.warning("%s (further ones of this kind are only counted)", what)
+
+    return tell
