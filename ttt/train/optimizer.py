@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -13,19 +12,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from ttt.errors import CheckpointError, InvalidInput
+from ttt.train import moments
 
 logger = logging.getLogger(__name__)
 
-SMALLEST_8BIT = 65_536
-"""Tensors with fewer elements keep their moments in float32: they cost little and are the sensitive ones."""
-BLOCK = 4096
-"""Elements that share one float32 scale."""
 PIECE = 2**24
 """Elements moved or converted at once where a parameter is not float32 on the device of its state."""
 CACHED = 2**18
 """Elements computed at once: their temporaries fit in a processor's cache, so the pass over memory is one."""
-
-Moment = Literal["exp_avg", "exp_avg_sq"]
 
 
 class Lamb(torch.optim.Optimizer):
@@ -66,7 +60,7 @@ class Lamb(torch.optim.Optimizer):
         if max_grad_norm is not None and not 0 < max_grad_norm < math.inf:
             raise InvalidInput(f"max_grad_norm must be a number above 0, or None, got {max_grad_norm!r}")
         if state_bits == 8:
-            _bitsandbytes()
+            moments.bitsandbytes()
         self.state_bits, self.max_grad_norm, self.state_device = state_bits, max_grad_norm, state_device
         self.skipped = 0
         defaults = {
@@ -88,7 +82,7 @@ class Lamb(torch.optim.Optimizer):
         for p in group["params"]:
             if not p.is_floating_point():
                 raise InvalidInput(f"Lamb trains real floating-point parameters, got one of {p.dtype}")
-            self.state[p] = _zeros(p, self._home(p), self.state_bits)
+            self.state[p] = moments.zeros(p, self._home(p), self.state_bits)
 
     def state_bytes(self) -> int:
         """Bytes of all moments and their scales."""
@@ -136,10 +130,10 @@ class Lamb(torch.optim.Optimizer):
         for theirs, params in zip(groups, mine, strict=True):
             try:
                 _check({**self.defaults, **theirs})
-            except InvalidInput as error:
+            except (TypeError, ValueError) as error:
                 raise CheckpointError(f"optimizer state with a setting out of range: {error}") from error
             for number, p in zip(theirs["params"], params, strict=True):
-                pairs += _matching(self.state[p], saved.get(number, {}), number)
+                pairs += moments.matching(self.state[p], saved.get(number, {}), number)
         kept = dict(self.state)
         super().load_state_dict({"state": {}, "param_groups": groups})
         self.state.update(kept)
@@ -150,7 +144,7 @@ class Lamb(torch.optim.Optimizer):
         """Where the moments of p are, and where they are computed."""
         return torch.device(self.state_device) if self.state_device else p.device
 
-    def _state(self, p: Tensor, home: torch.device) -> dict[str, Tensor]:
+    def _state(self, p: Tensor, home: torch.device) -> moments.State:
         """Follows a model that was moved after the optimizer was made."""
         state = self.state[p]
         for name, value in state.items():
@@ -196,7 +190,7 @@ def linear_schedule(
     return LambdaLR(optimizer, factor)
 
 
-def _update(p: Tensor, state: dict[str, Tensor], group: dict[str, Any], clip: float, update: Tensor) -> None:
+def _update(p: Tensor, state: moments.State, group: dict[str, Any], clip: float, update: Tensor) -> None:
     """One tensor's step. `update`: float32 [p.numel()] to work in, on the state's device."""
     if not p.numel():
         return
@@ -219,11 +213,11 @@ def _update(p: Tensor, state: dict[str, Tensor], group: dict[str, Any], clip: fl
 
 
 def _direction(
-    w: Tensor, g: Tensor, state: dict[str, Tensor], part: slice, group: dict[str, Any], clip: float, out: Tensor
+    w: Tensor, g: Tensor, state: moments.State, part: slice, group: dict[str, Any], clip: float, out: Tensor
 ) -> None:
     """Advances the moments of elements `part` and writes m / (sqrt(v) + eps) + weight_decay w; all float32 [part]."""
     beta1, beta2 = group["betas"]
-    m, v = _decayed(state, "exp_avg", part, beta1), _decayed(state, "exp_avg_sq", part, beta2)
+    m, v = moments.decayed(state, "exp_avg", part, beta1), moments.decayed(state, "exp_avg_sq", part, beta2)
     m.add_(g, alpha=(1 - beta1) * clip)
     v.addcmul_(g, g, value=(1 - beta2) * clip**2)
     torch.sqrt(v, out=out)
@@ -234,65 +228,13 @@ def _direction(
         out.div_(1 - beta1 ** group["step"])
     if group["weight_decay"]:
         out.add_(w, alpha=group["weight_decay"])
-    _store(state, "exp_avg", part, m)
-    _store(state, "exp_avg_sq", part, v)
-
-
-def _decayed(state: dict[str, Tensor], name: Moment, part: slice, beta: float) -> Tensor:
-    """beta times a moment's elements `part`: a view of the state in 32 bits, a new tensor from 8."""
-    if name in state:
-        return state[name].view(-1)[part].mul_(beta)
-    codes, scales = state[name + "_codes"][part], state[name + "_scales"][_blocks(part)]
-    code = _code(name, codes.device)
-    result: Tensor = _bitsandbytes().dequantize_blockwise(codes, absmax=scales * beta, code=code, blocksize=BLOCK)
-    return result
-
-
-def _store(state: dict[str, Tensor], name: Moment, part: slice, moment: Tensor) -> None:
-    if name in state:
-        return  # it was computed in place
-    codes, how = _bitsandbytes().quantize_blockwise(moment, code=_code(name, moment.device), blocksize=BLOCK)
-    state[name + "_codes"][part] = codes
-    state[name + "_scales"][_blocks(part)] = how.absmax
-
-
-def _blocks(part: slice) -> slice:
-    return slice(part.start // BLOCK, -(-part.stop // BLOCK))
+    moments.store(state, "exp_avg", part, m)
+    moments.store(state, "exp_avg_sq", part, v)
 
 
 def _pieces(start: int, stop: int, size: int) -> Iterator[slice]:
     for first in range(start, stop, size):
         yield slice(first, min(first + size, stop))
-
-
-def _zeros(p: Tensor, home: torch.device, bits: int) -> dict[str, Tensor]:
-    """Moments of p. In 8 bits: codes uint8 [p.numel()], scales float32 [blocks]."""
-    n = p.numel()
-    if bits == 32 or n < SMALLEST_8BIT:
-        return {name: torch.zeros(p.shape, dtype=torch.float32, device=home) for name in ("exp_avg", "exp_avg_sq")}
-    sizes = (("codes", n, torch.uint8), ("scales", -(-n // BLOCK), torch.float32))
-    return {
-        f"{name}_{kind}": torch.zeros(size, dtype=dtype, device=home)
-        for name in ("exp_avg", "exp_avg_sq")
-        for kind, size, dtype in sizes
-    }
-
-
-def _matching(mine: dict[str, Tensor], theirs: dict[str, Any], number: int) -> list[tuple[Tensor, Tensor]]:
-    """Pairs (target, source) of one parameter's state, or CheckpointError."""
-    if set(mine) != set(theirs):
-        raise CheckpointError(
-            f"optimizer state of parameter {number} has {', '.join(sorted(theirs)) or 'nothing'}; "
-            f"{', '.join(sorted(mine))} expected: was it saved with the same state_bits?"
-        )
-    for name, tensor in theirs.items():
-        if not isinstance(tensor, Tensor) or tensor.shape != mine[name].shape or tensor.dtype != mine[name].dtype:
-            what = f"{tensor.dtype} {list(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            wanted = f"{mine[name].dtype} {list(mine[name].shape)}"
-            raise CheckpointError(f"optimizer state {name} of parameter {number} is {what}; {wanted} expected")
-        if not tensor.isfinite().all() or (name != "exp_avg" and (tensor < 0).any()):
-            raise CheckpointError(f"optimizer state {name} of parameter {number} holds impossible values")
-    return [(mine[name], theirs[name]) for name in mine]
 
 
 def _norm_of_gradients(params: list[Tensor]) -> float:
@@ -321,23 +263,3 @@ def _check(group: dict[str, Any]) -> None:
     for name, (good, allowed) in ranges.items():
         if not good:
             raise InvalidInput(f"{name} must be {allowed}, got {group[name]!r}")
-
-
-@cache
-def _code(name: Moment, device: torch.device) -> Tensor:
-    """The dynamic map, float32 [256]; without negative numbers for the squares."""
-    code: Tensor = _bitsandbytes().create_dynamic_map(signed=name == "exp_avg")
-    return code.to(device)
-
-
-@cache
-def _bitsandbytes() -> Any:
-    """`bitsandbytes.functional`, imported when first needed: it is slow, and for Linux alone."""
-    try:
-        from bitsandbytes import functional
-    except ImportError as error:
-        raise InvalidInput(
-            "8-bit optimizer state needs bitsandbytes, which is not installed here (it is for Linux): "
-            "pip install bitsandbytes, or use state_bits=32"
-        ) from error
-    return functional
