@@ -1,0 +1,174 @@
+"""The tables of a run's history and how its file is opened and recognised. Knows neither who writes nor who reads.
+
+One SQLite file per run, in WAL mode: readers go on while the one writer writes. A file that is not ours, is damaged or
+is newer than this program is an error and stays as it is.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from sqlalchemy import (
+    Column,
+    Engine,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    create_engine,
+    event,
+)
+from sqlalchemy.exc import DBAPIError
+
+from ttt.errors import SwarmError
+
+APPLICATION_ID = 0x74747468  # "ttth"
+SCHEMA_VERSION = 1
+_MAGIC = b"SQLite format 3\0"
+
+metadata = MetaData()
+about = Table("about", metadata, Column("key", String, primary_key=True), Column("value", String, nullable=False))
+points = Table(
+    "points",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("time", Float, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("samples", Integer, nullable=False),
+    Column("loss", Float),
+    Column("loss_low", Float),
+    Column("loss_high", Float),
+    Column("peers", Float, nullable=False),
+    Column("samples_per_second", Float),
+    Column("learning_rate", Float),
+    Column("merged", Integer, nullable=False, default=1),
+    Index("points_by_time", "time"),
+)
+peers = Table(
+    "peers",
+    metadata,
+    Column("peer_id", String, primary_key=True),
+    Column("name", String, nullable=False, default=""),
+    Column("device", String, nullable=False, default=""),
+    Column("first_seen", Float, nullable=False),
+    Column("last_seen", Float, nullable=False),
+    Column("epoch", Integer, nullable=False, default=0),
+    Column("samples", Float, nullable=False, default=0.0),
+    Column("seconds", Float, nullable=False, default=0.0),
+    Column("claimed_samples", Float, nullable=False, default=0.0),
+    Column("claimed_seconds", Float, nullable=False, default=0.0),
+    Column("samples_per_second", Float, nullable=False, default=0.0),
+    Column("client_mode", Integer, nullable=False, default=0),
+    Column("auxiliary", Integer, nullable=False, default=0),
+    Column("cursor", String, nullable=False, default=""),
+)
+contributions = Table(
+    "contributions",
+    metadata,
+    Column("start", Integer, primary_key=True),
+    Column("peer_id", String, primary_key=True),
+    Column("samples", Float, nullable=False),
+    Column("seconds", Float, nullable=False),
+)
+events = Table(
+    "events",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("time", Float, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("peer_id", String, nullable=False, default=""),
+    Column("text", String, nullable=False, default=""),
+    Index("events_by_time", "time"),
+)
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("time", Float, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("samples", Integer, nullable=False),
+    Column("loss", Float),
+    Column("path", String, nullable=False),
+    Column("checksum", String, nullable=False),
+    Column("url", String, nullable=False, default=""),
+)
+pictures = Table(
+    "pictures",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("time", Float, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("prompt", String, nullable=False),
+    Column("path", String, nullable=False),
+    Index("pictures_by_prompt", "prompt", "epoch"),
+)
+
+
+def open_file(path: Path, *, write: bool) -> Engine:
+    """An engine on a history; the writer's makes the file where there is none. SwarmError says what is wrong."""
+    path = path.absolute()
+    fresh = not path.exists() or path.stat().st_size == 0
+    if fresh and not write:
+        raise SwarmError(f"{path} is not there yet: the coordinator of a run writes it")
+    if not fresh:
+        _recognise(path)
+    url = f"sqlite:///{path}" if write else f"sqlite:///file:{_quoted(path)}?mode=ro&uri=true"
+    engine = create_engine(url, connect_args={"timeout": 20.0})
+    if write:
+        event.listen(engine, "connect", _prepare_writer)
+        try:
+            metadata.create_all(engine)
+        except DBAPIError as error:
+            engine.dispose()
+            raise damaged(path, error) from None
+    return engine
+
+
+def damaged(path: Path, error: Exception) -> SwarmError:
+    """What a user reads about a history that SQLite cannot work with."""
+    cause = str(getattr(error, "orig", None) or error)
+    if any(word in cause for word in ("malformed", "not a database", "corrupt", "no such", "disorder", "row ")):
+        todo = "Move it away (with its -wal and -shm), and a new history begins; or put a backup in its place"
+    else:
+        todo = "See that the disk has room and that this user may write there"
+    return SwarmError(f"the history {path} cannot be used: {cause}. Nothing was deleted. {todo}")
+
+
+def _recognise(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(_MAGIC))
+        if magic != _MAGIC:
+            raise SwarmError(f"{path} is not a history: it is no SQLite file. Choose another folder, or move it away")
+        with sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True, timeout=20.0) as connection:
+            application = connection.execute("PRAGMA application_id").fetchone()[0]
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            health = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        connection.close()
+    except (OSError, sqlite3.DatabaseError) as error:
+        raise damaged(path, error) from None
+    if application != APPLICATION_ID:
+        raise SwarmError(f"{path} is a SQLite file of another program. Choose another folder, or move it away")
+    if version > SCHEMA_VERSION:
+        raise SwarmError(f"{path} has version {version} and this program knows {SCHEMA_VERSION}: update the program")
+    if health != "ok":
+        raise damaged(path, ValueError(health))
+
+
+def _prepare_writer(connection: sqlite3.Connection, _record: object) -> None:
+    for pragma in (
+        "journal_mode = WAL",
+        "synchronous = NORMAL",  # a power cut may cost the last seconds, never the file
+        f"application_id = {APPLICATION_ID}",
+        f"user_version = {SCHEMA_VERSION}",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _quoted(path: Path) -> str:
+    from urllib.parse import quote
+
+    return quote(str(path))
