@@ -1,7 +1,7 @@
 """`python -m benchmarks.demo_quality`: does the top pick show what a held-out prompt asks for?
 
 Prompts are captions of scenes whose combination of shape, colour and place training never shows. A checker that
-knows no model (`benchmarks.scene_checker`) reads colour, shape and place from the pixels, of the top pick and of all
+knows no model (`ttt.data.checker`) reads colour, shape and place from the pixels, of the top pick and of all
 candidates: the second figure is what picking at random would give. Prints a table and ends with one JSON line.
 """
 
@@ -15,9 +15,9 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.scene_checker import Verdict, judge
 from ttt import SamplingParams, TextToImage
 from ttt.data import shapes
+from ttt.data.checker import Verdict, judge
 from ttt.types import RankedImage
 
 SEED = 4_000_000

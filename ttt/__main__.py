@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ import typer
 from ttt import __version__
 from ttt.errors import InvalidInput, TTTError
 from ttt.sampling.params import SamplingParams, allowed, describe
+from ttt.train.command import train as train_command
 
 if TYPE_CHECKING:
     from ttt.config import DalleConfig
@@ -155,6 +157,13 @@ def convert(
             overwrite=overwrite,
         )
         typer.echo(f"{bundle.root}  {bundle.name}")
+
+
+@app.command()
+@wraps(train_command)
+def train(**options: Any) -> None:
+    with _errors_told():
+        train_command(**options)
 
 
 @app.callback(invoke_without_command=True)

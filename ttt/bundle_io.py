@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +23,7 @@ from ttt.bundle_files import read_json, safetensors_shapes
 from ttt.errors import BundleError, CheckpointError
 
 if TYPE_CHECKING:
+    from ttt.config import DalleConfig, VqganConfig
     from ttt.model.dalle import Dalle
     from ttt.model.vqgan import Vqgan
 
@@ -64,18 +66,39 @@ def write_bundle(
             named |= {"tokenizer": layout.TOKENIZER} if clip_uses_tokenizer else {}
         else:
             named = _copy_clip(clip or layout.ClipSpec(), stage)
-        config = {
-            "format": layout.FORMAT,
-            "version": layout.VERSION,
-            "name": name,
-            "dalle": dalle.config.to_dict(),
-            "vqgan": vqgan.config.to_dict(),
-            "tokenizer": {"file": layout.TOKENIZER, "pad_id": pad_id},
-            "clip": named,
-        }
-        (stage / layout.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        layout.read_bundle(stage)  # what cannot be read back never gets its final name
+        _describe(stage, name, dalle.config, vqgan.config, pad_id, named)
     return layout.read_bundle(target)
+
+
+def write_bundle_like(
+    folder: str | os.PathLike[str],
+    parts: layout.Bundle,
+    dalle: Dalle,
+    *,
+    name: str,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+) -> layout.Bundle:
+    """Write a bundle of `dalle` with the VQGAN, tokenizer and CLIP of another one, as `write_bundle` does."""
+    target = Path(folder)
+    with _staging(target, overwrite) as stage:
+        _save(dalle, stage / layout.DALLE, dtype)
+        shutil.copyfile(parts.vqgan_file, stage / layout.VQGAN)
+        shutil.copyfile(parts.tokenizer_file, stage / layout.TOKENIZER)
+        clip = parts.clip
+        own = clip.tokenizer == parts.tokenizer_file
+        named = _copy_clip(replace(clip, tokenizer=None) if own else clip, stage)
+        named |= {"tokenizer": layout.TOKENIZER} if own else {}
+        _describe(stage, name, dalle.config, parts.vqgan, parts.pad_id, named)
+    return layout.read_bundle(target)
+
+
+def replace_dalle(bundle: layout.Bundle, dalle: Dalle, dtype: torch.dtype | None = None) -> None:
+    """Put new weights of the same model into a bundle: whoever reads it meanwhile sees the old or the new ones."""
+    part = bundle.dalle_file.with_suffix(".partial")
+    _save(dalle, part, dtype)
+    part.chmod((bundle.root / layout.CONFIG).stat().st_mode & 0o777)
+    os.replace(part, bundle.dalle_file)
 
 
 def load_dalle_from(
@@ -134,6 +157,23 @@ def _save(module: nn.Module, path: Path, dtype: torch.dtype | None) -> None:
         stored = dtype if dtype is not None and key in parameters else tensor.dtype
         state[key] = tensor.detach().to("cpu", stored).contiguous()
     save_file(state, path, metadata={"format": "pt"})
+
+
+def _describe(
+    stage: Path, name: str, dalle: DalleConfig, vqgan: VqganConfig, pad_id: int, clip: Mapping[str, str]
+) -> None:
+    """Write `config.json` beside the other files, and read it all back: what cannot be read never gets its name."""
+    config = {
+        "format": layout.FORMAT,
+        "version": layout.VERSION,
+        "name": name,
+        "dalle": dalle.to_dict(),
+        "vqgan": vqgan.to_dict(),
+        "tokenizer": {"file": layout.TOKENIZER, "pad_id": pad_id},
+        "clip": clip,
+    }
+    (stage / layout.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    layout.read_bundle(stage)
 
 
 def _load(build: Callable[[], _Module], path: Path, device: str | torch.device, dtype: torch.dtype) -> _Module:

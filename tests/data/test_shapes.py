@@ -8,8 +8,8 @@ from itertools import islice
 
 import pytest
 
-from benchmarks.scene_checker import judge, look
 from ttt.data import shapes
+from ttt.data.checker import judge, look
 
 
 def scenes(count: int, *, seed: int = 0, held_out: bool | None = None) -> list[shapes.Scene]:

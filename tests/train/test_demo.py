@@ -21,7 +21,8 @@ from ttt.errors import CheckpointError
 from ttt.train.demo import DemoRecipe, DemoTraining
 from ttt.train.demo_text import END, train_tokenizer
 from ttt.train.demo_vqgan import VqganTask
-from ttt.train.loop import Recipe, run
+from ttt.train.loop import run
+from ttt.train.recipe import Recipe
 
 
 class Line:

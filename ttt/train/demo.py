@@ -1,4 +1,4 @@
-"""`python -m ttt.train.demo`: trains the bundle that ships, from nothing: VQGAN, tokenizer, CLIP, DALL-E.
+"""`python -m ttt.train.demo`: trains the bundle that ships, from nothing: VQGAN, tokenizer, DALL-E, CLIP.
 
 Every stage resumes where it was killed; a finished stage is not run again. The bundle and its provenance are
 written once all stages are done.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,45 +17,72 @@ import torch
 import typer
 from torch import Tensor
 
-from ttt.bundle import DEMO_FOLDER
+from ttt.bundle import DEMO_FOLDER, Bundle, load_dalle_from, load_vqgan_from, read_bundle, write_bundle
+from ttt.bundle_io import load_strictly, read_safetensors
 from ttt.config import DEMO, DEMO_VQGAN
+from ttt.data.scenes import SceneStream
+from ttt.model.dalle import Dalle
+from ttt.pipeline import TextToImage
 from ttt.rerank import END, text_ids
 from ttt.tokenizer import TextTokenizer, read_tokenizer
+from ttt.train.dalle import DalleTask
 from ttt.train.demo_clip import ClipTask, clip_config
-from ttt.train.demo_dalle import DalleTask
+from ttt.train.demo_paintings import Paintings, Unranked, paintings
 from ttt.train.demo_text import train_tokenizer
 from ttt.train.demo_vqgan import VqganTask
-from ttt.train.loop import Recipe, run
+from ttt.train.loop import run
+from ttt.train.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoRecipe:
-    """All of the training; the defaults made the bundle that ships."""
+    """All of the training."""
 
-    vqgan: Recipe = Recipe(steps=7200, batch_size=4, learning_rate=5e-4, betas=(0.9, 0.99))
-    clip: Recipe = Recipe(steps=5000, batch_size=64, learning_rate=1e-3, weight_decay=0.05)
+    vqgan: Recipe = Recipe(steps=7200, batch_size=4, learning_rate=5e-4, betas=(0.9, 0.99), weight_decay=0.0)
+    dalle: Recipe = Recipe(steps=7300, batch_size=24)
+    paintings: int = 1500
+    """Captions for which the transformer paints what CLIP learns from."""
+    held_out_paintings: int = 100
+    clip: Recipe = Recipe(steps=5000, batch_size=64)
     clip_pool: int = 1000
     clip_context: int = 32
-    dalle: Recipe = Recipe(
-        steps=7300, batch_size=24, learning_rate=1.5e-3, warmup=150, weight_decay=0.03, betas=(0.9, 0.98)
-    )
 
 
 class DemoTraining:
     """The stages, in a folder of their own."""
 
-    def __init__(self, folder: Path, recipe: DemoRecipe) -> None:
-        self.folder, self.recipe = folder, recipe
+    def __init__(self, folder: Path, recipe: DemoRecipe, base: Bundle | None = None) -> None:
+        """base: a bundle whose VQGAN and tokenizer are kept, and whose DALL-E and CLIP go on learning."""
+        self.folder, self.recipe, self.base = folder, recipe, base
         folder.mkdir(parents=True, exist_ok=True)
 
     def tokenizer_file(self) -> Path:
         path = self.folder / "tokenizer.json"
+        if not path.exists() and self.base is not None:
+            shutil.copyfile(self.base.tokenizer_file, path)
         if not path.exists():
             train_tokenizer(path, vocab_size=DEMO.num_text_tokens)
         return path
 
+    def tokenize(self) -> TextTokenizer:
+        return TextTokenizer.from_file(self.tokenizer_file(), DEMO.text_seq_len, pad_id=0)
+
     def vqgan(self) -> Any:
+        if self.base is not None:
+            return load_vqgan_from(self.base)
         return run(VqganTask(DEMO_VQGAN, self.recipe.vqgan), self.recipe.vqgan, self.folder)
+
+    def dalle(self) -> Any:
+        """Activations are remembered, not computed again: a model this small has memory to spare."""
+        recipe, vqgan, tokenize = self.recipe.dalle, self.vqgan(), self.tokenize()
+        torch.manual_seed(recipe.seed)
+        dalle = Dalle(replace(DEMO, reversible=False))
+        if self.base is not None:
+            dalle.load_state_dict(load_dalle_from(self.base).state_dict())
+        held_out = SceneStream(vqgan, tokenize, 96, seed=3_000_000, held_out=True)
+        stream = SceneStream(vqgan, tokenize, recipe.batch_size, seed=recipe.seed + (1 if self.base is None else 11))
+        task = DalleTask(dalle, stream, micro_batch=recipe.batch_size, held_out=[next(iter(held_out))])
+        return run(task, recipe, self.folder)
 
     def clip_config(self) -> dict[str, Any]:
         return clip_config(
@@ -62,30 +90,34 @@ class DemoTraining:
         )
 
     def clip(self) -> Any:
-        tokenizer = read_tokenizer(self.tokenizer_file())
+        recipe, tokenizer = self.recipe, read_tokenizer(self.tokenizer_file())
         end = int(tokenizer.token_to_id(END) or 0)
 
         def tokenize(captions: list[str]) -> Tensor:
             encoded = tokenizer.encode_batch(captions, add_special_tokens=False)
-            return torch.stack([text_ids(e.ids, end, self.recipe.clip_context, DEMO.num_text_tokens) for e in encoded])
+            return torch.stack([text_ids(e.ids, end, recipe.clip_context, DEMO.num_text_tokens) for e in encoded])
 
-        done = (self.folder / "clip.done").exists()
-        pool = 0 if done else self.recipe.clip_pool
-        task = ClipTask(self.clip_config(), self.recipe.clip, vqgan=self.vqgan(), tokenize=tokenize, pool=pool)
-        model = run(task, self.recipe.clip, self.folder)
+        done = (self.folder / "clip.done").exists()  # then the weights are all that is wanted
+        task = ClipTask(
+            self.clip_config(), recipe.clip, vqgan=self.vqgan(), tokenize=tokenize,
+            pool=0 if done else recipe.clip_pool,
+            paintings=[] if done else self.paintings("paintings", recipe.paintings),
+            held_out=[] if done else self.paintings("held_out_paintings", recipe.held_out_paintings, held_out=True),
+        )  # fmt: skip
+        if self.base is not None and self.base.clip.weights is not None:
+            load_strictly(task.module, read_safetensors(self.base.clip.weights), self.base.clip.weights)
+        model = run(task, recipe.clip, self.folder)
         (self.folder / "clip.done").touch()
         return model
 
-    def dalle(self) -> Any:
-        tokenize = TextTokenizer.from_file(self.tokenizer_file(), DEMO.text_seq_len, pad_id=0)
-        task = DalleTask(DEMO, self.recipe.dalle, vqgan=self.vqgan(), tokenize=tokenize)
-        return run(task, self.recipe.dalle, self.folder)
+    def paintings(self, name: str, prompts: int, *, held_out: bool = False) -> list[Paintings]:
+        dalle = Dalle(DEMO)
+        dalle.load_state_dict(self.dalle().state_dict())
+        pipe = TextToImage(dalle=dalle, vqgan=self.vqgan(), tokenizer=self.tokenize(), scorer=Unranked(), device="cpu")
+        return paintings(pipe, self.folder / name, prompts=prompts, held_out=held_out)
 
     def bundle(self, out: Path) -> None:
         """Write the bundle (16-bit weights) and `PROVENANCE.md` into `out`."""
-        from ttt.bundle_io import write_bundle
-        from ttt.model.dalle import Dalle
-
         dalle = Dalle(DEMO)
         dalle.load_state_dict(self.dalle().state_dict())
         write_bundle(
@@ -107,7 +139,9 @@ class DemoTraining:
         notes = self.folder / "notes.md"  # what a person has to add, such as a recipe changed half-way
         if notes.exists():
             parts.append(notes.read_text())
-        for name in ("vqgan", "clip", "dalle"):
+        for name in ("vqgan", "dalle", "clip"):
+            if not (self.folder / f"{name}.jsonl").exists():  # the base's
+                continue
             recipe = asdict(getattr(self.recipe, name))
             lines = [json.loads(line) for line in (self.folder / f"{name}.jsonl").read_text().splitlines()]
             lines = [line for i, line in enumerate(lines) if i == len(lines) - 1 or not i % max(1, len(lines) // 12)]
@@ -140,7 +174,10 @@ def _figure(value: float | None) -> str:
 def main(
     folder: Annotated[Path, typer.Option(help="Where checkpoints and records are kept.")] = Path("runs/demo"),
     out: Annotated[Path, typer.Option(help="Where the bundle is written.")] = DEMO_FOLDER,
-    stage: Annotated[str, typer.Option(help="vqgan, clip, dalle, or all (then the bundle).")] = "all",
+    stage: Annotated[str, typer.Option(help="vqgan, dalle, clip, or all (then the bundle).")] = "all",
+    base: Annotated[
+        Path | None, typer.Option(help="A bundle whose VQGAN is kept, and whose DALL-E and CLIP go on learning.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.", min=0)] = 0,
     scale: Annotated[float, typer.Option(help="Share of the steps: 0.01 tries the whole chain out.", min=0.0)] = 1.0,
 ) -> None:
@@ -151,12 +188,14 @@ def main(
     if scale != 1.0:
         shorter = {
             name: replace(r, steps=max(4, int(r.steps * scale)))
-            for name in ("vqgan", "clip", "dalle")
+            for name in ("vqgan", "dalle", "clip")
             if (r := getattr(recipe, name))
         }
-        recipe = replace(recipe, clip_pool=max(4, int(recipe.clip_pool * scale)), **shorter)
-    training = DemoTraining(folder, recipe)
-    stages = {"vqgan": training.vqgan, "clip": training.clip, "dalle": training.dalle}
+        recipe = replace(recipe, **shorter)
+        for name in ("clip_pool", "paintings", "held_out_paintings"):
+            recipe = replace(recipe, **{name: max(4, int(getattr(recipe, name) * scale))})
+    training = DemoTraining(folder, recipe, None if base is None else read_bundle(base))
+    stages = {"vqgan": training.vqgan, "dalle": training.dalle, "clip": training.clip}
     if stage == "all":
         training.bundle(out)
     elif stage in stages:

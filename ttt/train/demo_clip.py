@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -11,12 +13,27 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ttt.data import shapes
+from ttt.data.scenes import pictures
 from ttt.model.vqgan import Vqgan
-from ttt.train.demo_vqgan import pictures
-from ttt.train.loop import Recipe
+from ttt.train.demo_paintings import Paintings
+from ttt.train.loop import ByStep
+from ttt.train.recipe import Recipe
 
 SIBLINGS = 4
 """Scenes of a batch that differ in one thing only: without them a CLIP learns colours and forgets relations."""
+
+
+WRONG = 3
+"""Wrong paintings of a caption in a batch."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Scenes, their pictures [k, 3, h, w] in [0, 1], and pictures that fit none of them."""
+
+    scenes: list[shapes.Scene]
+    images: Tensor
+    without_caption: Tensor
 
 
 def clip_config(*, vocab_size: int, image_size: int, context_length: int) -> dict[str, Any]:
@@ -30,22 +47,38 @@ def clip_config(*, vocab_size: int, image_size: int, context_length: int) -> dic
     }  # fmt: skip
 
 
-class ClipTask:
-    """Contrastive loss (Radford et al. 2021) over groups of siblings, half of them seen through the VQGAN.
+class ClipTask(ByStep):
+    """Contrastive loss (Radford et al. 2021) over pictures and captions, in groups of four:
 
-    Captions must also prefer their picture to spoiled ones, which have no caption: what a transformer paints when it
-    goes wrong is a shape that begins as one and ends as another.
+    - siblings, drawn: they differ in one thing only;
+    - siblings, seen through the VQGAN, and each spoiled in a few codes;
+    - what the transformer painted for four captions: for each a right painting, and wrong ones.
+
+    Spoiled pictures and wrong paintings have no caption: captions must prefer theirs to them.
     """
 
     name = "clip"
 
-    def __init__(self, config: dict[str, Any], recipe: Recipe, *, vqgan: Vqgan, tokenize: Any, pool: int) -> None:
-        """tokenize: captions -> ids [b, context_length]; pool: groups to draw and pass through the VQGAN once."""
+    def __init__(
+        self,
+        config: dict[str, Any],
+        recipe: Recipe,
+        *,
+        vqgan: Vqgan,
+        tokenize: Any,
+        pool: int,
+        paintings: Sequence[Paintings] = (),
+        held_out: Sequence[Paintings] = (),
+    ) -> None:
+        """tokenize: captions -> ids [b, context_length]; pool: groups to draw and pass through the VQGAN once;
+        held_out: paintings to evaluate on.
+        """
         from open_clip import CLIP
 
         torch.manual_seed(recipe.seed)
         self.module: Any = CLIP(**config)
         self.recipe, self.vqgan, self.tokenize = recipe, vqgan.eval(), tokenize
+        self.paintings, self.held_out = paintings, held_out
         self.size = vqgan.config.resolution
         mean_std = torch.tensor([[0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]])
         self.mean, self.std = mean_std.view(2, 1, 3, 1, 1)
@@ -53,24 +86,33 @@ class ClipTask:
         self.pool_images = [self._reconstruct(group) for group in self.pool]
         self.pool_spoiled = [self._spoil(group, random.Random(i)) for i, group in enumerate(self.pool)]
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+    def backward(self, step: int) -> dict[str, float]:
         rng = random.Random(f"clip/{self.recipe.seed}/{step}")
-        scenes, images, spoiled = [], [], []
-        for i in range(self.recipe.batch_size // SIBLINGS):
-            if self.pool and i % 2:
-                j = rng.randrange(len(self.pool))
-                group, drawn = self.pool[j], self.pool_images[j].float().div(255)
-                spoiled.append(self.pool_spoiled[j].float().div(255))
-            else:
-                group = self._group(rng)
-                drawn = pictures([shapes.draw(s, self.size, supersample=2) for s in group])
-            scenes += group
-            images.append(drawn)
-        logits = self._logits(torch.cat(images + spoiled), [shapes.caption(s, rng) for s in scenes])
+        kinds = [self._drawn, *([self._recoded] if self.pool else []), *([self._painted] * 2 if self.paintings else [])]
+        groups = [kinds[i % len(kinds)](rng) for i in range(self.recipe.batch_size // SIBLINGS)]
+        scenes = [scene for group in groups for scene in group.scenes]
+        images = torch.cat([group.images for group in groups] + [group.without_caption for group in groups])
+        logits = self._logits(images, [shapes.caption(s, rng) for s in scenes])
         target = torch.arange(len(scenes))
         of_images = logits[: len(scenes)]
         loss = (F.cross_entropy(of_images, target) + F.cross_entropy(logits.T, target)) / 2
-        return loss, {"accuracy": (of_images.argmax(1) == target).float().mean().item()}
+        loss.backward()
+        return {"loss": loss.item(), "accuracy": (of_images.argmax(1) == target).float().mean().item()}
+
+    def _drawn(self, rng: random.Random) -> Group:
+        scenes = self._group(rng)
+        images = pictures([shapes.draw(s, self.size, supersample=2) for s in scenes])
+        return Group(scenes, images, images[:0])
+
+    def _recoded(self, rng: random.Random) -> Group:
+        j = rng.randrange(len(self.pool))
+        return Group(self.pool[j], self.pool_images[j].float().div(255), self.pool_spoiled[j].float().div(255))
+
+    def _painted(self, rng: random.Random) -> Group:
+        chosen = rng.sample(self.paintings, min(SIBLINGS, len(self.paintings)))
+        right = torch.stack([rng.choice(list(p.right)) for p in chosen])
+        wrong = torch.stack([image for p in chosen for image in rng.sample(list(p.wrong), min(WRONG, len(p.wrong)))])
+        return Group([p.scene for p in chosen], right.float().div(255), wrong.float().div(255))
 
     def _group(self, rng: random.Random) -> list[shapes.Scene]:
         scene = shapes.random_scene(rng)
@@ -118,7 +160,8 @@ class ClipTask:
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """How often a held-out scene, seen through the VQGAN, is told by its plain caption: from seven siblings, and
-        from its own spoiled picture."""
+        from its own spoiled picture; and how often the best of a held-out prompt's paintings is a right one.
+        """
         right, whole, groups = 0, 0, 96
         for scene, _ in islice(shapes.stream(2 * 10**6 + self.recipe.seed, held_out=True), groups):
             rng = random.Random(scene.jitter)
@@ -131,4 +174,12 @@ class ClipTask:
             logits = self._logits(torch.cat((images, spoiled)), [shapes.plain_caption(scene)])[:, 0]
             right += int(logits[:-1].argmax() == 0)
             whole += int(logits[0] > logits[-1])
-        return {"held_out_accuracy": right / groups, "spoiled_told": whole / groups}
+        figures = {"held_out_accuracy": right / groups, "spoiled_told": whole / groups}
+        if self.held_out:
+            figures["held_out_picked"] = sum(self._picks_right(p) for p in self.held_out) / len(self.held_out)
+        return figures
+
+    def _picks_right(self, painted: Paintings) -> bool:
+        images = torch.cat((painted.right, painted.wrong)).float().div(255)
+        best = self._logits(images, [shapes.plain_caption(painted.scene)])[:, 0].argmax()
+        return bool(best < len(painted.right))

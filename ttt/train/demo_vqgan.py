@@ -13,16 +13,13 @@ from torch.nn import functional as F
 
 from ttt.config import VqganConfig
 from ttt.data import shapes
+from ttt.data.scenes import pictures
 from ttt.model.vqgan import Vqgan
-from ttt.train.loop import Recipe
+from ttt.train.loop import ByStep
+from ttt.train.recipe import Recipe
 
 
-def pictures(images: list[Image.Image]) -> Tensor:
-    """RGB images of one size -> [b, 3, h, w] float32 in [0, 1]."""
-    return torch.from_numpy(np.stack([np.asarray(i) for i in images])).permute(0, 3, 1, 2).float().div_(255)
-
-
-class VqganTask:
+class VqganTask(ByStep):
     """An autoencoder first, then codes. Pictures larger than `crop` are learnt from crops, at last whole.
 
     The codebook starts as the k-means of the autoencoder's latents and learns as in VQ-VAE (van den Oord et al. 2017,
@@ -49,7 +46,7 @@ class VqganTask:
         self.codes_from = int(codes_from * recipe.steps)
         self.whole_from = int(whole_from * recipe.steps) if crop < config.resolution else recipe.steps
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+    def backward(self, step: int) -> dict[str, float]:
         x = self._batch(step, whole=step >= self.whole_from)
         model = self.module
         if step == self.codes_from:
@@ -62,7 +59,9 @@ class VqganTask:
             figures = {"used_codes": used}
         y = model.decode_latents(z)
         l1 = F.l1_loss(y, x)
-        return l1 + 4 * F.mse_loss(y, x) + extra, {"l1": l1.item(), **figures}
+        loss = l1 + 4 * F.mse_loss(y, x) + extra
+        loss.backward()
+        return {"loss": loss.item(), "l1": l1.item(), **figures}
 
     def _quantise(self, h: Tensor) -> tuple[Tensor, Tensor, float]:
         """Latents [b, c, h, w] -> nearest codes with a straight-through gradient, VQ-VAE's two losses, codes used."""

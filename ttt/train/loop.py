@@ -1,55 +1,38 @@
-"""The training loop: steps, schedule, clipping, checkpoints, resume, records. Knows neither model nor data.
+"""The one training loop: steps, schedule, LAMB, checkpoints, resume, records. Knows neither model nor data.
 
-    task.loss(step) -> loss.backward() -> clip -> optimizer.step() -> every minute: checkpoint
+    task.backward(step) -> clip -> optimizer.step() -> schedule.step() -> every minute: checkpoint
 
-A killed run goes on from its last checkpoint with the same batches and the same random numbers: both depend on
-the step alone.
+A killed run goes on from its last checkpoint as if nothing had happened: weights, optimizer, schedule, the task's own
+state (where its data stands) and the records are all of that moment, and random numbers depend on the step alone.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import pickle
+import signal
+import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from ttt.errors import CheckpointError
+from ttt.train.optimizer import Lamb, linear_schedule, parameter_groups
+from ttt.train.recipe import Recipe
 
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How long and how fast one model is trained."""
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-    warmup: int = 50
-    """Steps of linear warm-up."""
-    decay: float = 0.3
-    """Last share of the steps, in which the learning rate falls to zero (cosine)."""
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.98)
-    clip: float = 1.0
-    """Largest norm of all gradients together."""
-    seed: int = 0
-
-    def rate(self, step: int) -> float:
-        """Learning rate of a step: warm-up, plateau, decay."""
-        start = self.steps * (1 - self.decay)
-        progress = min(1.0, max(0.0, (step - start) / max(1.0, self.steps - start)))
-        return self.learning_rate * min(1.0, (step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * progress))
+SMOOTHING = 0.98
+"""Of the running means in the records."""
 
 
 class Task(Protocol):
-    """One model and what to minimise."""
+    """One model, its data and what to minimise."""
 
     name: str
 
@@ -57,84 +40,182 @@ class Task(Protocol):
     def module(self) -> nn.Module:
         """What is trained."""
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Loss of the batch of this step, and figures to record; called with the random generator seeded."""
+    def backward(self, step: int) -> dict[str, float]:
+        """Add the gradients of this step's batch to those of the module (which are zero); figures to record, `loss`
+        among them. The random generator is seeded by the step before each call.
+        """
 
     def evaluate(self) -> dict[str, float]:
         """Figures on data that training never sees."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the task must know to go on, in JSON's types: where its data stands."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+
+
+class ByStep:
+    """Of a task whose data depends on the step alone: nothing has to be remembered."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def make_optimizer(module: nn.Module, recipe: Recipe) -> Lamb:
+    return Lamb(
+        parameter_groups(module, recipe.weight_decay),
+        lr=recipe.learning_rate,
+        betas=recipe.betas,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.clip,
+        state_bits=8 if recipe.state_bits == 8 else 32,
+        bias_correction=recipe.bias_correction,
+        state_device="cpu",
+    )
+
+
+class Loop:
+    """Trains a task in a folder, where it leaves `<name>.pt` (checkpoint) and `<name>.jsonl` (records)."""
+
+    def __init__(self, task: Task, recipe: Recipe, folder: Path, *, after_save: Callable[[], None] | None = None):
+        """Goes on where the folder's checkpoint stands; CheckpointError where it cannot be used."""
+        self.task, self.recipe, self.folder, self.after_save = task, recipe, folder, after_save
+        folder.mkdir(parents=True, exist_ok=True)
+        self.optimizer = make_optimizer(task.module, recipe)
+        self.schedule = linear_schedule(self.optimizer, total_steps=recipe.steps, warmup_steps=recipe.warmup_steps)
+        self.step, self.seconds = 0, 0.0
+        self.running: dict[str, float] = {}
+        if self.checkpoint.exists():
+            self._resume()
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / f"{self.task.name}.pt"
+
+    @property
+    def records(self) -> Path:
+        return self.folder / f"{self.task.name}.jsonl"
+
+    def run(self, *, save_every: float = 60.0, evaluate_every: int = 500, until: int | None = None) -> nn.Module:
+        """Train to the recipe's last step (or to step `until`); returns the module in eval mode.
+
+        save_every: seconds between checkpoints. Ctrl-C and SIGTERM end the step, save, and raise KeyboardInterrupt.
+        """
+        last = min(self.recipe.steps, until or self.recipe.steps)
+        bar = tqdm(initial=self.step, total=self.recipe.steps, desc=self.task.name, mininterval=5.0)
+        started = saved = time.monotonic()
+        before = self.seconds
+        with bar, _asked_to_stop() as stop:
+            while self.step < last:
+                self._one_step()
+                self.seconds = before + time.monotonic() - started
+                bar.update()
+                if self.step % 20 == 0:
+                    bar.set_postfix({k: f"{v:.4f}" for k, v in self.running.items()}, refresh=False)
+                if self.step == last or self.step % evaluate_every == 0:
+                    self._record()
+                if self.step == last or stop.is_set() or time.monotonic() - saved > save_every:
+                    self.save()
+                    saved = time.monotonic()
+                if stop.is_set():
+                    raise KeyboardInterrupt
+        return self.task.module.eval()
+
+    def _one_step(self) -> None:
+        self.task.module.train()
+        torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        figures = self.task.backward(self.step)
+        skipped = self.optimizer.skipped
+        self.optimizer.step()
+        if self.optimizer.skipped > skipped:
+            raise CheckpointError(
+                f"{self.task.name}: the gradient of step {self.step} is not finite. Start again from the last "
+                "checkpoint with a lower learning rate"
+            )
+        self.schedule.step()
+        self.step += 1
+        for key, value in figures.items():
+            mean = self.running.get(key)
+            self.running[key] = value if mean is None else SMOOTHING * mean + (1 - SMOOTHING) * value
+
+    def _record(self) -> None:
+        self.task.module.eval()
+        line = {"step": self.step, "seconds": round(self.seconds, 1), **self.running, **self.task.evaluate()}
+        with self.records.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def save(self) -> None:
+        """Replace the checkpoint, all of it or nothing."""
+        state = {
+            "model": self.task.module.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(), "task": self.task.state_dict(), "running": self.running,
+            "step": self.step, "seconds": self.seconds,
+        }  # fmt: skip
+        part = self.checkpoint.with_suffix(".tmp")
+        with part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, self.checkpoint)
+        if self.after_save:
+            self.after_save()
+
+    def _resume(self) -> None:
+        try:
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            self.task.module.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.task.load_state_dict(state["task"])
+            self.step, self.seconds, self.running = int(state["step"]), float(state["seconds"]), dict(state["running"])
+        except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise CheckpointError(
+                f"{self.checkpoint} cannot be resumed from ({reason}); remove it to start again"
+            ) from None
+        self._forget_records_after(self.step)
+
+    def _forget_records_after(self, step: int) -> None:
+        """What was recorded after the checkpoint happens again."""
+        if self.records.exists():
+            lines = self.records.read_text().splitlines(keepends=True)
+            self.records.write_text("".join(line for line in lines if _step_of(line) <= step))
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """Set by the first SIGINT or SIGTERM; a second one acts at once. Only the main thread is sent signals."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # cut short by a power failure
+        return float("inf")
+
 
 def run(task: Task, recipe: Recipe, folder: Path, *, save_every: float = 60.0, evaluate_every: int = 500) -> nn.Module:
-    """Train, or go on training, until `recipe.steps`; returns the module in eval mode.
-
-    Leaves `<name>.pt` (checkpoint) and `<name>.jsonl` (records) in `folder`.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    optimizer = torch.optim.AdamW(
-        _decayed_apart(task.module, recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas
-    )
-    first, spent = _resume(task, optimizer, folder)
-    started, saved = time.monotonic(), time.monotonic()
-    running: dict[str, float] = {}
-    bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc=task.name, mininterval=5.0)
-    for step in bar:
-        task.module.train()
-        torch.manual_seed(recipe.seed * 1_000_003 + step)
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate(step)
-        loss, figures = task.loss(step)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(task.module.parameters(), recipe.clip)
-        if not torch.isfinite(norm):
-            raise CheckpointError(f"{task.name}: the gradient of step {step} is not finite; lower the learning rate")
-        optimizer.step()
-        for key, value in {"loss": loss.item(), **figures}.items():
-            running[key] = value if key not in running else 0.98 * running[key] + 0.02 * value
-        if step % 20 == 0:
-            bar.set_postfix({k: f"{v:.4f}" for k, v in running.items()}, refresh=False)
-        done = step + 1 == recipe.steps
-        if done or (step + 1) % evaluate_every == 0:
-            task.module.eval()
-            seconds = spent + time.monotonic() - started
-            _record(folder, task, {"step": step + 1, "seconds": round(seconds, 1), **running, **task.evaluate()})
-        if done or time.monotonic() - saved > save_every:
-            _save(folder, task, optimizer, step + 1, spent + time.monotonic() - started)
-            saved = time.monotonic()
-    return task.module.eval()
-
-
-def _decayed_apart(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices are decayed; biases, norms and scales are not."""
-    matrices = [p for p in module.parameters() if p.requires_grad and p.ndim >= 2 and min(p.shape[:2]) > 1]
-    known = {id(p) for p in matrices}
-    vectors = [p for p in module.parameters() if p.requires_grad and id(p) not in known]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-
-
-def _resume(task: Task, optimizer: torch.optim.Optimizer, folder: Path) -> tuple[int, float]:
-    path = folder / f"{task.name}.pt"
-    if not path.exists():
-        return 0, 0.0
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        task.module.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"]), float(state["seconds"])
-    except (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path} cannot be resumed from ({reason}); remove it to start again") from None
-
-
-def _save(folder: Path, task: Task, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
-    path = folder / f"{task.name}.pt"
-    state = {
-        "model": task.module.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds,
-    }  # fmt: skip
-    torch.save(state, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
-
-
-def _record(folder: Path, task: Task, figures: dict[str, float]) -> None:
-    with (folder / f"{task.name}.jsonl").open("a") as file:
-        file.write(json.dumps(figures) + "\n")
+    """Train, or go on training, until the recipe's last step."""
+    return Loop(task, recipe, folder).run(save_every=save_every, evaluate_every=evaluate_every)

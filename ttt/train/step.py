@@ -1,0 +1,111 @@
+"""Loss and gradients of a batch, in micro-batches and in 16 bits. Knows no optimizer and no files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ttt.errors import InvalidInput
+from ttt.model.dalle import Dalle
+from ttt.types import Batch
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+FIRST_SCALE, LEAST_SCALE, STEPS_TO_DOUBLE = 2.0**16, 1.0, 2000
+"""Of the loss in float16: halved when gradients overflow, doubled after this many micro-batches without."""
+
+
+class TrainingStep:
+    """Forward and backward of micro-batches; gradients add up in `parameter.grad`, in the parameters' own type.
+
+        step = TrainingStep(dalle, precision="auto")
+        loss = step.backward(batch)          # one micro-batch
+        loss = step.accumulate(batch, 4)     # the same gradients, in micro-batches of 4
+
+    Parameters stay float32 and matrix products run under autocast (Micikevicius et al. 2018). float16 needs its loss
+    scaled: micro-batches whose gradients overflow add nothing, are counted in `overflows`, and lower the scale.
+    """
+
+    def __init__(self, dalle: Dalle, *, precision: Precision | str = "auto") -> None:
+        self.dalle = dalle
+        self.parameters = [p for p in dalle.parameters() if p.requires_grad]
+        self.device = self.parameters[0].device
+        self.dtype = choose_precision(precision, self.device, dalle)
+        self.scale = FIRST_SCALE if self.dtype == torch.float16 else 1.0
+        self.overflows = 0
+        self._good = 0
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Cross-entropy of text and codes, the codes' weighing `loss_image_weight` times as much (a scalar)."""
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            return self.dalle.loss(batch.text.to(self.device), batch.codes.to(self.device))
+
+    def backward(self, batch: Batch, share: float = 1.0) -> float:
+        """Add `share` times this batch's gradient; returns its (unscaled) loss."""
+        loss = self.loss(batch)
+        if self.dtype != torch.float16:
+            (loss * share).backward()
+        else:
+            self._backward_scaled(loss * share)
+        return loss.item()
+
+    def accumulate(self, batch: Batch, micro_batch: int) -> float:
+        """Add the gradient of the mean loss of a batch, `micro_batch` samples at a time; returns that loss."""
+        size = len(batch.text)
+        return sum(
+            len(part.text) / size * self.backward(part, share=len(part.text) / size)
+            for part in split(batch, micro_batch)
+        )
+
+    def _backward_scaled(self, loss: Tensor) -> None:
+        before = [p.grad for p in self.parameters]
+        for p in self.parameters:
+            p.grad = None
+        (loss * self.scale).backward()
+        used = [(p, old) for p, old in zip(self.parameters, before, strict=True) if p.grad is not None]
+        gradients = [p.grad for p, _ in used if p.grad is not None]
+        torch._foreach_div_(gradients, self.scale)
+        if all(bool(norm.isfinite()) for norm in torch._foreach_norm(gradients)):
+            for (p, old), gradient in zip(used, gradients, strict=True):
+                p.grad = gradient if old is None else old.add_(gradient)
+            self._good += 1
+            if self._good >= STEPS_TO_DOUBLE:
+                self.scale, self._good = self.scale * 2, 0
+        else:
+            for p, old in used:
+                p.grad = torch.zeros_like(p) if old is None else old
+            self.scale, self._good = max(LEAST_SCALE, self.scale / 2), 0
+            self.overflows += 1
+        for p, old in zip(self.parameters, before, strict=True):
+            if p.grad is None:
+                p.grad = old
+
+
+def split(batch: Batch, size: int) -> Iterator[Batch]:
+    """A batch in pieces of at most `size` samples."""
+    if size < 1:
+        raise InvalidInput(f"a micro-batch has at least 1 sample, got {size}")
+    for text, codes in zip(batch.text.split(size), batch.codes.split(size), strict=True):
+        yield Batch(text, codes)
+
+
+def choose_precision(name: str, device: torch.device, dalle: Dalle) -> torch.dtype:
+    """ "auto": bfloat16 where the device computes in it, else float16 on a GPU and float32 elsewhere."""
+    if name != "auto" and name not in DTYPES:
+        raise InvalidInput(f"precision must be auto, {', '.join(DTYPES)}; got {name!r}")
+    if name == "float16" and device.type != "cuda":
+        raise InvalidInput("precision float16 is for GPUs; choose bfloat16, float32 or auto here")
+    if name != "auto":
+        return DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and _has_bf16_units() else torch.float32
+
+
+def _has_bf16_units() -> bool:
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name) for name in ("amx_bf16", "avx512_bf16", "arm_bf16"))
