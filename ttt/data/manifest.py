@@ -10,8 +10,10 @@ The published data set has no such file; then the rows alone say whether they fi
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from ttt.data.rows import MAX_CODEBOOK
@@ -36,8 +38,13 @@ class Manifest:
     num_image_tokens: int
     shards: tuple[str, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
+    image_bytes: int = 0
+    """Of the images as they were stored, those that were kept."""
+    shard_bytes: int = 0
     complete: bool = False
     """False while encoding goes on, or was stopped."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What the content depends on beside the VQGAN: the images, the filters, the rows a shard."""
 
     def check(self, where: str, image_seq_len: int, num_image_tokens: int, codebook: str | None = None) -> None:
         """DataError where a model that needs these numbers cannot learn from these codes."""
@@ -82,6 +89,11 @@ def _check_values(values: dict[str, Any], where: str) -> None:
     for name in ("model", "codebook"):
         if not isinstance(values.get(name), str) or len(values[name]) > 300:
             raise wrong(name, "a text of at most 300 characters")
+    for name in ("image_bytes", "shard_bytes"):
+        if type(values.get(name, 0)) is not int:
+            raise wrong(name, "a whole number")
+    if not isinstance(values.get("settings", {}), dict):
+        raise wrong("settings", "an object")
     limits = {"resolution": 1 << 14, "image_seq_len": 1 << 20, "num_image_tokens": MAX_CODEBOOK}
     for name, limit in limits.items():
         if type(values.get(name)) is not int or not 1 <= values[name] <= limit:
@@ -93,6 +105,12 @@ def _check_values(values: dict[str, Any], where: str) -> None:
         raise wrong("counts", "whole numbers by kind")
     if not isinstance(values.get("complete", False), bool):
         raise wrong("complete", "true or false")
+
+
+def codebook_of(vqgan_file: Path) -> str:
+    """SHA-256 of a bundle's `vqgan.safetensors`."""
+    with vqgan_file.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_plain_name(name: object) -> bool:
