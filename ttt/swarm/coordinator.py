@@ -1,0 +1,264 @@
+"""The coordinator: founds the run, is the way into its network, watches it and keeps checkpoints. Knows no pages.
+
+It neither trains nor averages, so that a run goes on without it. It always holds a state to give: the first weights,
+or its newest checkpoint; peers with newer ones are asked first.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ttt.bundle import Bundle
+from ttt.errors import CheckpointError, SwarmError
+from ttt.hub import find_bundle
+from ttt.swarm import averagers
+from ttt.swarm.averagers import SwarmStateAverager
+from ttt.swarm.checkpoints import Checkpoint, CheckpointStore, load_state, only
+from ttt.swarm.dht import (
+    SwarmDHT,
+    announce_run,
+    prefix,
+    progress_validator,
+    read_progress,
+    reconnect,
+    start_dht,
+    visible_addresses,
+)
+from ttt.swarm.gate import Gate, OpenGate
+from ttt.swarm.generation import Announcement, read_generation, write_generation
+from ttt.swarm.identity import load_identity
+from ttt.swarm.optimizer import make_state_keeper
+from ttt.swarm.peer import _signals
+from ttt.swarm.processes import check_machine, check_shared_memory, own_folder, sockets_in_own_folder
+from ttt.swarm.reporter import Reporter, quiet_hivemind
+from ttt.swarm.run_file import read_run_file
+from ttt.swarm.settings import RunSettings
+from ttt.swarm.status import write_atomically
+from ttt.swarm.task import Task, load_task
+
+PROGRESS_SECONDS = 2.0
+ANNOUNCE_SECONDS = 60.0
+LOOK_AROUND_SECONDS = 15.0
+PEERS_FILE = "peers.json"
+MAX_KNOWN_PEERS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoordinatorOptions:
+    """What an organiser chooses beside the run file."""
+
+    run: str
+    folder: Path
+    host: str = ""
+    port: int = 0
+    announce: tuple[str, ...] = ()
+    initial_peers: tuple[str, ...] = ()
+    """Of a network that exists already; usually none."""
+
+
+def run_coordinator(options: CoordinatorOptions, gate: Gate | None = None) -> None:
+    """Keep a run until SIGTERM. TTTError where that cannot begin."""
+    check_machine()
+    settings = read_run_file(options.run)
+    quiet_hivemind()
+    with own_folder(options.folder), sockets_in_own_folder():
+        reporter = Reporter(
+            options.folder,
+            run=settings.run.name,
+            name="coordinator",
+            role="coordinator",
+            global_batch=settings.batch.global_batch,
+        )
+        try:
+            Coordinator(options, settings, reporter, gate or OpenGate()).run()
+            reporter.close("stopped", "asked to stop; the swarm goes on without its coordinator")
+        except BaseException as error:
+            reporter.close("failed", str(error) or type(error).__name__)
+            raise
+
+
+class Coordinator:
+    """The parts of a running coordinator."""
+
+    keeper: SwarmStateAverager
+
+    def __init__(self, options: CoordinatorOptions, settings: RunSettings, reporter: Reporter, gate: Gate) -> None:
+        self.options, self.settings, self.reporter, self.gate = options, settings, reporter, gate
+        self.stop = threading.Event()
+        self.folder = options.folder
+        self.store = CheckpointStore(self.folder, settings.run.name, settings.checkpoints)
+        self.announcement = read_generation(self.folder) or Announcement(generation=0, founded=time.time())
+
+    @property
+    def prefix(self) -> str:
+        return prefix(self.settings.run.name, self.announcement.generation)
+
+    def run(self) -> None:
+        with ExitStack() as stack:
+            stack.enter_context(_signals(self.stop))
+            bundle = find_bundle(self.settings.model.bundle)
+            task = load_task(self.settings, bundle)
+            check_shared_memory(task.parameters // 2)
+            self.reporter.say("connecting", "opening the network")
+            self.dht = stack.enter_context(self._dht())
+            self.keeper = stack.enter_context(self._keeper(task))
+            stack.enter_context(_signals(self.stop))  # hivemind has set its own
+            self._begin(bundle, task)
+            write_generation(self.folder, self.announcement)
+            self._watch(bundle, task)
+            self.reporter.say("stopping", "writing a last checkpoint")
+            self._checkpoint(bundle, task)
+
+    def _begin(self, bundle: Bundle, task: Task) -> None:
+        """Take the newest of: what the swarm holds, the newest checkpoint, the first weights."""
+        newest = self._newest_checkpoint()
+        if newest is not None:
+            self.keeper.load(only(load_state(newest), self.keeper.names))
+            self.reporter.update(checkpoint=str(newest.path))
+        if self.keeper.load_state_from_peers(timeout=self.settings.averaging.averaging_timeout):
+            how = f"took step {self.keeper.local_epoch} from peers that trained on meanwhile"
+        elif newest is not None:
+            how = f"going on from the checkpoint of step {newest.epoch}"
+        else:
+            how = "founded the run, from its first weights"
+            self._save(bundle, task)
+        self._offer()
+        announce_run(self.dht, self.settings.run.name, self.key, self.announcement)
+        self.reporter.say("watching", how)
+
+    def _newest_checkpoint(self) -> Checkpoint | None:
+        newest = self.store.newest()
+        if newest is not None and newest.manifest.run != self.settings.run.name:
+            raise SwarmError(
+                f"{self.folder} keeps the run {newest.manifest.run!r}, not {self.settings.run.name!r}; "
+                "choose another --folder"
+            )
+        return newest
+
+    def _watch(self, bundle: Bundle, task: Task) -> None:
+        announced = looked = saved = time.monotonic()
+        while not self.stop.wait(PROGRESS_SECONDS):
+            self._look()
+            now = time.monotonic()
+            if now - announced >= ANNOUNCE_SECONDS:
+                announced = now
+                announce_run(self.dht, self.settings.run.name, self.key, self.announcement)
+            if now - looked >= LOOK_AROUND_SECONDS:
+                looked = now
+                self._keep_company()
+            if now - saved >= self.settings.checkpoints.every_seconds:
+                saved = now
+                self._checkpoint(bundle, task)
+
+    def _look(self) -> None:
+        """What the peers report just now."""
+        peers = read_progress(self.dht, self.prefix)
+        epoch = max((peer.epoch for peer in peers), default=self.keeper.local_epoch)
+        self.reporter.update(
+            epoch=epoch,
+            peers=len(peers),
+            swarm_samples=sum(peer.samples_accumulated for peer in peers if peer.epoch == epoch),
+            samples_per_second=sum(peer.samples_per_second for peer in peers),
+        )
+
+    def _checkpoint(self, bundle: Bundle, task: Task) -> None:
+        """Fetch the newest state from a peer and write it down."""
+        if self.reporter.status.epoch > self.keeper.local_epoch and not self.keeper.load_state_from_peers(
+            timeout=self.settings.averaging.averaging_timeout
+        ):
+            self.reporter.problem("no peer gave its state; the checkpoint waits until one does")
+            return
+        self._offer()
+        self._save(bundle, task)
+
+    def _save(self, bundle: Bundle, task: Task) -> None:
+        try:
+            saved = self.store.save(self.keeper.state(copy=True), task.dalle, bundle, self.announcement.generation)
+            self.reporter.update(checkpoint=str(saved.path))
+        except CheckpointError as error:
+            self.reporter.problem(str(error))
+
+    def _offer(self) -> None:
+        self.keeper.state_sharing_priority = self.keeper.local_epoch
+        self.keeper.allow_state_sharing = True
+
+    def _keep_company(self) -> None:
+        """Remember where peers are: after a restart, this is the way back to them."""
+        known = known_peers(self.folder)
+        reconnect(self.dht, known)
+        now = [address for address in connected(self.dht) if address not in known]
+        if now:
+            write_atomically(self.folder / PEERS_FILE, json.dumps([*now, *known][:MAX_KNOWN_PEERS]).encode())
+
+    @contextmanager
+    def _dht(self) -> Iterator[SwarmDHT]:
+        network = self.settings.network
+        path, self.key = load_identity(self.folder)
+        host, port = self.options.host or network.host, self.options.port or network.port
+        dht = start_dht(
+            [*self.options.initial_peers, *known_peers(self.folder)],
+            identity=path, key=self.key, run=self.settings.run.name, required=False,
+            listen=[f"/ip4/{host}/tcp/{port}"], announce=self.options.announce or network.announce,
+        )  # fmt: skip
+        try:
+            dht.add_validators([progress_validator(self.prefix)])
+            addresses = visible_addresses(dht)
+            self.reporter.update(peer_id=str(dht.peer_id), addresses=addresses)
+            print("\n".join(invitation(self.options.run, addresses)), flush=True)  # noqa: T201
+            yield dht
+        finally:
+            dht.shutdown()
+
+    @contextmanager
+    def _keeper(self, task: Task) -> Iterator[SwarmStateAverager]:
+        averagers.install()
+        keeper = make_state_keeper(self.dht, self.prefix, task.trainee(), self.settings.averaging, self.gate)
+        try:
+            yield keeper
+        finally:
+            keeper.shutdown()
+
+
+def invitation(run: str, addresses: list[str]) -> list[str]:
+    """The line for volunteers: the address that most of them reach, public ones before those of this network."""
+    best = sorted(addresses, key=lambda address: (_is_local(address), len(address)))[:1]
+    joined = " ".join(f"--initial-peer {address}" for address in best)
+    return ["Volunteers take part with:", f"python -m ttt peer --run {run} {joined}"]
+
+
+def _is_local(address: str) -> int:
+    import ipaddress
+
+    parts = address.split("/")
+    if len(parts) < 3 or not parts[1].startswith("ip"):
+        return 0  # a name was announced on purpose
+    ip = ipaddress.ip_address(parts[2])
+    return 2 if ip.is_loopback else int(not ip.is_global)
+
+
+def connected(dht: SwarmDHT) -> list[str]:
+    """Addresses of the peers that this one talks to, as they appear from here."""
+    future = dht.run_coroutine(_list_peers, return_future=True)
+    try:
+        return list(future.result(10.0))
+    except Exception:
+        return []
+
+
+async def _list_peers(_dht: SwarmDHT, node: object) -> list[str]:
+    peers = await node.p2p.list_peers()  # type: ignore[attr-defined]
+    return [f"{address}/p2p/{peer.peer_id}" for peer in peers for address in peer.addrs[:1]]
+
+
+def known_peers(folder: Path) -> list[str]:
+    try:
+        found = json.loads((folder / PEERS_FILE).read_text())
+        return [address for address in found if isinstance(address, str)][:MAX_KNOWN_PEERS]
+    except (OSError, ValueError, TypeError):
+        return []

@@ -1,0 +1,213 @@
+"""The DHT of a run: joining it, finding the way back into it, and the coordinator's announcement. Knows no models."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from pathlib import Path
+from typing import Any
+
+import hivemind
+from hivemind.dht.node import DHTNode
+from hivemind.dht.schema import SchemaValidator
+from hivemind.dht.validation import RecordValidatorBase
+from hivemind.optim.progress_tracker import LocalTrainingProgress, TrainingProgressSchema
+from hivemind.p2p import PeerID
+from hivemind.utils import ValueWithExpiration, get_dht_time
+from hivemind.utils.crypto import RSAPrivateKey
+from hivemind.utils.multiaddr import Multiaddr
+from pydantic import ValidationError
+
+from ttt.errors import InvalidInput, SwarmError
+from ttt.swarm.generation import Announcement
+from ttt.swarm.processes import become_child, tie_daemon
+from ttt.swarm.records import owner_of
+from ttt.swarm.validation import StrictSignatures
+
+STARTUP_SECONDS = 60.0
+ANNOUNCEMENT_SECONDS = 24 * 3600.0
+"""How long the network remembers what the coordinator said, so that newcomers find the run without it."""
+
+
+class SwarmDHT(hivemind.DHT):
+    """A DHT whose processes die with this one."""
+
+    def run(self) -> None:
+        become_child(self._parent_pid)
+        tie_daemon()
+        super().run()
+
+
+def prefix(name: str, generation: int) -> str:
+    """Under which the peers of one generation of a run find each other."""
+    return f"{name}-g{generation}"
+
+
+def check_addresses(addresses: Sequence[str]) -> None:
+    """InvalidInput where an address is not a complete multiaddr."""
+    for address in addresses:
+        try:
+            Multiaddr(address)["p2p"]
+        except Exception:
+            raise InvalidInput(
+                f"{address!r} is not a peer's address; it looks like /ip4/203.0.113.5/tcp/8080/p2p/Qm..., as the "
+                "coordinator prints it"
+            ) from None
+
+
+def start_dht(
+    initial_peers: Sequence[str],
+    *,
+    identity: Path,
+    key: RSAPrivateKey,
+    run: str,
+    listen: Sequence[str] = (),
+    announce: Sequence[str] = (),
+    client_mode: bool = False,
+    use_relay: bool = True,
+    required: bool = True,
+    validators: Sequence[RecordValidatorBase] = (),
+) -> SwarmDHT:
+    """Join the network; SwarmError says why that failed. `required`: without any initial peer it is a failure."""
+    check_addresses(initial_peers)
+    network: dict[str, Any] = {"use_auto_relay": use_relay and client_mode, "use_relay": use_relay}
+    if client_mode:
+        network |= {"host_maddrs": None, "no_listen": True}
+    else:
+        network |= {"host_maddrs": list(listen), "announce_maddrs": list(announce) or None}
+    try:
+        return SwarmDHT(
+            initial_peers=list(initial_peers),
+            start=True,
+            client_mode=client_mode,
+            identity_path=str(identity),
+            check_if_identity_free=False,  # the folder's lock sees to that, and the check takes seconds
+            record_validators=[StrictSignatures(key), *validators],
+            startup_timeout=STARTUP_SECONDS,
+            ensure_bootstrap_success=required,
+            nat_port_map=False,
+            **network,
+        )
+    except Exception as error:
+        raise SwarmError(_why_not(str(error), initial_peers, listen)) from None
+
+
+def _why_not(error: str, initial_peers: Sequence[str], listen: Sequence[str]) -> str:
+    if "bootstrap failed" in error:
+        return (
+            f"none of the initial peers answered ({', '.join(initial_peers)}): is the coordinator running, is its "
+            "port open to the outside, and may this machine connect to it? Spaces reach only ports 80, 443 and 8080"
+        )
+    if "address already in use" in error or "failed to listen" in error:
+        return f"{', '.join(listen)} is taken by another program; choose another with --port"
+    if "failed to start in" in error:
+        return f"libp2p's daemon did not start within {STARTUP_SECONDS:.0f} s; the machine may be overloaded: try again"
+    return f"the network could not be joined: {error}"
+
+
+def get_record(dht: hivemind.DHT, key: str, timeout: float = 10.0) -> dict[Any, ValueWithExpiration] | None:
+    """Newest subkeys of a key, or None; never waits longer than `timeout`."""
+    future: Future[Any] = dht.get(key, latest=True, return_future=True)
+    try:
+        found = future.result(timeout)
+    except FutureTimeout:
+        future.cancel()
+        return None
+    return found.value if found is not None and isinstance(found.value, dict) else None
+
+
+def announce_run(dht: hivemind.DHT, run: str, key: RSAPrivateKey, announcement: Announcement) -> bool:
+    """Store it where every peer looks; False where the network did not take it."""
+    future = dht.store(
+        f"{run}_run",
+        subkey=StrictSignatures(key).local_public_key,
+        value=announcement.model_dump(),
+        expiration_time=get_dht_time() + ANNOUNCEMENT_SECONDS,
+        return_future=True,
+    )
+    try:
+        return bool(future.result(10.0))
+    except FutureTimeout:
+        return False
+
+
+def find_run(dht: hivemind.DHT, run: str, coordinators: Sequence[str]) -> Announcement | None:
+    """The newest announcement by one of these libp2p ids."""
+    found = []
+    for subkey, entry in (get_record(dht, f"{run}_run") or {}).items():
+        with contextlib.suppress(ValidationError, ValueError):
+            if owner_of(subkey) in coordinators:
+                found.append(Announcement.model_validate(entry.value))
+    return max(found, key=lambda one: one.generation, default=None)
+
+
+def read_progress(dht: hivemind.DHT, run_prefix: str) -> list[LocalTrainingProgress]:
+    """What every peer says of itself, as hivemind's peers publish it."""
+    entries = (get_record(dht, f"{run_prefix}_progress") or {}).values()
+    return [LocalTrainingProgress.parse_obj(entry.value) for entry in entries if entry.value is not None]
+
+
+def progress_validator(run_prefix: str) -> SchemaValidator:
+    return SchemaValidator(TrainingProgressSchema, prefix=run_prefix)
+
+
+def find_donors(dht: hivemind.DHT, run_prefix: str) -> list[str]:
+    """libp2p ids of peers that offer the state of the run."""
+    entries = get_record(dht, f"{run_prefix}_state_averager.all_averagers") or {}
+    own = dht.peer_id
+    return [
+        str(PeerID(peer))
+        for peer, entry in entries.items()
+        if isinstance(entry.value, (int, float)) and PeerID(peer) != own
+    ]
+
+
+def visible_addresses(dht: hivemind.DHT) -> list[str]:
+    return [str(address) for address in dht.get_visible_maddrs()]
+
+
+def reconnect(dht: hivemind.DHT, addresses: Sequence[str]) -> int:
+    """Call these peers where the routing table has lost them; returns how many answered.
+
+    After a cut of the network, or when the coordinator came back, nobody else would look for them again.
+    """
+    future = dht.run_coroutine(_Reconnect(tuple(addresses)), return_future=True)
+    try:
+        return int(future.result(30.0))
+    except Exception:
+        return 0
+
+
+class _Reconnect:
+    """Runs in the DHT's process."""
+
+    def __init__(self, addresses: tuple[str, ...]) -> None:
+        self.addresses = addresses
+
+    async def __call__(self, _dht: hivemind.DHT, node: DHTNode) -> int:
+        answered = 0
+        for address in self.addresses:
+            peer = PeerID.from_base58(Multiaddr(address)["p2p"])
+            if peer == node.peer_id:
+                continue
+            if peer in node.protocol.routing_table.peer_id_to_uid:
+                answered += 1
+                continue
+            with contextlib.suppress(Exception):
+                transport = Multiaddr(address.partition("/p2p/")[0])
+                await node.p2p._client.connect(peer, [transport])
+                answered += await node.protocol.call_ping(peer, strict=False) is not None
+        return answered
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, every: float = 0.2) -> bool:
+    """Whether the condition came true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(every)
+    return True

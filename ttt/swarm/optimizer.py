@@ -1,0 +1,300 @@
+"""hivemind's Optimizer as this project runs it: it never founds a run, and says what really happened. Knows no data.
+
+One epoch is one optimizer step of the whole swarm, after the global batch (hivemind's word, kept here).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import hivemind
+import torch
+from hivemind.averaging.control import StepControl
+from hivemind.compression import (
+    BlockwiseQuantization,
+    CompressionBase,
+    Float16Compression,
+    NoCompression,
+    SizeAdaptiveCompression,
+    Uniform8BitQuantization,
+)
+from hivemind.utils import get_logger
+from hivemind.utils.crypto import RSAPrivateKey
+from torch import Tensor
+
+from ttt.errors import Cancelled
+from ttt.swarm.averagers import SwarmGradientAverager, SwarmPowerSGDAverager, SwarmStateAverager
+from ttt.swarm.gate import Gate
+from ttt.swarm.settings import AveragingSection, Compression
+from ttt.swarm.state import initialize, is_finite, parameters_of
+from ttt.swarm.status import RoundRecord
+
+logger = get_logger(__name__)
+RUN_THRESHOLD = 2**16
+"""Elements from which a tensor is sent in 8 bits (Borzunov et al. 2022, section 3.2)."""
+RETRY_SECONDS = 2.0
+
+
+@dataclass
+class Hooks:
+    """Whom to tell; each is called in the thread that trains, but `stepped` in delayed mode."""
+
+    stepped: Callable[[int], None] = lambda epoch: None
+    """After each optimizer step, with the number of steps done."""
+    waiting: Callable[[str], None] = lambda why: None
+    """While there is no state to begin with or to go on from."""
+    downloading: Callable[[], None] = lambda: None
+    averaging: Callable[[], None] = lambda: None
+    stopped: Callable[[], bool] = lambda: False
+
+
+@dataclass
+class Trainee:
+    """What is trained: parameters in the optimizer's order, their names, and how to make optimizer and schedule."""
+
+    groups: list[dict[str, Any]]
+    names: list[str]
+    make_optimizer: Callable[[Any], torch.optim.Optimizer]
+    make_schedule: Callable[[torch.optim.Optimizer], Any]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def optimizer(self, groups: Any) -> torch.optim.Optimizer:
+        return initialize(self.make_optimizer(groups))
+
+
+def compression(name: Compression) -> CompressionBase:
+    large = {
+        "8-bit": Uniform8BitQuantization(),
+        "blockwise-8-bit": BlockwiseQuantization(),
+        "16-bit": Float16Compression(),
+        "none": NoCompression(),
+    }[name]
+    if name == "none":
+        return large
+    return SizeAdaptiveCompression(threshold=RUN_THRESHOLD, less=Float16Compression(), greater_equal=large)
+
+
+def averager_options(settings: AveragingSection, gate: Gate | None) -> dict[str, Any]:
+    """Of both averagers, beyond what hivemind's Optimizer passes on."""
+    return {
+        "request_timeout": settings.request_timeout,
+        "target_group_size": settings.group_size or None,
+        "allow_state_sharing": False,  # until there is a state to share
+        "gate": gate,
+    }
+
+
+def make_state_keeper(
+    dht: hivemind.DHT, run_prefix: str, trainee: Trainee, settings: AveragingSection, gate: Gate | None
+) -> SwarmStateAverager:
+    """Holds and offers the state without ever training or averaging: the coordinator's."""
+    return SwarmStateAverager(
+        dht=dht,
+        optimizer=trainee.optimizer,
+        params=trainee.groups,
+        scheduler=trainee.make_schedule,
+        names=trainee.names,
+        prefix=f"{run_prefix}_state_averager",
+        min_matchmaking_time=settings.matchmaking_time,
+        next_chunk_timeout=settings.chunk_timeout,
+        offload_optimizer=True,
+        custom_gradients=True,
+        start=True,
+        **averager_options(settings, gate),
+    )
+
+
+class SwarmOptimizer(hivemind.Optimizer):
+    """Trains with others; `step()` after each micro-batch."""
+
+    def __init__(
+        self,
+        *,
+        dht: hivemind.DHT,
+        run_prefix: str,
+        trainee: Trainee,
+        settings: AveragingSection,
+        global_batch: int,
+        key: RSAPrivateKey,
+        hooks: Hooks,
+        micro_batch: int | None,
+        client_mode: bool = False,
+        auxiliary: bool = False,
+        gate: Gate | None = None,
+    ) -> None:
+        self.hooks, self.trainee, self._gate, self.settings = hooks, trainee, gate, settings
+        self.failed_rounds: list[RoundRecord] = []
+        self.refused_gradients = 0
+        gradients: Any = SwarmGradientAverager
+        if settings.power_sgd_rank:
+            torch.manual_seed(0)  # the factors must begin alike on all peers
+            gradients = partial(SwarmPowerSGDAverager, averager_rank=settings.power_sgd_rank)
+        super().__init__(
+            dht=dht,
+            run_id=run_prefix,
+            target_batch_size=global_batch,
+            batch_size_per_step=micro_batch,
+            params=trainee.groups,
+            optimizer=trainee.optimizer,
+            scheduler=trainee.make_schedule,
+            offload_optimizer=True,
+            reuse_grad_buffers=not auxiliary,
+            delay_optimizer_step=settings.delayed,
+            delay_grad_averaging=settings.delayed,
+            delay_state_averaging=settings.delayed,
+            average_state_every=settings.state_every,
+            matchmaking_time=settings.matchmaking_time,
+            averaging_timeout=settings.averaging_timeout,
+            next_chunk_timeout=settings.chunk_timeout,
+            load_state_timeout=settings.averaging_timeout,
+            grad_compression=compression(settings.gradients),
+            state_averaging_compression=compression(settings.state),
+            grad_averager_factory=partial(gradients, **averager_options(settings, gate)),
+            averager_opts=averager_options(settings, gate),
+            tracker_opts={
+                "private_key": key,
+                "metadata_expiration": settings.progress_lifetime,
+                "min_refresh_period": min(0.5, settings.matchmaking_time / 5),
+                "default_refresh_period": min(3.0, settings.matchmaking_time / 3),
+                "max_refresh_period": min(10.0, max(1.0, settings.matchmaking_time / 2)),
+            },
+            client_mode=client_mode or None,
+            auxiliary=auxiliary,
+        )
+        self.client_mode = client_mode
+        self.grad_averager.current_epoch = lambda: self.local_epoch
+
+    def _make_state_averager(self, **kwargs: Any) -> SwarmStateAverager:
+        return SwarmStateAverager(
+            dht=self.dht,
+            names=self.trainee.names,
+            on_step=self.hooks.stepped,
+            prefix=f"{self.run_id}_state_averager",
+            min_matchmaking_time=self.matchmaking_time,
+            allreduce_timeout=self.allreduce_timeout,
+            shutdown_timeout=self.shutdown_timeout,
+            offload_optimizer=True,
+            custom_gradients=True,
+            status_loglevel=self.status_loglevel,
+            next_chunk_timeout=self.next_chunk_timeout,
+            client_mode=self.client_mode,
+            auxiliary=self.auxiliary,
+            start=True,
+            **kwargs,
+        )
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        if self.auxiliary and self.local_epoch < self.tracker.global_epoch - 1:
+            self._jump_to(self.tracker.global_epoch)
+        return super().step(*args, **kwargs)
+
+    def load_state_from_peers(self, **kwargs: Any) -> None:
+        """Take over the newest state of the swarm; waits for a donor as long as it takes, and never goes on without.
+
+        Raises Cancelled when asked to stop meanwhile.
+        """
+        if self.scheduled_grads is not None and not self.scheduled_grads.done():
+            self._tag_along_with_zero_weight(self.scheduled_grads)
+        self.scheduled_grads = None
+        self.state_averager.step(wait_for_delayed_updates=True)
+        self.hooks.downloading()
+        with self.tracker.pause_updates():
+            while not self.state_averager.load_state_from_peers(timeout=self.load_state_timeout):
+                self.hooks.waiting("no peer offered a state that fits; asking again every few seconds")
+                self._sleep(RETRY_SECONDS)
+            if isinstance(self.grad_averager, SwarmPowerSGDAverager):
+                self.grad_averager.load_state_from_peers(timeout=self.load_state_timeout)
+            if self.local_epoch == self.tracker.global_epoch - 1:
+                self.state_averager.local_epoch = self.tracker.global_epoch  # its donor is just taking that step
+            self.begin_from_here()
+
+    def begin_from_here(self) -> None:
+        """Offer the state that we now hold, and count samples anew."""
+        self.grad_averager.reset_accumulated_grads_()
+        self.tracker.report_local_progress(self.local_epoch, samples_accumulated=0)
+        if not self.client_mode and not self.auxiliary:
+            self.state_averager.state_sharing_priority = self.local_epoch
+            self.state_averager.allow_state_sharing = True
+            if isinstance(self.grad_averager, SwarmPowerSGDAverager):
+                self.grad_averager.allow_state_sharing = True
+
+    def forget_gradients(self) -> None:
+        """Drop what this peer has accumulated in this epoch."""
+        self.grad_averager.reset_accumulated_grads_()
+        self.tracker.report_local_progress(self.local_epoch, samples_accumulated=0)
+
+    def take_reports(self) -> list[RoundRecord]:
+        """Rounds of averaging that ended since the last call."""
+        failed, self.failed_rounds = self.failed_rounds, []
+        return [*failed, *self.grad_averager.take_reports(), *self.state_averager.take_reports()]
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes of tensors sent and received so far."""
+        pairs = [list(self.grad_averager.traffic), list(self.state_averager.traffic)]
+        return sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
+
+    def learning_rate(self) -> float:
+        return float(self.opt.param_groups[0]["lr"])
+
+    def parameters(self) -> list[Tensor]:
+        """Those that are averaged, on the CPU; in delayed mode ahead of the model's."""
+        return parameters_of(self.opt)
+
+    def shutdown(self) -> None:
+        for averager in (self.state_averager, self.grad_averager):
+            if not self.client_mode:
+                averager.allow_state_sharing = False
+        super().shutdown()
+
+    def _update_global_epoch(self, grad_scaler: Any) -> None:
+        self.hooks.averaging()
+        super()._update_global_epoch(grad_scaler)
+
+    def _average_gradients_and_load_into_optimizer(self, maybe_step_control: StepControl | None) -> None:
+        epoch, began = self.local_epoch, time.time()
+        super()._average_gradients_and_load_into_optimizer(maybe_step_control)
+        if maybe_step_control is not None and not _succeeded(maybe_step_control):
+            self.failed_rounds.append(
+                RoundRecord(
+                    kind="gradients", epoch=epoch, time=time.time(), seconds=time.time() - began, group_size=1,
+                    received=0, gathered=0, sent_bytes=0, received_bytes=0,
+                    failed="no group was found, or it broke up; this peer's own gradients were used",
+                )
+            )  # fmt: skip
+
+    def _load_averaged_gradients_into_optimizer_(self) -> None:
+        """Gradients that are not finite become zero: every groupmate received the same, so all stay together."""
+        super()._load_averaged_gradients_into_optimizer_()
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        if not is_finite(gradients):
+            self.refused_gradients += 1
+            with self.grad_averager.lock_averaged_tensors:
+                for gradient in gradients:
+                    gradient.zero_()
+
+    def _jump_to(self, epoch: int) -> None:
+        """An auxiliary peer holds no state, so that it need not pass through the epochs it missed."""
+        with self.tracker.pause_updates():
+            self.state_averager.local_epoch = epoch
+            self.tracker.update_epoch(epoch)
+
+    def _sleep(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self.hooks.stopped():
+                raise Cancelled("stopped while waiting for a donor of the state")
+            time.sleep(0.1)
+
+
+def _succeeded(control: StepControl) -> bool:
+    return bool(control.done() and not control.cancelled() and control.exception() is None)
+
+
+def names_of(groups: Sequence[dict[str, Any]], model: torch.nn.Module) -> list[str]:
+    """Names of the parameters in the groups' order."""
+    known = {id(p): name for name, p in model.named_parameters()}
+    return [known[id(p)] for group in groups for p in group["params"]]

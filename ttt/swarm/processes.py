@@ -1,0 +1,123 @@
+"""Processes, shared memory and folders of a peer: that nothing is left behind, whatever happens. Knows no models.
+
+hivemind runs the DHT and each averager in processes of their own, and libp2p's daemon under the first. `kill -9` of
+the main process would leave them all; so each asks the kernel to be killed with its parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ttt.errors import InvalidInput, SwarmError
+
+_PR_SET_PDEATHSIG = 1
+SHARED_MEMORY = Path("/dev/shm")
+_SPARE_SHARED_MEMORY = 32 << 20
+
+
+def check_machine() -> None:
+    """SwarmError where this machine cannot take part, with what to do."""
+    if sys.platform != "linux":
+        raise SwarmError(
+            "training together needs Linux (hivemind); on other systems use WSL 2, a container, or a Space"
+        )
+    try:
+        from importlib.metadata import version
+
+        version("hivemind")
+    except Exception:
+        raise SwarmError("hivemind is not installed; install it: pip install -r requirements.txt") from None
+    numpy = version("numpy")
+    if tuple(int(part) for part in numpy.split(".")[:2]) >= (2, 4):
+        raise SwarmError(
+            f"numpy {numpy} is installed, and from 2.4 on hivemind's 8-bit compression exchanges nothing without a "
+            'word; install an older one: pip install "numpy<2.4"'
+        )
+
+
+def check_shared_memory(parameters: int) -> None:
+    """Averaged parameters and gradients lie in /dev/shm, 4 bytes each; SwarmError where they do not fit."""
+    need = 2 * 4 * parameters + _SPARE_SHARED_MEMORY
+    with contextlib.suppress(OSError):
+        stat = os.statvfs(SHARED_MEMORY)
+        free = stat.f_bavail * stat.f_frsize
+        if free < need:
+            raise SwarmError(
+                f"{SHARED_MEMORY} has {free >> 20} MiB free, and this model needs {need >> 20} MiB of it (shared by "
+                f"the processes of a peer); in Docker: --shm-size={(need >> 20) + 64}m, or --ipc=host"
+            )
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process with the thread that started it (Linux)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(1)
+
+
+def become_child(parent: int) -> None:
+    """First thing in a forked process of a peer: no handlers of the parent's, and no life without it."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then stops us in order
+    die_with_parent(parent)
+
+
+def tie_daemon() -> None:
+    """In the DHT's process: libp2p's daemon, which it starts, dies with it too, and does not see Ctrl-C."""
+    from hivemind.p2p import p2p_daemon
+
+    start = p2p_daemon.asyncio.subprocess.create_subprocess_exec
+    owner = os.getpid()
+
+    def prepare() -> None:
+        os.setpgid(0, 0)
+        die_with_parent(owner)
+
+    async def tied(*args: Any, **kwargs: Any) -> Any:
+        return await start(*args, preexec_fn=prepare, **kwargs)
+
+    p2p_daemon.asyncio.subprocess.create_subprocess_exec = tied
+
+
+@contextlib.contextmanager
+def sockets_in_own_folder() -> Iterator[None]:
+    """hivemind leaves its sockets in /tmp; here they get a folder that is removed."""
+    from hivemind.p2p import P2P
+
+    folder = tempfile.mkdtemp(prefix="ttt-", dir="/tmp")  # short: a socket's path has at most 107 bytes
+    before = P2P._UNIX_SOCKET_PREFIX
+    P2P._UNIX_SOCKET_PREFIX = f"/unix{folder}/"
+    try:
+        yield
+    finally:
+        P2P._UNIX_SOCKET_PREFIX = before
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def own_folder(folder: Path) -> Iterator[Path]:
+    """Make the folder and lock it: two processes in it would share an identity."""
+    import fcntl
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise InvalidInput(f"{folder} cannot be used: {error}; choose another with --folder") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InvalidInput(
+                f"{folder} is in use by another peer or coordinator; stop that one, or give this one --folder"
+            ) from None
+        yield folder

@@ -1,0 +1,97 @@
+"""Keeps the status file and the records of a running process up to date, and a person informed. Knows no network."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from ttt.swarm.status import PeerStatus, RoundRecord, State, append_record, write_status
+
+EVERY_SECONDS = 1.0
+MAX_PROBLEMS = 20
+
+
+class Reporter:
+    """Writes the status once a second from a thread of its own, so that a hanging process is seen to hang."""
+
+    def __init__(self, folder: Path, **about: Any) -> None:
+        self.folder = folder
+        self.status = PeerStatus(pid=os.getpid(), started=time.time(), time=time.time(), **about)
+        self._lock, self._closed = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._write_regularly, daemon=True, name="status")
+        write_status(folder, self.status)
+        self._thread.start()
+
+    def update(self, **fields: Any) -> None:
+        with self._lock:
+            self.status = self.status.model_copy(update=fields)
+
+    def say(self, state: State, message: str = "") -> None:
+        """A new state, and the sentence that goes with it on stderr, once."""
+        changed = (state, message) != (self.status.state, self.status.message)
+        self.update(state=state, message=message)
+        if changed and message:
+            print(f"{time.strftime('%H:%M:%S')}  {state}: {message}", file=sys.stderr, flush=True)  # noqa: T201
+
+    def problem(self, text: str) -> None:
+        """Something that went wrong and did not end the work."""
+        if text in self.status.problems[-3:]:
+            return
+        self.update(problems=[*self.status.problems, text][-MAX_PROBLEMS:])
+        print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)  # noqa: T201
+
+    def rounds(self, records: list[RoundRecord]) -> None:
+        """Count rounds of averaging, and explain those that were not clean."""
+        for record in records:
+            append_record(self.folder, record)
+            done = {"rounds": self.status.rounds + 1, "clean_rounds": self.status.clean_rounds + record.clean}
+            if record.kind == "gradients":
+                done |= {"group_size": record.group_size, "received": record.received}
+            self.update(**done)
+            if not record.clean:
+                self.problem(explain(record))
+
+    def close(self, state: State, message: str = "") -> None:
+        """The last word; nothing is written afterwards."""
+        self.say(state, message)
+        self._closed.set()
+        self._thread.join()
+        self._write()
+
+    def _write_regularly(self) -> None:
+        while not self._closed.wait(EVERY_SECONDS):
+            self._write()
+
+    def _write(self) -> None:
+        with self._lock:
+            self.status = self.status.model_copy(update={"time": time.time()})
+            status = self.status
+        with contextlib.suppress(OSError):  # a full disk is no reason to leave the swarm
+            write_status(self.folder, status)
+
+
+def explain(record: RoundRecord) -> str:
+    """What a round that was not clean means, and what to do if it happens often."""
+    where = f"step {record.epoch}, averaging {record.kind}: "
+    if record.failed:
+        return (
+            f"{where}{record.failed}. Often? Raise matchmaking_time or averaging_timeout in the run file, or the "
+            "global batch, so that steps last at least three matchmaking times"
+        )
+    share = min(record.received, record.gathered)
+    return (
+        f"{where}only {share:.0%} of the data arrived from a group of {record.group_size}: a peer left or was too "
+        "slow. Often? Raise chunk_timeout in the run file above the time of the slowest micro-batch"
+    )
+
+
+def quiet_hivemind() -> None:
+    """hivemind's logs are for developers; ours say the same to people. TTT_HIVEMIND_LOG=INFO brings them back."""
+    level = os.environ.get("TTT_HIVEMIND_LOG", "ERROR").upper()
+    logging.getLogger("hivemind").setLevel(level)

@@ -1,0 +1,127 @@
+"""Parameters and optimizer statistics as named tensors, into and out of an optimizer. Knows neither network nor files.
+
+Names are `parameters/NAME` and `optimizer/NAME/KEY`, the same on every peer and in every checkpoint. Nothing but
+tensors and numbers is taken from outside: learning rates and other settings stay those of the run file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttt.errors import CheckpointError
+
+Scalar = int | float | bool
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """All that a newcomer needs, besides the run file."""
+
+    epoch: int
+    tensors: dict[str, Tensor]
+    scalars: dict[str, Scalar]
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def initialize(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Make all statistics without changing anything.
+
+    hivemind would take a step with zero gradients, which weight decay turns into a real change of the parameters.
+    """
+    parameters = parameters_of(optimizer)
+    if all(optimizer.state[p] for p in parameters):
+        return optimizer
+    rates = [group["lr"] for group in optimizer.param_groups]
+    gradients = [p.grad for p in parameters]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    for p in parameters:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for p, gradient in zip(parameters, gradients, strict=True):
+        p.grad = gradient
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for statistics in optimizer.state.values():
+        if "step" in statistics:
+            statistics["step"] = statistics["step"] * 0
+    return optimizer
+
+
+def snapshot(
+    optimizer: torch.optim.Optimizer, names: Sequence[str], epoch: int, *, copy: bool = False
+) -> TrainingState:
+    """What the optimizer holds, on the CPU; `copy` where it will go on changing."""
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, Scalar] = {}
+    for name, value in _entries(optimizer, names):
+        if isinstance(value, Tensor):
+            value = value.detach().cpu()
+            tensors[name] = value.clone() if copy else value
+        else:
+            scalars[name] = value
+    return TrainingState(epoch, tensors, scalars)
+
+
+@torch.no_grad()
+def restore(optimizer: torch.optim.Optimizer, names: Sequence[str], state: TrainingState) -> None:
+    """Copy a state in; CheckpointError, and nothing changed, where a name, shape, type or number does not fit."""
+    own = dict(_entries(optimizer, names))
+    check_state(own, state)
+    for group in optimizer.param_groups:
+        if "step" in group:
+            group["step"] = state.epoch
+    for name, value in own.items():
+        if isinstance(value, Tensor):
+            value.copy_(state.tensors[name])
+        else:
+            _, parameter, key = name.split("/")
+            index = list(names).index(parameter)
+            optimizer.state[parameters_of(optimizer)[index]][key] = state.scalars[name]
+
+
+def check_state(own: Mapping[str, Any], state: TrainingState) -> None:
+    """CheckpointError names the first thing that is not as in `own`, or not finite."""
+    received = {**state.tensors, **state.scalars}
+    if own.keys() != received.keys():
+        differing = sorted(own.keys() ^ received.keys())
+        raise CheckpointError(
+            f"the state belongs to another model or optimizer: {', '.join(differing[:3])} "
+            f"({len(differing)} differ); all peers need the same run file and version"
+        )
+    for name, value in own.items():
+        other = received[name]
+        if isinstance(value, Tensor):
+            if not isinstance(other, Tensor) or other.shape != value.shape or other.dtype != value.dtype:
+                found = f"{list(other.shape)} {other.dtype}" if isinstance(other, Tensor) else type(other).__name__
+                raise CheckpointError(f"{name} is {found}, expected {list(value.shape)} {value.dtype}")
+            if other.is_floating_point() and not bool(torch.isfinite(other).all()):
+                raise CheckpointError(f"{name} holds NaN or infinity")
+        elif type(other) is not type(value) or not math.isfinite(other):
+            raise CheckpointError(f"{name} is {other!r}, expected a finite {type(value).__name__}")
+
+
+def is_finite(tensors: Sequence[Tensor]) -> bool:
+    """Of floating-point tensors, in one pass: a norm is finite only if each element is (or the sum overflows)."""
+    norms = torch._foreach_norm([t.detach() for t in tensors if t.is_floating_point()])
+    return bool(torch.stack([norm.float().cpu() for norm in norms]).isfinite().all())
+
+
+def _entries(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """(name, live tensor or number), parameters first, always in the same order."""
+    parameters = parameters_of(optimizer)
+    for name, p in zip(names, parameters, strict=True):
+        yield f"parameters/{name}", p
+    for name, p in zip(names, parameters, strict=True):
+        for key, value in sorted(optimizer.state[p].items()):
+            if isinstance(value, (Tensor, int, float)):
+                yield f"optimizer/{name}/{key}", value
