@@ -1,19 +1,14 @@
-"""Hugging Face `config.json` -> Architecture. Knows the names of their fields; fetches nothing unless asked to."""
+"""Hugging Face `config.json` -> Architecture. Knows the names of their fields."""
 
 from __future__ import annotations
 
 import json
-import re
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from calculator.architectures import Architecture
 from calculator.errors import CalculatorError
-
-LARGEST_FILE = 1_000_000
-"""Bytes of a config.json; real ones have a few thousand."""
+from calculator.hub import LARGEST_FILE, fetch
 
 Config = Mapping[str, Any]
 
@@ -49,27 +44,6 @@ def from_config(config: Config) -> Architecture:
 def from_hub(repo_id: str, *, token: str | None = None) -> Architecture:
     """A Hub model; `token` for gated ones."""
     return from_json(fetch(repo_id, token=token))
-
-
-def fetch(repo_id: str, *, token: str | None = None, timeout: float = 10.0) -> str:
-    """The config.json of a Hub model."""
-    if not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", repo_id) or ".." in repo_id:
-        raise CalculatorError(f"{repo_id!r} is not the id of a Hub model; they look like 'openai-community/gpt2-large'")
-    request = urllib.request.Request(f"https://huggingface.co/{repo_id}/resolve/main/config.json")
-    if token:
-        request.add_unredirected_header("Authorization", f"Bearer {token}")
-    try:
-        with urllib.request.urlopen(request, timeout=timeout) as response:
-            text: bytes = response.read(LARGEST_FILE + 1)
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            raise CalculatorError(
-                f"{repo_id} is gated, private or does not exist: give a token that may read it"
-            ) from None
-        raise CalculatorError(f"the Hub answered {error.code} for the config.json of {repo_id}") from None
-    except OSError as error:
-        raise CalculatorError(f"the Hub cannot be reached ({error}); paste the config.json instead") from None
-    return text.decode("utf-8", errors="replace")
 
 
 def _name(config: Config) -> str:

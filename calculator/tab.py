@@ -15,8 +15,8 @@ import gradio as gr
 from calculator import formulas, page
 from calculator.devices import DEVICES, verdict
 from calculator.errors import CalculatorError
-from calculator.hf_config import LARGEST_FILE
-from calculator.hf_config import fetch as fetch_config
+from calculator.hub import LARGEST_FILE
+from calculator.hub import fetch as fetch_config
 from calculator.page import CHECKPOINTING, CONFIG, CUSTOM, DEFAULTS, DIMENSIONS, EXAMPLES, Form
 from calculator.presets import PRESETS
 from calculator.report import as_csv, as_dict

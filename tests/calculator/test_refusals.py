@@ -10,7 +10,8 @@ import pytest
 
 from calculator import Architecture, CalculatorError, TrainingSetup, estimate
 from calculator.devices import check_gib, find_device
-from calculator.hf_config import LARGEST_FILE, from_hub, from_json
+from calculator.hf_config import from_hub, from_json
+from calculator.hub import LARGEST_FILE
 
 SIZES: dict[str, Any] = {
     "family": "gpt2", "hidden": 64, "layers": 2, "heads": 4, "feed_forward": 128, "vocabulary": 100, "positions": 64,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ class Repo:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     gated: bool = False
+    reader: str | None = None
+    """The token that may read a gated repository."""
     token: str | None = None
     """Only requests with this token see a private repository."""
 
@@ -44,6 +47,8 @@ class FakeHub:
     cuts: int = 0
     status: int | None = None
     """Answer everything with this status."""
+    pause: float = 0.0
+    """Seconds before each answer."""
 
     def repo(self, repo_id: str) -> Repo:
         return self.repos.setdefault(repo_id, Repo())
@@ -87,6 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, body: bool) -> None:
         hub, path = self.state, unquote(urlsplit(self.path).path)
         hub.requests.append((self.command, path))
+        time.sleep(hub.pause)
         if hub.status is not None:
             return self._error(hub.status, "", "")
         before, _, after = path.partition("/resolve/")
@@ -99,8 +105,10 @@ class _Handler(BaseHTTPRequestHandler):
         repo = hub.repos.get(repo_id)
         if repo is None or (repo.token and self.headers.get("Authorization") != f"Bearer {repo.token}"):
             return self._error(401, "RepoNotFound", "Repository not found")
-        if repo.gated:
-            return self._error(403, "GatedRepo", "Access to this model is restricted")
+        given = self.headers.get("Authorization")
+        if repo.gated and not (repo.reader and given == f"Bearer {repo.reader}"):
+            status = 401 if repo.reader and given is None else 403
+            return self._error(status, "GatedRepo", "Access to this model is restricted")
         sha = repo.refs.get(revision, revision)
         if sha not in repo.commits:
             return self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
