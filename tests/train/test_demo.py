@@ -1,92 +1,28 @@
-"""The demo's training: the whole chain at a tiny size, the schedule, and going on after being killed."""
+"""The demo's training: the whole chain at a tiny size."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
+import random
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from PIL import Image
 
 from ttt import SamplingParams, TextToImage
+from ttt.bundle import read_bundle
 from ttt.config import DEMO, DEMO_VQGAN
-from ttt.errors import CheckpointError
+from ttt.data.checker import judge
+from ttt.data.shapes import scene_is_held_out
+from ttt.model.vqgan import Vqgan
 from ttt.train.demo import DemoRecipe, DemoTraining
+from ttt.train.demo_clip import ClipTask, clip_config
+from ttt.train.demo_paintings import Paintings, Unranked, paintings
 from ttt.train.demo_text import END, train_tokenizer
 from ttt.train.demo_vqgan import VqganTask
-from ttt.train.loop import run
 from ttt.train.recipe import Recipe
-
-
-class Line:
-    """The smallest task: fit y = 2 x with noise that comes from the step's random numbers."""
-
-    name = "line"
-
-    def __init__(self) -> None:
-        torch.manual_seed(0)
-        self.module = nn.Linear(4, 4)
-
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        x = torch.randn(8, 4)
-        return (self.module(x) - 2 * x).square().mean(), {"seen": float(step)}
-
-    def evaluate(self) -> dict[str, float]:
-        return {"weight": self.module.weight.mean().item()}
-
-
-RECIPE = Recipe(steps=40, batch_size=8, learning_rate=0.1, warmup=5)
-
-
-def test_learning_rate_rises_stays_and_falls() -> None:
-    rates = [RECIPE.rate(step) for step in range(RECIPE.steps)]
-    assert rates[0] == pytest.approx(0.02)
-    assert rates[4] == rates[20] == pytest.approx(0.1)
-    assert rates[-1] < 0.002
-    assert sorted(rates[28:], reverse=True) == rates[28:]
-
-
-def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
-    whole = run(Line(), RECIPE, tmp_path / "whole").state_dict()
-
-    class Stopped(Line):
-        def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-            if step == 25:
-                raise KeyboardInterrupt
-            return super().loss(step)
-
-    with pytest.raises(KeyboardInterrupt):
-        run(Stopped(), RECIPE, tmp_path / "parts", save_every=0)
-    parts = run(Line(), RECIPE, tmp_path / "parts").state_dict()
-    for name, value in whole.items():
-        assert torch.equal(value, parts[name]), name
-    last = json.loads((tmp_path / "parts" / "line.jsonl").read_text().splitlines()[-1])
-    assert last["step"] == RECIPE.steps
-    assert last["weight"] == pytest.approx(whole["weight"].mean().item())
-
-
-def test_a_broken_checkpoint_is_named(tmp_path: Path) -> None:
-    (tmp_path / "line.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(CheckpointError, match=r"line\.pt"):
-        run(Line(), RECIPE, tmp_path)
-
-
-def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
-    class Bad(Line):
-        def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-            loss, figures = super().loss(step)
-            return loss * (float("nan") if step == 10 else 1.0), figures
-
-    with pytest.raises(CheckpointError, match="step 10 is not finite"):
-        run(Bad(), RECIPE, tmp_path, save_every=0)
-    assert torch.load(tmp_path / "line.pt", weights_only=True)["step"] == 10
 
 
 def test_the_tokenizer_knows_the_words_and_reads_any_script(tmp_path: Path) -> None:
@@ -107,49 +43,77 @@ def test_the_codebook_starts_at_the_latents_and_codes_are_the_nearest() -> None:
     task = VqganTask(replace(DEMO_VQGAN, n_embed=32), recipe, codes_from=0.0)
     task._start_codebook(0)
     x = task._batch(0, whole=False)
+    figures = task.backward(1)
     with torch.no_grad():
-        loss, figures = task.loss(1)
         h = task.module.quant_conv(task.module.encoder(x * 2 - 1)).permute(0, 2, 3, 1).flatten(1, 2)
         nearest = torch.cdist(h, task.module.quantize.embed.weight.expand(len(h), -1, -1)).argmin(-1)
         assert (task.module.encode(x) == nearest).float().mean() > 0.99
-    assert torch.isfinite(loss)
+    assert np.isfinite(figures["loss"])
     assert figures["used_codes"] > 4
 
 
-def test_all_stages_make_a_bundle_that_paints(tmp_path: Path) -> None:
+def test_all_stages_make_a_bundle_that_paints_and_another_can_be_built_on_it(tmp_path: Path) -> None:
     recipe = DemoRecipe(
         vqgan=Recipe(steps=4, batch_size=4, learning_rate=1e-4),
+        dalle=Recipe(steps=2, batch_size=2, learning_rate=1e-4),
+        paintings=4,
+        held_out_paintings=2,
         clip=Recipe(steps=2, batch_size=8, learning_rate=1e-4),
         clip_pool=1,
-        dalle=Recipe(steps=2, batch_size=2, learning_rate=1e-4),
     )
-    DemoTraining(tmp_path / "run", recipe).bundle(tmp_path / "bundle")
-    assert sum(f.stat().st_size for f in (tmp_path / "bundle").iterdir()) <= 40e6
-    provenance = (tmp_path / "bundle" / "PROVENANCE.md").read_text()
-    assert "## dalle" in provenance and "held_out_loss" in provenance
-    pipe = TextToImage.from_pretrained(tmp_path / "bundle")
+    first, second = tmp_path / "bundle", tmp_path / "second"
+    DemoTraining(tmp_path / "run", recipe).bundle(first)
+    assert sum(f.stat().st_size for f in first.iterdir()) <= 40e6
+    provenance = (first / "PROVENANCE.md").read_text()
+    assert "## vqgan" in provenance and "## dalle" in provenance and "held_out_loss" in provenance
+    pipe = TextToImage.from_pretrained(first)
     best = pipe("a red circle", SamplingParams(candidates=2, keep=1))
     assert best[0].image.size == (DEMO_VQGAN.resolution,) * 2
 
+    DemoTraining(tmp_path / "more", recipe, read_bundle(first)).bundle(second)
+    assert (second / "vqgan.safetensors").read_bytes() == (first / "vqgan.safetensors").read_bytes()
+    assert (second / "dalle.safetensors").read_bytes() != (first / "dalle.safetensors").read_bytes()
+    assert "## vqgan" not in (second / "PROVENANCE.md").read_text()
 
-def test_kill_minus_nine_loses_at_most_what_followed_the_last_checkpoint(tmp_path: Path) -> None:
-    code = (
-        "import time; from pathlib import Path; from ttt.train.loop import run\n"
-        "from tests.train.test_demo import Line, RECIPE\n"
-        "class Slow(Line):\n"
-        "    def loss(self, step):\n"
-        "        time.sleep(0.05); return super().loss(step)\n"
-        f"run(Slow(), RECIPE, Path({str(tmp_path)!r}), save_every=0)\n"
-    )
-    root = Path(__file__).parents[2]
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=root, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "line.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.3)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert 0 < torch.load(tmp_path / "line.pt", weights_only=True)["step"] < RECIPE.steps
-    resumed = run(Line(), RECIPE, tmp_path).state_dict()
-    whole = run(Line(), RECIPE, tmp_path / "whole").state_dict()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+@pytest.fixture(scope="module")
+def painted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Paintings]]:
+    folder = tmp_path_factory.mktemp("paintings")
+    pipe = TextToImage.from_pretrained("demo", device="cpu")
+    pipe._scorer = Unranked()
+    return folder, paintings(pipe, folder, prompts=6, candidates=16, right=3, wrong=5)
+
+
+def test_paintings_are_called_right_when_a_checker_finds_everything_in_them(
+    painted: tuple[Path, list[Paintings]],
+) -> None:
+    _, found = painted
+    assert len(found) >= 3
+    for p in found:
+        assert not scene_is_held_out(p.scene)
+        assert 1 <= len(p.right) <= 3 and 1 <= len(p.wrong) <= 5
+        for images, expected in ((p.right, True), (p.wrong, False)):
+            for image in images:
+                assert judge(Image.fromarray(image.permute(1, 2, 0).numpy()), p.scene).all == expected
+
+
+def test_what_was_painted_is_not_painted_again(painted: tuple[Path, list[Paintings]]) -> None:
+    folder, found = painted
+    again = paintings(None, folder, prompts=6, candidates=16, right=3, wrong=5)  # type: ignore[arg-type]
+    assert [p.scene for p in again] == [p.scene for p in found]
+    assert all(torch.equal(a.right, b.right) for a, b in zip(again, found, strict=True))
+
+
+def test_clip_learns_from_paintings_that_have_no_caption(painted: tuple[Path, list[Paintings]]) -> None:
+    _, found = painted
+    config = clip_config(vocab_size=DEMO.num_text_tokens, image_size=64, context_length=16)
+    task = ClipTask(
+        config, Recipe(steps=2, batch_size=16), vqgan=Vqgan(DEMO_VQGAN), pool=0, paintings=found, held_out=found,
+        tokenize=lambda captions: torch.randint(1, 400, (len(captions), 16)),
+    )  # fmt: skip
+    groups = [kind(random.Random(0)) for kind in (task._drawn, task._painted)]
+    assert [len(g.images) for g in groups] == [len(g.scenes) for g in groups]
+    assert len(groups[1].without_caption) > len(groups[1].images)
+    assert np.isfinite(task.backward(0)["loss"])
+    assert all(p.grad is not None for p in task.module.visual.parameters())
+    assert 0 <= task.evaluate()["held_out_picked"] <= 1

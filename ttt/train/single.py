@@ -96,7 +96,7 @@ def _model(training: Training) -> tuple[Dalle, Fit]:
                 "of its dimensions"
             )
         dalle.load_state_dict(load_dalle_from(training.weights).state_dict())
-    dtype = choose_precision(training.precision, device, dalle)
+    dtype = choose_precision(training.precision, device)
     if training.micro_batch is None:
         fitted = fit(config, device, recipe.batch_size, dtype)
     else:

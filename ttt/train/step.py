@@ -34,7 +34,7 @@ class TrainingStep:
         self.dalle = dalle
         self.parameters = [p for p in dalle.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
-        self.dtype = choose_precision(precision, self.device, dalle)
+        self.dtype = choose_precision(precision, self.device)
         self.scale = FIRST_SCALE if self.dtype == torch.float16 else 1.0
         self.overflows = 0
         self._good = 0
@@ -93,7 +93,7 @@ def split(batch: Batch, size: int) -> Iterator[Batch]:
         yield Batch(text, codes)
 
 
-def choose_precision(name: str, device: torch.device, dalle: Dalle) -> torch.dtype:
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """ "auto": bfloat16 where the device computes in it, else float16 on a GPU and float32 elsewhere."""
     if name != "auto" and name not in DTYPES:
         raise InvalidInput(f"precision must be auto, {', '.join(DTYPES)}; got {name!r}")

@@ -1,0 +1,192 @@
+"""The training loop: schedule, records, and going on after being stopped in every way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ttt.errors import CheckpointError, InvalidInput
+from ttt.train.loop import ByStep, Loop, run
+from ttt.train.recipe import Recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+class Line(ByStep):
+    """The smallest task: fit y = 2 x with noise that comes from the step's random numbers."""
+
+    name = "line"
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.module = nn.Linear(4, 4)
+
+    def backward(self, step: int) -> dict[str, float]:
+        x = torch.randn(8, 4)
+        loss = (self.module(x) - 2 * x).square().mean()
+        loss.backward()
+        return {"loss": loss.item(), "seen": float(step)}
+
+    def evaluate(self) -> dict[str, float]:
+        return {"weight": self.module.weight.mean().item()}
+
+
+RECIPE = Recipe(steps=40, batch_size=8, learning_rate=0.05, warmup=0.25, state_bits=32)
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def test_the_learning_rate_rises_and_falls_in_straight_lines(tmp_path: Path) -> None:
+    rates = []
+
+    class Seen(Line):
+        def backward(self, step: int) -> dict[str, float]:
+            rates.append(loop.optimizer.param_groups[0]["lr"])
+            return super().backward(step)
+
+    loop = Loop(Seen(), RECIPE, tmp_path)
+    loop.run()
+    assert rates[5] == pytest.approx(0.025)
+    assert rates[10] == pytest.approx(0.05) == max(rates)
+    assert rates[25] == pytest.approx(0.025)
+    assert 0 < rates[-1] < 0.002
+
+
+def test_the_loss_falls(tmp_path: Path) -> None:
+    run(Line(), replace(RECIPE, steps=300, learning_rate=0.2), tmp_path, evaluate_every=10)
+    lines = [json.loads(line) for line in (tmp_path / "line.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(10, 301, 10))
+    assert lines[-1]["loss"] < 0.1 * lines[0]["loss"]
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, bits: int) -> None:
+    recipe = Recipe(steps=40, batch_size=8, learning_rate=0.05, state_bits=bits)
+    whole = run(Line(), recipe, tmp_path / "whole", evaluate_every=3)
+    for until in (7, 26, None):
+        Loop(Line(), recipe, tmp_path / "parts").run(until=until, evaluate_every=3)
+    parts = Loop(Line(), recipe, tmp_path / "parts").task.module
+    assert same(whole.state_dict(), parts.state_dict())
+    records = [
+        {key: value for key, value in json.loads(line).items() if key != "seconds"}
+        for folder in ("whole", "parts")
+        for line in (tmp_path / folder / "line.jsonl").read_text().splitlines()
+        if json.loads(line)["step"] % 3 == 0
+    ]
+    assert len(records) == 26 and records[:13] == records[13:]
+
+
+def test_what_was_recorded_after_the_checkpoint_is_not_recorded_twice(tmp_path: Path) -> None:
+    Loop(Line(), RECIPE, tmp_path).run(until=20, evaluate_every=5)
+    lines = (tmp_path / "line.jsonl").read_text()
+    (tmp_path / "line.jsonl").write_text(lines + '{"step": 25, "loss": 9.0}\n{"step": 30, "lo')
+    run(Line(), RECIPE, tmp_path, evaluate_every=5)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "line.jsonl").read_text().splitlines()]
+    assert steps == [5, 10, 15, 20, 25, 30, 35, 40]
+
+
+@pytest.mark.parametrize("content", [b"not a checkpoint", b"", b"PK\x03\x04" + bytes(100)])
+def test_a_broken_checkpoint_is_named_and_kept(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "line.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"line\.pt cannot be resumed"):
+        run(Line(), RECIPE, tmp_path)
+    assert (tmp_path / "line.pt").read_bytes() == content
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    torch.save({"model": Evil(), "step": 1}, tmp_path / "line.pt")
+    with pytest.raises(CheckpointError, match="cannot be resumed"):
+        run(Line(), RECIPE, tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    Loop(Line(), RECIPE, tmp_path).run(until=2)
+    other = Line()
+    other.module = nn.Linear(5, 4)
+    with pytest.raises(CheckpointError, match=r"line\.pt"):
+        run(other, RECIPE, tmp_path)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    class Bad(Line):
+        def backward(self, step: int) -> dict[str, float]:
+            figures = super().backward(step)
+            if step == 10:
+                self.module.bias.grad[0] = float("nan")
+            return figures
+
+    with pytest.raises(CheckpointError, match="step 10 is not finite"):
+        run(Bad(), RECIPE, tmp_path, save_every=0)
+    assert torch.load(tmp_path / "line.pt", weights_only=True)["step"] == 10
+
+
+@pytest.mark.parametrize("settings", [{"steps": 0}, {"batch_size": 0}, {"warmup": 1.5}])
+def test_a_recipe_says_what_is_allowed(settings: dict[str, float]) -> None:
+    with pytest.raises(InvalidInput, match=next(iter(settings))):
+        Recipe(**settings)
+
+
+SLOW = """
+import time, sys
+from pathlib import Path
+from ttt.train.loop import run
+from tests.train.test_loop import Line, RECIPE
+class Slow(Line):
+    def backward(self, step):
+        time.sleep(0.05)
+        return super().backward(step)
+try:
+    run(Slow(), RECIPE, Path(sys.argv[1]), save_every=float(sys.argv[2]))
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def started(folder: Path, save_every: float) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", SLOW, str(folder), str(save_every)]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+
+
+def test_kill_minus_nine_loses_at_most_what_followed_the_last_checkpoint(tmp_path: Path) -> None:
+    process = started(tmp_path, save_every=0)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "line.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert 0 < torch.load(tmp_path / "line.pt", weights_only=True)["step"] < RECIPE.steps
+    resumed = run(Line(), RECIPE, tmp_path).state_dict()
+    assert same(run(Line(), RECIPE, tmp_path / "whole").state_dict(), resumed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_a_run_ends_its_step_and_saves(tmp_path: Path, number: signal.Signals) -> None:
+    process = started(tmp_path, save_every=1e9)
+    assert process.stderr is not None
+    read = b""
+    while b"/40" not in read:  # the bar: it trains
+        read += process.stderr.read(1)
+    time.sleep(0.3)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert 0 < torch.load(tmp_path / "line.pt", weights_only=True)["step"] < RECIPE.steps
+    assert same(run(Line(), RECIPE, tmp_path / "whole").state_dict(), run(Line(), RECIPE, tmp_path).state_dict())
