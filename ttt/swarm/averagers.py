@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import multiprocessing as mp
 import time
 from collections.abc import Callable, Sequence
@@ -229,11 +230,16 @@ class SwarmStateAverager(Reporting, TrainingStateAverager):
         """names: of the parameters, in the optimizer's order; on_step: told the epoch after each optimizer step."""
         self.names, self._on_step = list(names), on_step
         super().__init__(*args, **kwargs)
-        self._most_bytes = 2 * sum(t.numel() * t.element_size() for t in self.state().tensors.values()) + (1 << 20)
 
     def state(self, *, copy: bool = False) -> TrainingState:
         with torch.no_grad(), self.lock_averaged_tensors:
             return snapshot(self.optimizer, self.names, self.local_epoch, copy=copy)
+
+    @functools.cached_property
+    def _most_bytes(self) -> int:
+        """That a donor may send: twice what our own state takes."""
+        tensors = snapshot(self.optimizer, self.names, 0).tensors.values()
+        return 2 * sum(tensor.numel() * tensor.element_size() for tensor in tensors) + (1 << 20)
 
     def load(self, state: TrainingState) -> None:
         """Take over a state; CheckpointError, and nothing changed, where it does not fit."""

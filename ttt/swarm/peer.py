@@ -131,6 +131,7 @@ class Peer:
         self.epoch, self._finished = _Epoch(), dict[int, _Epoch]()
         self._backed_up = time.monotonic()
         self._bad_losses = 0
+        self._reports_lock = threading.Lock()
 
     def run(self) -> None:
         """From nothing to a clean end."""
@@ -189,13 +190,17 @@ class Peer:
         """Tell hivemind of a micro-batch; where it ends an epoch, this returns when the step is done."""
         before = self.optimizer.local_epoch
         self.optimizer.step()
-        self.reporter.rounds(self.optimizer.take_reports())
+        self._take_reports()
         if self.optimizer.local_epoch == before:
             return
         if not self.options.auxiliary and not is_finite(self.optimizer.parameters()):
             self._restore("parameters became NaN or infinite")
         self.reporter.say("helping" if self.options.auxiliary else "computing")
         self._tell_progress()
+
+    def _take_reports(self) -> None:
+        with self._reports_lock:
+            self.reporter.rounds(self.optimizer.take_reports())
 
     def _tell_progress(self) -> None:
         sent, received = self.optimizer.traffic()
@@ -214,6 +219,7 @@ class Peer:
     def _stepped(self, epoch: int) -> None:
         """After an optimizer step, in the thread that made it."""
         done = self._finished.pop(epoch, _Epoch())
+        self._take_reports()
         if self.options.auxiliary:
             return
         sums, norm = fingerprint(self.optimizer.parameters())
