@@ -149,15 +149,15 @@ def publish(
         expiration_time=get_dht_time() + lifetime,
         return_future=True,
     )
-    return _result(future, timeout) is True
+    return result_in_time(future, timeout) is True
 
 
 def read_all(dht: DHT, run: str, *, timeout: float = 10.0) -> Reading:
     """Every valid record of a run; never waits longer than `timeout` seconds."""
     from hivemind.utils import get_dht_time
 
-    answer = _result(dht.get(metrics_key(run), latest=True, return_future=True), timeout)
-    if answer is _LATE:
+    answer = result_in_time(dht.get(metrics_key(run), latest=True, return_future=True), timeout)
+    if answer is LATE:
         return Reading(answered=False)
     entries = getattr(answer, "value", None)
     return parse_all(entries if isinstance(entries, Mapping) else {}, now=get_dht_time())
@@ -211,15 +211,15 @@ def short_reason(error: ValidationError) -> str:
     return f"{first['loc'][0] if first['loc'] else '(all)'}: {first['type']}"
 
 
-_LATE = object()
+LATE = object()
 
 
-def _result(future: Any, timeout: float) -> Any:
-    """The future's value, or `_LATE` where it failed or time is up."""
+def result_in_time(future: Any, timeout: float) -> Any:
+    """The future's value, or `LATE` where it failed or time is up."""
     from concurrent.futures import CancelledError
 
     try:
         return future.result(timeout)
     except (CancelledError, Exception):
         future.cancel()
-        return _LATE
+        return LATE

@@ -69,7 +69,6 @@ class RecordRules(RecordValidatorBase):
         }
         for averager in AVERAGERS:
             self._rules[_key_id(f"{run}_{averager}.all_averagers")] = self._donor
-            self._rules[_key_id(f"{run}_{averager}.0b")] = self._group
 
     def validate(self, record: DHTRecord) -> bool:
         try:
@@ -108,11 +107,8 @@ class RecordRules(RecordValidatorBase):
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
         return self._is_peer(subkey) and (value is None or number)
 
-    def _group(self, record: DHTRecord, subkey: Any, value: Any) -> bool:
-        return self._is_peer(subkey) and isinstance(value, bool)
-
     def _is_peer(self, subkey: Any) -> bool:
-        """These records are unsigned: anybody may write them in anybody's name, but not in a banned peer's."""
+        """This record is unsigned: anybody may write it in anybody's name, but not in a banned peer's."""
         return isinstance(subkey, bytes) and len(subkey) == 34 and self._may_speak(_base58(subkey))
 
     def _may_speak(self, peer_id: str) -> bool:

@@ -1,0 +1,160 @@
+"""How far the swarm is, from records that may lie: which epoch to believe, and a tracker that does. Knows no tensors.
+
+hivemind believes the highest epoch that anybody claims: one signed record with epoch=10**6 sends every peer looking for
+a state that nobody has, for as long as the record lives. Here a claim counts when others are near it:
+
+- the reference is the highest epoch that a quarter of the reporting peers, and at least two, have reached;
+- one epoch ahead of it is believed: somebody is always the first to step;
+- further ahead is not. A peer that really is ahead alone has to gather the whole global batch by itself, so the others
+  catch up with it;
+- of two peers no majority can tell which one lies; there the one ahead is believed as far as time allows.
+
+Liars who are a quarter of the peers can still lead the swarm astray: keys are free in an open run.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from hivemind.optim.progress_tracker import GlobalTrainingProgress, ProgressTracker
+from hivemind.utils import get_dht_time
+from hivemind.utils.timed_storage import ValueWithExpiration
+from pydantic import ValidationError
+
+from ttt.swarm.records import CLOCK_SLACK, LATE, owner_of, result_in_time
+from ttt.swarm.validation import ProgressRecord
+
+if TYPE_CHECKING:
+    from hivemind.dht import DHT
+
+QUORUM = 0.25
+MIN_EPOCH_SECONDS = 1.0
+"""No swarm takes its optimizer steps faster than this."""
+OLDEST_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What one peer says of its progress."""
+
+    peer_id: str
+    epoch: int
+    samples: int
+    samples_per_second: float
+    time: float
+    client_mode: bool
+
+
+@dataclass(frozen=True)
+class SwarmProgress:
+    """What is believed of all claims together."""
+
+    epoch: int
+    samples_accumulated: int
+    """Towards the next epoch, at most the global batch."""
+    peers: int
+    clients: int
+    refused: tuple[str, ...] = ()
+    """libp2p ids of peers whose epoch is not believed."""
+    answered: bool = True
+    """False where the DHT did not answer in time."""
+
+
+def believed_epoch(epochs: Sequence[int], *, patience: int = 0) -> int:
+    """The epoch of the swarm, from one claim a peer; 0 for none. `patience`: epochs that the higher of two claims may
+    lie ahead of the other."""
+    if not epochs:
+        return 0
+    ranked = sorted(epochs, reverse=True)
+    needed = max(2, math.ceil(QUORUM * len(ranked)))
+    reference = ranked[min(needed, len(ranked)) - 1]
+    ahead = reference + 1 + (patience if len(ranked) == 2 else 0)
+    return max(epoch for epoch in ranked if epoch <= ahead)
+
+
+def parse_claims(entries: Mapping[Any, Any]) -> list[Claim]:
+    """The well-formed claims of a DHT answer, subkey -> object with `.value`."""
+    claims = []
+    for subkey, entry in entries.items():
+        try:
+            owner, record = owner_of(subkey), ProgressRecord.model_validate(getattr(entry, "value", None))
+        except (ValidationError, ValueError):
+            continue  # also a peer that said goodbye: its value is None
+        rate, client = record.samples_per_second, record.client_mode
+        claims.append(Claim(owner, record.epoch, record.samples_accumulated, rate, record.time, client))
+    return claims
+
+
+def sane(claims: Iterable[Claim], target_batch_size: int, now: float) -> list[Claim]:
+    """Numbers cut down to what one peer can have done: a batch, a batch a second, a time near now."""
+    return [
+        replace(
+            claim,
+            samples=min(claim.samples, target_batch_size),
+            samples_per_second=min(claim.samples_per_second, target_batch_size / MIN_EPOCH_SECONDS),
+            time=min(max(claim.time, now - OLDEST_SECONDS), now + CLOCK_SLACK),
+        )
+        for claim in claims
+    ]
+
+
+def judge(
+    claims: Sequence[Claim], *, target_batch_size: int, now: float, patience: int = 0
+) -> tuple[SwarmProgress, list[Claim]]:
+    """(what is believed, the claims that are)."""
+    voices = [claim.epoch for claim in claims if not claim.client_mode] or [claim.epoch for claim in claims]
+    epoch = believed_epoch(voices, patience=patience)
+    kept = sane((claim for claim in claims if claim.epoch <= epoch), target_batch_size, now)
+    samples = sum(claim.samples for claim in kept if claim.epoch == epoch)
+    refused = tuple(claim.peer_id for claim in claims if claim.epoch > epoch)
+    clients = sum(claim.client_mode for claim in kept)
+    return SwarmProgress(epoch, min(samples, target_batch_size), len(kept), clients, refused), kept
+
+
+def read_progress(dht: DHT, run: str, target_batch_size: int, *, timeout: float = 10.0) -> SwarmProgress:
+    """The progress of a run as an onlooker sees it; never waits longer than `timeout` seconds."""
+    answer = result_in_time(dht.get(f"{run}_progress", latest=True, return_future=True), timeout)
+    entries = getattr(answer, "value", None)
+    if not isinstance(entries, Mapping):
+        return SwarmProgress(0, 0, 0, 0, answered=answer is not LATE)
+    return judge(parse_claims(entries), target_batch_size=target_batch_size, now=get_dht_time())[0]
+
+
+class CautiousTracker(ProgressTracker):
+    """hivemind's tracker, which hears only claims that are believed."""
+
+    _since: tuple[int, float] | None = None
+    """The lower of two claims, and when it was first heard."""
+
+    def _parse_swarm_progress_data(self, metadata: Any) -> GlobalTrainingProgress:
+        if not isinstance(metadata, Mapping):
+            return super()._parse_swarm_progress_data(None)
+        claims, now = parse_claims(metadata), get_dht_time()
+        patience = self._patience([claim.epoch for claim in claims if not claim.client_mode])
+        _, kept = judge(claims, target_batch_size=self.target_batch_size, now=now, patience=patience)
+        believed = {
+            claim.peer_id: ValueWithExpiration(_as_value(claim), now + self.metadata_expiration) for claim in kept
+        }
+        return super()._parse_swarm_progress_data(believed or None)
+
+    def _patience(self, epochs: Sequence[int]) -> int:
+        """Epochs that can have passed since the slower of two peers was last seen to step."""
+        lowest, now = min(epochs, default=0), time.monotonic()
+        if self._since is None or self._since[0] != lowest:
+            self._since = (lowest, now)
+        return int((now - self._since[1]) / MIN_EPOCH_SECONDS)
+
+
+def _as_value(claim: Claim) -> dict[str, Any]:
+    return {
+        "peer_id": claim.peer_id.encode(),
+        "epoch": claim.epoch,
+        "samples_accumulated": claim.samples,
+        "samples_per_second": float(claim.samples_per_second),
+        "time": float(claim.time),
+        "client_mode": claim.client_mode,
+    }
