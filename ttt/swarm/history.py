@@ -75,14 +75,14 @@ class History:
         self._engine.dispose()
         self._lock.close()
 
-    def add_points(self, points: Iterable[Point]) -> None:
+    def add_points(self, points: Iterable[Point], *, thin: bool = True) -> None:
         """Append; once an hour of the points' own time, old ones are merged."""
         rows = [asdict(point) for point in points]
         if not rows:
             return
         with self._writing() as connection:
             connection.execute(insert(tables.points), rows)
-        if (now := rows[-1]["time"]) - self._thinned >= HOUR:
+        if thin and (now := rows[-1]["time"]) - self._thinned >= HOUR:
             self.thin(now)
 
     def set_now(self, now: Now) -> None:

@@ -1,0 +1,147 @@
+"""Reads a run's history while its writer writes, or one that was shipped. Knows neither hivemind nor pages."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Row, func, select
+from sqlalchemy.exc import DBAPIError
+
+from ttt.swarm import history_tables as tables
+from ttt.swarm.history_types import Checkpoint, Event, Now, Peer, Picture
+
+COLUMNS = ("time", "epoch", "samples", "loss", "loss_low", "loss_high", "peers", "samples_per_second", "learning_rate")
+MAX_PEERS = 1000
+
+
+@dataclass(frozen=True)
+class About:
+    """The run that a history is of."""
+
+    run: str
+    title: str
+    target_batch_size: int
+    started: float | None
+    """Unix time of the first point."""
+    points: int
+
+
+class HistoryReader:
+    """One per page is enough: all threads may use it. SwarmError where the file is missing, damaged or not ours."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._engine = tables.open_file(path, write=False)
+        self._lock = threading.Lock()
+        self._columns: dict[str, np.ndarray] = {name: np.empty(0) for name in COLUMNS}
+        self._last, self._count = 0, 0
+
+    def __enter__(self) -> HistoryReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def about(self) -> About:
+        rows = {row.key: row.value for row in self._rows(select(tables.about).where(tables.about.c.key != "now"))}
+        points = tables.points.c
+        (first, count) = self._rows(select(func.min(points.time), func.count()))[0]
+        return About(rows.get("run", ""), rows.get("title", ""), _int(rows.get("target_batch_size")), first, count)
+
+    def now(self) -> Now | None:
+        """The newest state of the swarm; None before the first reading."""
+        rows = self._rows(select(tables.about.c.value).where(tables.about.c.key == "now"))
+        return Now(**json.loads(rows[0].value)) if rows else None
+
+    def points(self) -> dict[str, np.ndarray]:
+        """All points by column (`COLUMNS`), in the order of time; NaN where there is no value. Do not write to them.
+
+        Only what is new since the last call is read from the file.
+        """
+        points = tables.points.c
+        with self._lock:
+            (last, count) = self._rows(select(func.max(points.id), func.count()))[0]
+            if (last or 0) != self._last or count != self._count:
+                added = self._rows(self._select_points().where(points.id > self._last))
+                if self._count + len(added) != count:  # old points were merged
+                    added, self._count = self._rows(self._select_points()), 0
+                fresh = _columns(added)
+                if self._count:
+                    fresh = {name: np.concatenate([self._columns[name], fresh[name]]) for name in COLUMNS}
+                order = np.argsort(fresh["time"], kind="stable")
+                self._columns = {name: column[order] for name, column in fresh.items()}
+                self._last, self._count = last or 0, count
+            return dict(self._columns)
+
+    def peers(self, limit: int = MAX_PEERS) -> list[Peer]:
+        """By credited computing time, then samples."""
+        table = tables.peers
+        order = (table.c.seconds.desc(), table.c.samples.desc(), table.c.first_seen, table.c.peer_id)
+        rows = self._rows(select(table).order_by(*order).limit(limit))
+        return [
+            Peer(**{**row._asdict(), "client_mode": bool(row.client_mode), "auxiliary": bool(row.auxiliary)})
+            for row in rows
+        ]
+
+    def contributed_since(self, start: float) -> dict[str, tuple[float, float]]:
+        """Peer id -> (samples, seconds) credited since the hour of `start` began."""
+        table = tables.contributions.c
+        rows = self._rows(
+            select(table.peer_id, func.sum(table.samples), func.sum(table.seconds))
+            .where(table.start >= int(start) // 3600 * 3600)
+            .group_by(table.peer_id)
+        )
+        return {peer_id: (samples, seconds) for peer_id, samples, seconds in rows}
+
+    def contributors(self) -> int:
+        """Peers that were ever credited anything."""
+        return int(self._rows(select(func.count()).where(tables.peers.c.samples > 0))[0][0])
+
+    def events(self, limit: int = 100) -> list[Event]:
+        """Newest first."""
+        rows = self._rows(select(tables.events).order_by(tables.events.c.time.desc()).limit(limit))
+        return [Event(**_without_id(row)) for row in rows]
+
+    def checkpoints(self, limit: int = 200) -> list[Checkpoint]:
+        """Newest first."""
+        rows = self._rows(select(tables.checkpoints).order_by(tables.checkpoints.c.time.desc()).limit(limit))
+        return [Checkpoint(**_without_id(row)) for row in rows]
+
+    def pictures(self, prompt: str | None = None) -> list[Picture]:
+        """Of all prompts or one, oldest first."""
+        wanted = select(tables.pictures).order_by(tables.pictures.c.prompt, tables.pictures.c.time)
+        if prompt is not None:
+            wanted = wanted.where(tables.pictures.c.prompt == prompt)
+        return [Picture(**_without_id(row)) for row in self._rows(wanted)]
+
+    def _select_points(self) -> Any:
+        return select(*(tables.points.c[name] for name in COLUMNS)).order_by(tables.points.c.time)
+
+    def _rows(self, statement: Any) -> Sequence[Any]:
+        try:
+            with self._engine.connect() as connection:
+                return connection.execute(statement).all()
+        except DBAPIError as error:
+            raise tables.damaged(self.path, error) from None
+
+
+def _columns(rows: Sequence[Any]) -> dict[str, np.ndarray]:
+    table = np.array([tuple(row) for row in rows], dtype=float).reshape(-1, len(COLUMNS))  # None becomes NaN
+    return {name: table[:, index] for index, name in enumerate(COLUMNS)}
+
+
+def _without_id(row: Row[Any]) -> dict[str, Any]:
+    return {name: value for name, value in row._mapping.items() if name != "id"}
+
+
+def _int(text: str | None) -> int:
+    return int(text) if text and text.isdecimal() else 0
