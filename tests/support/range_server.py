@@ -31,6 +31,7 @@ class RangeServer:
     """False: as simple servers do, every answer is the whole file."""
     delay: float = 0.0
     requests: Counter[str] = field(default_factory=Counter)
+    headers_seen: list[str] = field(default_factory=list)
     sent: int = 0
     """Bytes of bodies."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -73,6 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
         state, name = self.server_state, unquote(urlsplit(self.path).path).lstrip("/")
         with state.lock:
             state.requests[name] += 1
+            state.headers_seen.append(str(self.headers))
         time.sleep(state.delay)
         path = state.folder / name
         if state.take("refuse"):
@@ -81,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._plain(404)
         size = path.stat().st_size
         start, end = self._asked(size) if state.ranges else (0, size)
-        if start >= size and state.ranges:
+        if start >= size and "Range" in self.headers and state.ranges:
             return self._plain(416)
         with path.open("rb") as file:
             file.seek(start)

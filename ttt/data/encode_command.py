@@ -53,8 +53,8 @@ def summary(manifest: Manifest, out: Path) -> str:
     """Counts, bytes and how much less there is to download."""
     counts, side = manifest.counts, manifest.resolution
     lines = [
-        f"{out}: {counts.get('kept', 0):,} pairs in {len(manifest.shards)} shards; each picture, {side} x {side} pixels, "
-        f"is {manifest.image_seq_len} codes of {manifest.num_image_tokens} (VQGAN of {manifest.model})"
+        f"{out}: {counts.get('kept', 0):,} pairs in {len(manifest.shards)} shards; each picture, {side} x {side} "
+        f"pixels, is {manifest.image_seq_len} codes of {manifest.num_image_tokens} (VQGAN of {manifest.model})"
     ]
     skipped = [f"{words}: {counts[kind]:,}" for kind, words in SKIPPED.items() if counts.get(kind)]
     if skipped:

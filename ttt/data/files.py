@@ -98,7 +98,7 @@ class Web:
             except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
                 if isinstance(error, httpx2.UnsupportedProtocol):
                     raise Missing(f"{what} is not an HTTP address") from None
-                failures, why, asked = failures + 1, f"{type(error).__name__}: {error}"[:200], 0.0
+                failures, why, asked = failures + 1, _told(error), 0.0
             if failures:
                 if failures >= self.retry.attempts:
                     raise Unreachable(f"{what} could not be read in {failures} attempts ({why})")
@@ -121,6 +121,10 @@ class Web:
 
         self.persist(url, attempt)
         return bytes(got)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
 
 
 class WebFile(io.RawIOBase):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urljoin, urlsplit
 
-from ttt.data.files import Missing, Unreachable, Web, is_url
+from ttt.data.files import GONE, Missing, Unreachable, Web, is_url
 from ttt.data.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest
 from ttt.errors import DataError, InvalidInput
 
@@ -130,15 +130,25 @@ def _at_address(url: str, web: Web) -> Shards:
 def _on_hub(repo_id: str, web: Web, token: str | None, revision: str | None) -> Shards:
     import datasets
     from huggingface_hub import get_token, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
 
+    if datasets.config.HF_HUB_OFFLINE:
+        raise DataError(f"{repo_id} is on the Hub, and downloads are switched off (HF_HUB_OFFLINE)")
     token = token or get_token()
     files: list[str] = []
+    advice = "it is not on the Hub, or is private: check the name, or set HF_TOKEN"
 
     def attempt() -> bool:
         try:
             found = datasets.load_dataset_builder(repo_id, revision=revision, token=token).config.data_files or {}
-        except (datasets.exceptions.DatasetNotFoundError, datasets.exceptions.DataFilesNotFoundError) as error:
-            raise Missing(f"not on the Hub, private, or without data files ({_first_line(error)})") from None
+        except datasets.exceptions.DatasetNotFoundError:
+            raise Missing(advice) from None
+        except datasets.exceptions.DataFilesNotFoundError as error:
+            raise Missing(f"it has no data files ({_first_line(error)})") from None
+        except HfHubHTTPError as error:
+            if error.response.status_code in GONE:
+                raise Missing(advice) from None
+            raise
         files[:] = found.get("train") or next(iter(found.values()), [])
         return True
 

@@ -1,0 +1,285 @@
+"""The stream over HTTP: connections that drop, servers that refuse, shards that are gone or broken."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.range_server import RangeServer, serve_ranges
+from tests.support.shards import CODEBOOK, CODES, QUICK, open_stream, row, take, write_shard, write_shards
+from ttt.data.files import Retry, Unreachable, Web, WebFile
+from ttt.data.manifest import Manifest
+from ttt.errors import DataError
+
+SIZES = (90, 60, 150)
+ROWS = sum(SIZES)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RangeServer]:
+    write_shards(tmp_path / "shards", SIZES)
+    with serve_ranges(tmp_path / "shards") as running:
+        yield running
+
+
+def addresses(server: RangeServer) -> list[str]:
+    return [f"{server.url}/{i:05d}.parquet" for i in range(len(SIZES))]
+
+
+def rows_on_disk(server: RangeServer, batches: int = 80) -> list[int]:
+    stream = open_stream(server.folder)
+    rows = take(stream, batches)
+    stream.close()
+    return rows
+
+
+def manifest(**changed: object) -> Manifest:
+    values = {"model": "tiny", "codebook": "c" * 64, "resolution": 8, "image_seq_len": CODES,
+              "num_image_tokens": CODEBOOK, "shards": tuple(f"{i:05d}.parquet" for i in range(len(SIZES)))}  # fmt: skip
+    return Manifest(**(values | changed))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cut_after", [1, 100, 300])
+def test_dropped_connections_change_nothing(server: RangeServer, cut_after: int) -> None:
+    server.cut_after, server.cuts = cut_after, 50
+    stream = open_stream(addresses(server))
+    assert take(stream, 80) == rows_on_disk(server)
+    assert server.cuts == 0
+    assert stream.counts["retries"] == 50
+    assert stream.counts["kept"] == stream.counts["rows"]
+    stream.close()
+
+
+def test_every_answer_cut_short_still_gets_there(server: RangeServer) -> None:
+    server.cut_after, server.cuts = 700, 10**6
+    stream = open_stream(addresses(server))
+    assert take(stream, 40) == rows_on_disk(server, 40)
+    stream.close()
+
+
+def test_a_busy_server_is_asked_again(server: RangeServer, caplog: pytest.LogCaptureFixture) -> None:
+    server.refuse = 3
+    stream = open_stream(addresses(server))
+    assert take(stream, 10) == rows_on_disk(server, 10)
+    stream.close()
+    assert sum("status 503" in record.message for record in caplog.records) == 1  # told once
+
+
+def test_waits_double_up_to_a_limit() -> None:
+    waits = [Retry(first_wait=1.0).wait(failures) for failures in range(1, 9)]
+    for failures, seconds in enumerate(waits, 1):
+        middle = min(2.0 ** (failures - 1), 30.0)
+        assert 0.7 * middle <= seconds <= 1.3 * middle
+
+
+def test_a_server_without_ranges_is_read_through_a_temporary_file(server: RangeServer) -> None:
+    server.ranges = False
+    server.cut_after, server.cuts = 500, 2
+    stream = open_stream(addresses(server))
+    assert take(stream, 10) == rows_on_disk(server, 10)
+    stream.close()
+
+
+def test_only_what_is_needed_is_fetched(tmp_path: Path) -> None:
+    """Of a shard of many row groups, going on near its end fetches its footer and that end alone."""
+    noise = random.Random(0)
+    rows = [row(n, caption=f"{noise.randbytes(200).hex()} {n}") for n in range(4000)]
+    write_shard(tmp_path / "a.parquet", rows, group=500)
+    with serve_ranges(tmp_path) as server:
+        stream = open_stream(f"{server.url}/a.parquet", batch_size=100, shuffle_buffer=500)
+        take(stream, 30)
+        state, everything = stream.state_dict(), server.sent
+        stream.close()
+        server.sent = 0
+        again = open_stream(f"{server.url}/a.parquet", batch_size=100, shuffle_buffer=500)
+        again.load_state_dict(state)
+        take(again, 3)
+        again.close()
+    assert server.sent < everything / 4
+
+
+def test_missing_and_broken_shards_are_skipped_and_counted(server: RangeServer, tmp_path: Path) -> None:
+    broken = server.folder / "00001.parquet"
+    content = bytearray(broken.read_bytes())
+    content[200:400] = bytes(200)  # inside the pages; the footer stays
+    broken.write_bytes(content)
+    (server.folder / "zero.parquet").write_bytes(b"")
+    (server.folder / "text.parquet").write_bytes(b"no Parquet at all, but long enough to be read")
+    extra = [f"{server.url}/{name}.parquet" for name in ("zero", "text", "nowhere")]
+    stream = open_stream([*addresses(server), *extra])
+    rows = take(stream, 30)
+    assert set(rows) == set(range(90)) | set(range(150, 300))
+    counts = stream.counts
+    assert counts["missing_shards"] == 1
+    assert counts["corrupt_shards"] == 3
+    assert counts["unreachable_shards"] == counts["retries"] == 0
+    stream.close()
+
+
+def test_a_shard_that_breaks_off_gives_its_first_rows(tmp_path: Path) -> None:
+    path = write_shard(tmp_path / "a.parquet", [row(n) for n in range(400)], group=100)
+    import pyarrow.parquet as pq
+
+    chunk = pq.read_metadata(path).row_group(2).column(4)
+    content = bytearray(path.read_bytes())
+    start = chunk.data_page_offset
+    content[start : start + chunk.total_compressed_size] = bytes(chunk.total_compressed_size)
+    path.write_bytes(content)
+    stream = open_stream(tmp_path, batch_size=50)
+    assert sorted(take(stream, 4)) == list(range(200))
+    take(stream, 4)
+    assert stream.epoch == 1
+    stream.close()
+
+
+def test_going_on_skips_again_what_was_unreachable(server: RangeServer) -> None:
+    """A shard that was given up in a window stays given up when that window is read again."""
+    gone = "00001.parquet"
+    server.gone.add(gone)
+    stream = open_stream(addresses(server), shuffle_buffer=400)
+    first = take(stream, 10)
+    state = json.loads(json.dumps(stream.state_dict()))
+    second = take(stream, 10)
+    stream.close()
+    server.gone.clear()
+    again = open_stream(addresses(server), shuffle_buffer=400)
+    again.load_state_dict(state)
+    assert take(again, 10) == second
+    assert set(first + second) <= set(range(90)) | set(range(150, 300))
+    assert again.counts["missing_shards"] == 1
+    assert set(range(90, 150)) <= set(take(again, 60))  # the next epoch has it
+    again.close()
+
+
+def test_nothing_at_all_is_an_error_and_asking_again_goes_on(server: RangeServer) -> None:
+    stream = open_stream(addresses(server), shuffle_buffer=16)
+    rows = take(stream, 2)
+    stream.close()
+    server.refuse = 10**6
+    with pytest.raises(DataError, match=r"cannot be used: 3 shards in a row could not be read.*status 503"):
+        take(stream, 40)
+    server.refuse = 0
+    rows += take(stream, 78)
+    stream.close()
+    reference = open_stream(server.folder, shuffle_buffer=16)
+    assert rows == take(reference, 80)
+    reference.close()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/a.parquet", "http://127.0.0.1:9/dataset.json"])
+def test_a_server_that_is_not_there_is_told(url: str) -> None:
+    with pytest.raises(DataError, match=r"could not be read in 4 attempts \(ConnectError"):
+        next(open_stream(url))
+
+
+def test_a_stalled_server_counts_as_dropped(server: RangeServer) -> None:
+    server.delay = 0.5
+    web = Web(Retry(attempts=2, first_wait=0.01, timeout=0.1))
+    with pytest.raises(Unreachable, match="ReadTimeout"):
+        WebFile(addresses(server)[0], web)
+    web.close()
+
+
+def test_a_file_that_changes_while_it_is_read_is_broken(server: RangeServer) -> None:
+    web = Web(QUICK)
+    file = WebFile(addresses(server)[0], web)
+    (server.folder / "00000.parquet").write_bytes(bytes(5000))
+    with pytest.raises(ValueError, match="has changed"):
+        file.read(100)
+    web.close()
+
+
+@pytest.mark.parametrize("index", ["dataset.json", "", "shards.txt"])
+def test_an_index_lists_the_shards(server: RangeServer, index: str) -> None:
+    (server.folder / "dataset.json").write_text(manifest().to_json())
+    (server.folder / "shards.txt").write_text("# ours\n" + "\n".join(addresses(server)[:2]) + "\n\n00002.parquet\n")
+    server.refuse = 1
+    stream = open_stream(f"{server.url}/{index}", batch_size=ROWS)
+    assert sorted(take(stream, 1)) == list(range(ROWS))
+    stream.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("dataset.json", "{", "not readable JSON"),
+        ("dataset.json", "[]", "does not say"),
+        ("dataset.json", manifest(shards=("../secret.parquet",)).to_json(), "plain file names"),
+        ("dataset.json", manifest(shards=()).to_json(), "lists no shards"),
+        ("dataset.json", manifest(image_seq_len=64).to_json(), "64 codes a picture"),
+        ("dataset.json", manifest(num_image_tokens=8192).to_json(), "8192 codes in the codebook"),
+        ("dataset.json", manifest(codebook="d" * 64).to_json(), "another VQGAN"),
+        ("dataset.json", manifest().to_json().replace('"version": 1', '"version": 7'), "version 7"),
+        ("dataset.json", manifest().to_json().replace('"image_seq_len": 4', '"image_seq_len": -1'), "image_seq_len"),
+        ("shards.txt", "", "is empty"),
+        ("shards.txt", "file:///etc/hosts.parquet", "has the line"),
+        ("shards.txt", "/etc/passwd", "has the line"),
+        ("nowhere.txt", None, "status 404"),
+    ],
+)  # fmt: skip
+def test_an_index_that_does_not_fit_is_told(server: RangeServer, name: str, content: str | None, told: str) -> None:
+    if content is not None:
+        (server.folder / name).write_text(content)
+    with pytest.raises(DataError, match=told):
+        next(open_stream(f"{server.url}/{name}", codebook="c" * 64))
+
+
+def test_a_description_beside_shards_on_disk_is_checked_too(server: RangeServer) -> None:
+    (server.folder / "dataset.json").write_text(manifest(num_image_tokens=50).to_json())
+    with pytest.raises(DataError, match="50 codes in the codebook"):
+        next(open_stream(server.folder))
+
+
+def test_a_hub_data_set_is_streamed_at_its_commit(tmp_path: Path) -> None:
+    """In a process of its own: the Hub's address is read when its library is imported."""
+    write_shards(tmp_path / "set", SIZES)
+    (tmp_path / "set" / "dataset.json").write_text(manifest().to_json())
+    program = """
+import json, sys
+from pathlib import Path
+from tests.support.dataset_hub import serve_dataset
+from tests.support.shards import open_stream, take
+from ttt.errors import DataError
+with serve_dataset(Path(sys.argv[1]), "owner/set", token="hf_secret") as hub:
+    stream = open_stream("owner/set")
+    rows = take(stream, 40)
+    state = stream.state_dict()
+    stream.close()
+    assert hub.cuts == 0 and stream.counts["retries"] >= 10
+    new, hub.commit = hub.commit, "b" * 40  # somebody uploads; going on stays with the commit of the state
+    stream = open_stream("owner/set")
+    stream.load_state_dict(state)
+    rows += take(stream, 40)
+    stream.close()
+    assert state["revision"] == new, state
+    told = []
+    for name in ("owner/none", "owner/private"):
+        try: next(open_stream(name))
+        except DataError as error: told.append(str(error))
+    try: next(open_stream("owner/set", image_seq_len=9))
+    except DataError as error: told.append(str(error))
+    leaked = hub.leaked
+print(json.dumps({"rows": rows, "told": told, "leaked": leaked}))
+"""
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_secret", "PYTHONPATH": "."}
+    root = Path(__file__).parents[2]
+    code = f"import os, tests.support.dataset_hub as h; os.environ['HF_ENDPOINT'] = h.reserve()\n{program}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "set")], cwd=root, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    stream = open_stream(tmp_path / "set")
+    assert said["rows"] == take(stream, 80)
+    stream.close()
+    assert len(said["told"]) == 3
+    assert all("is not on the Hub, or is private" in text for text in said["told"][:2])
+    assert "codes a picture" in said["told"][2]
+    assert said["leaked"] == []
