@@ -24,7 +24,6 @@ from ttt.sampling.crew import Crew
 from ttt.sampling.decode import decode_one_code, pick, prefill, uniforms
 from ttt.sampling.device import choose_device, choose_dtype, flop_per_code
 from ttt.sampling.linear import MIN_ROWS
-from ttt.sampling.paint import smallest_piece
 from ttt.sampling.params import SamplingParams
 from ttt.sampling.weights import DecoderWeights
 
@@ -96,7 +95,7 @@ def measure(weights: DecoderWeights, prompt: Prompt, b: int, steps: int) -> dict
             if i >= 0:
                 taken.append((middle - start, clock(weights.device) - middle))
 
-    for _ in Crew(b, b, work, weights.device, min_piece=smallest_piece(config)).run():
+    for _ in Crew(b, b, work, weights.device).run():
         pass
     step, floor = (statistics.median(values) for values in zip(*taken, strict=True))
     row = {

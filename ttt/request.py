@@ -23,7 +23,7 @@ from ttt.sampling.crew import Crew, Work
 from ttt.sampling.decode import prefill
 from ttt.sampling.device import is_small
 from ttt.sampling.memory import budget
-from ttt.sampling.paint import Canvas, memory_per_candidate, painting, smallest_piece
+from ttt.sampling.paint import Canvas, memory_per_candidate, painting
 from ttt.sampling.params import SamplingParams
 from ttt.types import Progress, RankedImage, Stage
 
@@ -89,7 +89,6 @@ class Request:
             work,
             pipe.device,
             self.cancel,
-            min_piece=smallest_piece(pipe.dalle.config),
         )
         for done in self._stage("painting", crew, lambda: canvas.fraction):
             if pipe.scorer_failed:  # better now than after the last code

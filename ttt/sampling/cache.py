@@ -16,8 +16,8 @@ from torch import Tensor
 from ttt.config import AttentionKind, DalleConfig
 
 READ_MULTIPLE = 16
-"""Keys are read in multiples of this: tiny matrices take a slow path in CPU libraries (measured: 8 keys cost
-four times what 16 cost)."""
+"""Keys of full attention are read in multiples of this: tiny matrices take a slow path in CPU libraries (measured:
+8 keys cost four times what 16 cost). The other kinds read all their slots, for a part of them would be copied first."""
 
 
 @dataclass(frozen=True)
@@ -39,32 +39,29 @@ class ImageKeys:
     """
 
     def __init__(
-        self, kind: AttentionKind, config: DalleConfig, b: int, dtype: torch.dtype, device: torch.device
+        self, kind: AttentionKind, config: DalleConfig, b: int, dtype: torch.dtype, device: torch.device, unseen: Tensor
     ) -> None:
-        self.kind, self.fmap = kind, config.image_fmap_size
+        """unseen: the kind's own of `unseen_slots`."""
+        self.kind, self.fmap, self.unseen = kind, config.image_fmap_size, unseen
         self.window = min(config.conv_kernel, config.image_fmap_size)
         groups, slots = slots_of(kind, config)
         self.buffer = torch.zeros(groups, 2, config.heads * b, slots, config.dim_head, dtype=dtype, device=device)
 
-    def add(self, kv: Tensor, position: int) -> tuple[Tensor, int]:
-        """Store kv [2, h * b, d] of the code at `position`; -> keys and values [2, h * b, slots, d], and how many
-        of these slots, from the first, the code sees; itself is among them.
+    def add(self, kv: Tensor, position: int) -> tuple[Tensor, Tensor]:
+        """Store kv [2, h * b, d] of the code at `position`; -> keys and values [2, h * b, k, d] of its group, and
+        which of these the code does not see, bool [k]; itself it sees.
         """
         row, column = divmod(position, self.fmap)
         if self.kind == "conv":
-            return self._add_to_window(kv, row, column)
+            self.buffer[0][:, :, row % self.window * self.fmap + column] = kv
+            return self.buffer[0], self.unseen[position]
         group, slot = {"row": (0, column), "column": (column, row), "full": (0, position)}[self.kind]
-        keys = self.buffer[group]
+        keys, unseen = self.buffer[group], self.unseen[slot]
         keys[:, :, slot] = kv
-        return keys[:, :, : -(-(slot + 1) // READ_MULTIPLE) * READ_MULTIPLE], slot + 1
-
-    def _add_to_window(self, kv: Tensor, row: int, column: int) -> tuple[Tensor, int]:
-        """A ring of rows: the slot of the row that has left the window takes the new one, from the left on."""
-        ring = self.buffer[0].unflatten(2, (self.window, self.fmap))  # [2, h * b, rows, columns, d]
-        ring[:, :, row % self.window, column] = kv
-        first = max(0, column - self.window + 1)
-        seen = ring[:, :, : min(row + 1, self.window), first : column + 1].flatten(2, 3)
-        return seen, seen.shape[2]
+        if self.kind == "full":
+            read = -(-(slot + 1) // READ_MULTIPLE) * READ_MULTIPLE
+            return keys[:, :, :read], unseen[:read]
+        return keys, unseen
 
 
 class ShiftState:
@@ -90,7 +87,8 @@ class Cache:
 
     def __init__(self, config: DalleConfig, prompt: Prompt, b: int, dtype: torch.dtype, device: torch.device) -> None:
         self.prompt, self.b, self.fmap = prompt, b, config.image_fmap_size
-        self.images = [ImageKeys(kind, config, b, dtype, device) for kind in config.layer_kinds]
+        unseen = {kind: unseen_slots(kind, config).to(device) for kind in set(config.layer_kinds)}
+        self.images = [ImageKeys(kind, config, b, dtype, device, unseen[kind]) for kind in config.layer_kinds]
         self.attention_shifts = [ShiftState(config, b, dtype, device) for _ in config.layer_kinds]
         self.feed_forward_shifts = [ShiftState(config, b, dtype, device) for _ in config.layer_kinds]
 
@@ -100,6 +98,22 @@ def slots_of(kind: AttentionKind, config: DalleConfig) -> tuple[int, int]:
     fmap = config.image_fmap_size
     window = min(config.conv_kernel, fmap)
     return {"row": (1, fmap), "column": (fmap, fmap), "conv": (1, window * fmap), "full": (1, fmap * fmap)}[kind]
+
+
+def unseen_slots(kind: AttentionKind, config: DalleConfig) -> Tensor:
+    """Which slots of its group a code does not see: bool [slots, slots] by the slot of the code, and of the
+    convolution, whose slots are a ring of rows, [n, slots] by its position.
+    """
+    fmap, (_, slots) = config.image_fmap_size, slots_of(kind, config)
+    if kind != "conv":
+        return torch.ones(slots, slots, dtype=torch.bool).triu(1)
+    window = min(config.conv_kernel, fmap)
+    lines = torch.arange(fmap)
+    age = (lines[:, None] - torch.arange(window)) % window  # of each line of the ring, when row `lines` is painted
+    behind = lines[:, None] - lines  # columns to the right, or not yet painted, are negative
+    seen_rows = lines[:, None] >= age  # [row, window]
+    seen_columns = (behind >= 0) & (behind < window)  # [column, columns]
+    return ~(seen_rows[:, None, :, None] & seen_columns[None, :, None, :]).view(fmap * fmap, slots)
 
 
 def bytes_per_candidate(config: DalleConfig, dtype: torch.dtype) -> int:

@@ -13,10 +13,8 @@ from collections.abc import Callable, Generator
 import torch
 
 from ttt.errors import Cancelled, TTTError
+from ttt.sampling.linear import MIN_ROWS
 from ttt.sampling.memory import is_out_of_memory
-
-MIN_PIECE = 16
-"""Below this many candidates a core of its own does not pay: the weights would be read once per core."""
 
 Work = Callable[[range, "Crew"], None]
 
@@ -39,10 +37,12 @@ class Crew:
         device: torch.device,
         cancel: threading.Event | None = None,
         *,
-        min_piece: int = MIN_PIECE,
+        min_piece: int = MIN_ROWS,
         cores: int | None = None,
     ) -> None:
-        """size: candidates that all threads together may hold at once; cores: None for all of torch's."""
+        """size: candidates that all threads together may hold at once; min_piece: fewer don't get a thread of their
+        own; cores: None for all of torch's.
+        """
         self.work, self.device, self.cancel = work, device, cancel
         self.size = max(1, min(size, count))
         cores = cores or (torch.get_num_threads() if device.type == "cpu" else 1)

@@ -90,19 +90,17 @@ def uniforms(seed: int, candidates: range, n: int) -> Tensor:
     return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, n)
 
 
-def attend(q: Tensor, prompt_keys: Tensor, prompt_values: Tensor, own: Tensor, seen: int) -> Tensor:
+def attend(q: Tensor, prompt_keys: Tensor, prompt_values: Tensor, own: Tensor, unseen: Tensor) -> Tensor:
     """q [h, b, d] (scaled), the prompt's [h, t, d], own keys and values [2, h * b, k, d] -> [b, h * d].
 
-    Only the first `seen` of the k own keys count.
+    unseen: bool [k], the own keys that do not count.
     """
     h, b, d = q.shape
     t, k = prompt_keys.shape[1], own.shape[2]
     of_prompt = torch.bmm(q, prompt_keys.transpose(1, 2))  # [h, b, t]
     of_own = torch.bmm(q.reshape(h * b, 1, d), own[0].transpose(1, 2)).view(h, b, k)
-    scores = torch.cat((of_prompt, of_own), dim=-1)
-    if seen < k:
-        scores[..., t + seen :] = float("-inf")
-    p = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+    scores = torch.cat((of_prompt, of_own.masked_fill_(unseen, float("-inf"))), dim=-1)
+    p = torch.softmax(scores, dim=-1)  # computed in float32 and rounded once, in 16 bits too
     out = torch.bmm(p[..., :t], prompt_values).view(h * b, 1, d)
     out = torch.baddbmm(out, p[..., t:].reshape(h * b, 1, k), own[1])
     return out.view(h, b, d).transpose(0, 1).reshape(b, h * d)
@@ -114,8 +112,8 @@ def _attend_code(
     """Attention of layer i for one code: x [b, c] -> [b, c], not yet scaled."""
     b, (h, d) = len(x), (weights.config.heads, weights.config.dim_head)
     qkv = weights.rotary.code(layer.to_qkv(x).view(b, 3 * h, d), position).to(weights.dtype)  # [3h, b, d]
-    own, seen = cache.images[i].add(qkv[h:].view(2, h * b, d), position)
-    return layer.to_out(attend(qkv[:h], cache.prompt.keys[i], cache.prompt.values[i], own, seen))
+    own, unseen = cache.images[i].add(qkv[h:].view(2, h * b, d), position)
+    return layer.to_out(attend(qkv[:h], cache.prompt.keys[i], cache.prompt.values[i], own, unseen))
 
 
 def _attend_text(weights: DecoderWeights, layer: LayerWeights, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

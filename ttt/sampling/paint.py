@@ -6,9 +6,8 @@ import torch
 
 from ttt.config import DalleConfig
 from ttt.sampling.cache import Cache, Prompt, bytes_per_candidate
-from ttt.sampling.crew import MIN_PIECE, Crew, Work
+from ttt.sampling.crew import Crew, Work
 from ttt.sampling.decode import decode_one_code, pick, uniforms
-from ttt.sampling.device import is_small
 from ttt.sampling.linear import MIN_ROWS
 from ttt.sampling.params import SamplingParams
 from ttt.sampling.weights import DecoderWeights
@@ -53,11 +52,6 @@ def painting(weights: DecoderWeights, prompt: Prompt, params: SamplingParams, ca
                 crew.tick()
 
     return paint
-
-
-def smallest_piece(config: DalleConfig) -> int:
-    """Candidates below which a thread of its own does not pay: each thread reads all weights once a code."""
-    return MIN_ROWS if is_small(config) else MIN_PIECE
 
 
 def memory_per_candidate(config: DalleConfig, dtype: torch.dtype) -> int:
