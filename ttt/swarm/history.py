@@ -152,7 +152,7 @@ class History:
 
     def _describe(self, run: str, title: str, target_batch_size: int) -> None:
         with self._writing() as connection:
-            known = dict(connection.execute(select(tables.about.c.key, tables.about.c.value)).tuples().all())
+            known = {row.key: row.value for row in connection.execute(select(tables.about))}
             if known.get("run", run) != run:
                 raise InvalidInput(
                     f"{self.path} is the history of the run {known['run']!r}, not of {run!r}; use another folder"

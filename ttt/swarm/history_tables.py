@@ -155,7 +155,7 @@ def _recognise(path: Path) -> None:
     if version > SCHEMA_VERSION:
         raise SwarmError(f"{path} has version {version} and this program knows {SCHEMA_VERSION}: update the program")
     if health != "ok":
-        raise damaged(path, ValueError(health))
+        raise damaged(path, ValueError(f"malformed ({' '.join(health.split())})"))
 
 
 def _prepare_writer(connection: sqlite3.Connection, _record: object) -> None:
