@@ -41,6 +41,7 @@ def open_stream(
         return SceneStream(vqgan or load_vqgan_from(parts), tokenize, batch_size, seed=seed, held_out=held_out)
     if held_out:
         raise InvalidInput("only scenes have a held-out part of their own; name other shards to evaluate on")
+    from ttt.data.manifest import codebook_of
     from ttt.data.stream import CodeStream
 
     return CodeStream(
@@ -51,4 +52,5 @@ def open_stream(
         num_image_tokens=config.num_image_tokens,
         seed=seed,
         token=token,
+        codebook=codebook_of(parts.vqgan_file),
     )

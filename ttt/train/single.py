@@ -27,7 +27,7 @@ from ttt.train.fit import Fit, fit, tried
 from ttt.train.loop import Loop
 from ttt.train.recipe import Recipe
 from ttt.train.step import Precision, choose_precision
-from ttt.types import Batch
+from ttt.types import Batch, BatchStream
 
 FOLDER, SETTINGS = "training", "settings.json"
 HELD_OUT_SEED, HELD_OUT_SAMPLES = 3_000_000, 96
@@ -66,11 +66,9 @@ def prepare(training: Training, out: Path) -> Loop:
     """Everything in place: the stream open, the model on its device, the bundle in `out`, a checkpoint resumed."""
     _check_same_run(training, out)
     dalle, fitted = _model(training)
-    recipe = training.recipe
-    stream = open_stream(
-        training.data, training.parts, training.config,
-        batch_size=recipe.batch_size, seed=recipe.seed + 1, token=training.token,
-    )  # fmt: skip
+    stream = _stream(training, training.recipe.batch_size)
+    if not (out / CONFIG).exists():
+        next(iter(_stream(training, 1)))  # data that cannot be read is told before anything is written
     task = DalleTask(
         dalle, stream, micro_batch=fitted.micro_batch, precision=training.precision, held_out=_held_out(training)
     )
@@ -81,7 +79,14 @@ def prepare(training: Training, out: Path) -> Loop:
         (out / FOLDER / SETTINGS).write_text(json.dumps(_settings(training), indent=2) + "\n")
         configured = _as_configured(dalle, training)
         bundle = write_bundle_like(out, training.parts, configured, name=out.resolve().name, overwrite=True)
-    return Loop(task, recipe, out / FOLDER, after_save=lambda: replace_dalle(bundle, dalle))
+    return Loop(task, training.recipe, out / FOLDER, after_save=lambda: replace_dalle(bundle, dalle))
+
+
+def _stream(training: Training, batch_size: int) -> BatchStream:
+    return open_stream(
+        training.data, training.parts, training.config,
+        batch_size=batch_size, seed=training.recipe.seed + 1, token=training.token,
+    )  # fmt: skip
 
 
 def _model(training: Training) -> tuple[Dalle, Fit]:
