@@ -85,9 +85,9 @@ def test_with_32_bits_it_is_the_formula(debias: bool) -> None:
         torch.testing.assert_close(p.detach(), reference, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("seen", [1.0, 0.05])
-def test_with_8_bits_it_stays_within_the_quantization_error(seen: float) -> None:
-    """Gradients of all rows at every step, or of one in twenty, as an embedding's."""
+@pytest.mark.parametrize(("seen", "bound"), [(1.0, 0.06), (0.05, 0.12)])
+def test_with_8_bits_it_stays_within_the_quantization_error(seen: float, bound: float) -> None:
+    """Gradients of all rows at every step, or of one in twenty, as an embedding's; squares of 0 would err by 105 %."""
     params = parameters(LARGE, (300, 300), (300,))
     start = [p.detach().clone() for p in params]
     ours, oracle = Lamb(params), Oracle(params)
@@ -99,7 +99,7 @@ def test_with_8_bits_it_stays_within_the_quantization_error(seen: float) -> None
         oracle.step(gradients)
         ours.step()
         errors[i] = distance(params, oracle, start)
-    assert errors[20] < 0.055 and errors[100] < 0.065
+    assert errors[20] < bound and errors[100] < bound
 
 
 def test_a_small_model_learns_alike_with_8_bits_and_32() -> None:

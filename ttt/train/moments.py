@@ -57,6 +57,7 @@ def store(state: State, name: Moment, part: slice, moment: Tensor) -> None:
     """Keeps what `decayed` gave once it was advanced. In 8 bits `moment` is worked in, and of no use afterwards."""
     if name in state:
         return
+    signed = name == "exp_avg"
     scales = state[name + "_scales"][_blocks(part)]
     whole = moment.numel() // BLOCK * BLOCK
     for blocks, largest in (
@@ -64,9 +65,13 @@ def store(state: State, name: Moment, part: slice, moment: Tensor) -> None:
         (moment[whole:].view(1, -1), scales[whole // BLOCK :]),
     ):
         if blocks.numel():
-            torch.maximum(blocks.amax(1), -blocks.amin(1), out=largest)
+            torch.amax(blocks, 1, out=largest)
+            if signed:
+                torch.maximum(largest, -blocks.amin(1), out=largest)
             blocks.mul_(largest.clamp_min(1e-38).reciprocal_().unsqueeze(1))
-    first_bits = moment.view(torch.int32).bitwise_right_shift_(32 - TABLE_BITS).bitwise_and_(2**TABLE_BITS - 1)
+    first_bits = moment.view(torch.int32).bitwise_right_shift_(32 - TABLE_BITS)
+    if signed:
+        first_bits.bitwise_and_(2**TABLE_BITS - 1)  # the shift fills with the sign
     torch.index_select(_table(name, moment.device), 0, first_bits, out=state[name + "_codes"][part])
 
 
@@ -115,10 +120,16 @@ def _code(name: Moment, device: torch.device) -> Tensor:
 
 @cache
 def _table(name: Moment, device: torch.device) -> Tensor:
-    """First bits of a float32 in [-1, 1] -> the code nearest to the middle of all such numbers; uint8."""
+    """First bits of a float32 in [-1, 1] -> the code nearest to the middle of all such numbers; uint8.
+
+    A square never becomes 0: over it, a mean that did not (of a row of an embedding seen long ago) would be divided by
+    eps alone (docs/optimizer.md).
+    """
     rest = 32 - TABLE_BITS
     patterns = (torch.arange(2**TABLE_BITS) << rest) + (1 << (rest - 1))
     numbers = torch.where(patterns < 2**31, patterns, patterns - 2**32).to(torch.int32).view(torch.float32)
     code = _code(name, torch.device("cpu"))
     nearest = torch.bucketize(numbers.nan_to_num(0.0), (code[1:] + code[:-1]) / 2)
+    if name == "exp_avg_sq":
+        nearest.clamp_(min=1)
     return nearest.to(torch.uint8).to(device)

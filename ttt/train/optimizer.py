@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 
 PIECE = 2**24
 """Elements moved or converted at once where a parameter is not float32 on the device of its state."""
-CACHED = 2**18
-"""Elements computed at once: their temporaries fit in a processor's cache, so the pass over memory is one."""
+CACHED = 2**20
+"""Elements computed at once: their temporaries stay in a processor's cache, so the pass over memory is one."""
 
 
 class Lamb(torch.optim.Optimizer):
@@ -244,7 +244,7 @@ def _norm_of_gradients(params: list[Tensor]) -> float:
         assert p.grad is not None
         if p.grad.layout != torch.strided:
             raise InvalidInput("Lamb needs dense gradients: make the embedding with sparse=False")
-        norms.append(torch.linalg.vector_norm(p.grad, dtype=torch.float32))
+        norms.append(torch.linalg.vector_norm(p.grad, dtype=torch.promote_types(p.grad.dtype, torch.float32)))
     if not norms:
         return 0.0
     return float(torch.stack([n.to(norms[0].device) for n in norms]).double().square().sum().sqrt())
