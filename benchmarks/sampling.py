@@ -1,8 +1,9 @@
-"""Speed and memory of painting, next to what the hardware allows: `python -m benchmarks.sampling --size demo`.
+"""Speed and memory of painting, next to what the hardware allows: `python -m benchmarks.sampling --size paper`.
 
 Prints a table and ends with one JSON line. Weights are random, so nothing is downloaded. A step is one code of every
 candidate: decode_one_code and pick. Its floor is the time of the products with the weights alone, at the same shapes,
-precision and threads, measured in turn with the steps so that noise hits both.
+precision and threads. Everything is measured in turns, round by round, so that noise hits all of it: our step, its
+floor, and with `--reference` the cached step of dalle-pytorch 1.6.6 (float32) half-way through the picture.
 """
 
 from __future__ import annotations
@@ -12,160 +13,198 @@ import json
 import resource
 import statistics
 import sys
-import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from benchmarks.sampling_end_to_end import end_to_end
+from benchmarks.sampling_floor import bandwidth, bytes_moved, clock
+from benchmarks.sampling_peers import Peer
+from benchmarks.sampling_steps import Steps
 from ttt.config import DEMO, DEMO_VQGAN, PAPER, PAPER_VQGAN, DalleConfig
 from ttt.model.dalle import Dalle
-from ttt.sampling.cache import Cache, Prompt, bytes_per_candidate
+from ttt.sampling.cache import Prompt, bytes_per_candidate
 from ttt.sampling.crew import Crew
-from ttt.sampling.decode import decode_one_code, pick, prefill, uniforms
-from ttt.sampling.device import choose_device, choose_dtype, flop_per_code
-from ttt.sampling.linear import MIN_ROWS
-from ttt.sampling.params import SamplingParams
+from ttt.sampling.decode import prefill
+from ttt.sampling.device import choose_device, choose_dtype, flop_per_code, is_small
+from ttt.sampling.memory import available
 from ttt.sampling.weights import DecoderWeights
 
 SIZES = {"demo": (DEMO, DEMO_VQGAN), "paper": (PAPER, PAPER_VQGAN)}
-PARAMS = SamplingParams()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=SIZES, default="demo")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 128])
-    parser.add_argument("--steps", type=int, default=8, help="steps timed at each batch, spread over the picture")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--end-to-end", action="store_true", help="also codes, images and scores of 128 candidates")
-    options = parser.parse_args()
-
-    config, _ = SIZES[options.size]
-    device = choose_device(options.device)
+    options = _options()
+    config, vqgan = SIZES[options.size]
+    device = choose_device("cuda" if options.gpu else options.device)
     dtype = choose_dtype(options.dtype, device, config)
-    torch.manual_seed(0)
-    dalle = Dalle(config).eval().to(device)
-    weights = DecoderWeights(dalle, dtype)
-    text = torch.randint(1, config.num_text_tokens, (1, config.text_seq_len), device=device)
-    with torch.inference_mode():
-        prompt = prefill(weights, text)
-        report: dict[str, Any] = {
-            "benchmark": "sampling", "size": options.size, "device": str(device), "threads": torch.get_num_threads(),
-            "dtype": str(dtype).removeprefix("torch."),
-            "prefill_s": best_of(3, lambda: prefill(weights, text), device),
-            "cache_mb_per_candidate": bytes_per_candidate(config, dtype) / 1e6,
-            "cache_mb_per_candidate_16_bit": bytes_per_candidate(config, torch.bfloat16) / 1e6,
-        }  # fmt: skip
-    print_head(report)
-    report["steps"] = [measure(weights, prompt, b, options.steps) for b in options.batches]
+    report: dict[str, Any] = {
+        "benchmark": "sampling", "size": options.size, "device": _name(device), "threads": torch.get_num_threads(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "cache_mb_per_candidate": bytes_per_candidate(config, dtype) / 1e6,
+        "cache_mb_per_candidate_16_bit": bytes_per_candidate(config, torch.bfloat16) / 1e6,
+        "bandwidth_gb_s": bandwidth(device) / 1e9,
+    }  # fmt: skip
+    print(f"{options.size}, {report['device']}, {report['dtype']}, {report['threads']} threads")
+    if options.batches:
+        weights, text = _weights(config, device, dtype)
+        peer = Peer("dalle-pytorch", config.to_dict(), report["threads"]) if options.reference else None
+        report["prefill"], prompt = _prefill(weights, text, options.rounds, peer)
+        report["steps"] = _steps(weights, prompt, options, peer, report["bandwidth_gb_s"] * 1e9)
+        if peer:
+            peer.close()
+            report["best"] = _best(report["steps"])
+        del weights, prompt
+    if options.min_dalle:
+        report["min_dalle"] = _min_dalle(report["threads"], options.rounds)
     if options.end_to_end:
-        report["end_to_end"] = end_to_end(options.size, device, dtype)
+        report["end_to_end"] = end_to_end(config, vqgan, device, dtype, options.candidates)
     report["peak_mb"] = peak_mb(device)
-    print(f"peak memory {report['peak_mb']:.0f} MB")
+    print(
+        f"caches {report['cache_mb_per_candidate']:.2f} MB a candidate "
+        f"({report['cache_mb_per_candidate_16_bit']:.2f} MB in 16 bits), peak memory {report['peak_mb']:.0f} MB"
+    )
     print(json.dumps(report))
 
 
-def print_head(report: dict[str, Any]) -> None:
-    print(f"{report['size']}, {report['device']}, {report['dtype']}, {report['threads']} threads")
-    print(f"prefill {report['prefill_s'] * 1e3:.1f} ms")
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, default="demo")
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 8, 32, 128], help="none: only what else is asked")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each measurement")
+    parser.add_argument("--steps", type=int, default=4, help="steps a round, spread over the picture")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--gpu", action="store_true", help="the same on a GPU; an error where there is none")
+    parser.add_argument("--reference", action="store_true", help="dalle-pytorch 1.6.6 beside ours, in turns")
+    parser.add_argument("--reference-batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--min-dalle", action="store_true", help="a step of min-dalle (DALL-E Mini), by itself")
+    parser.add_argument("--end-to-end", action="store_true", help="also codes, images and scores of one request")
+    parser.add_argument("--candidates", type=int, default=128, help="of the request end to end")
+    return parser.parse_args()
+
+
+def _weights(config: DalleConfig, device: torch.device, dtype: torch.dtype) -> tuple[DecoderWeights, torch.Tensor]:
+    torch.manual_seed(0)
+    text = torch.randint(1, config.num_text_tokens, (1, config.text_seq_len), device=device)
+    return DecoderWeights(Dalle(config).eval().to(device), dtype), text
+
+
+def _prefill(
+    weights: DecoderWeights, text: torch.Tensor, rounds: int, peer: Peer | None
+) -> tuple[dict[str, float], Prompt]:
+    """Of one prompt, as a request does it; the first round warms up."""
+    cores = 1 if is_small(weights.config) else None
+    prompts: list[Prompt] = []
+    ours, theirs = [], []
+    for i in range(rounds + 1):
+
+        def work(piece: range, crew: Crew) -> None:
+            prompts[:] = [prefill(weights, text)]
+
+        seconds = _timed(lambda work=work: sum(1 for _ in Crew(1, 1, work, weights.device, cores=cores).run()), weights)
+        answer = peer.ask(do="prefill") if peer else {"seconds": 0.0}
+        if i:
+            ours.append(seconds)
+            theirs.append(answer["seconds"])
+    report = {"seconds": statistics.median(ours)}
+    text_flop = flop_per_code(weights.config) * text.shape[1]
+    line = f"prefill {report['seconds'] * 1e3:.0f} ms ({text_flop / report['seconds'] / 1e9:.0f} GFLOP/s)"
+    if peer:
+        report |= {
+            "reference_s": statistics.median(theirs),
+            "times_faster": statistics.median(theirs) / report["seconds"],
+        }
+        line += f"; dalle-pytorch {report['reference_s'] * 1e3:.0f} ms, {report['times_faster']:.1f} times as long"
+    print(line, flush=True)
+    return report, prompts[0]
+
+
+def _steps(
+    weights: DecoderWeights, prompt: Prompt, options: argparse.Namespace, peer: Peer | None, bytes_s: float
+) -> list[dict[str, Any]]:
     print(
-        f"caches {report['cache_mb_per_candidate']:.2f} MB a candidate "
-        f"({report['cache_mb_per_candidate_16_bit']:.2f} MB in 16 bits)"
+        f"{'batch':>6} {'step ms':>9} {'products':>9} {'ratio':>6} {'(CPU)':>6} {'bytes ms':>9} {'GFLOP/s':>8} "
+        f"{'candidates/s':>13} {'reference ms':>13} {'times':>6} {'(CPU)':>6}"
     )
-    print(f"{'batch':>6} {'step ms':>9} {'floor ms':>9} {'ratio':>6} {'GFLOP/s':>8} {'candidates/s':>13}")
+    rows = []
+    for b in options.batches:
+        ours, asks = Steps(weights, prompt, b), b in options.reference_batches and _fits(peer, weights.config, b)
+        theirs: list[dict[str, float]] = []
+        if peer and asks:
+            peer.ask(do="ready", batch=b)
+            peer.ask(do="step")
+        for _ in range(options.rounds):
+            ours.run(options.steps)
+            if peer and asks:
+                theirs.append(peer.ask(do="step"))
+        row = ours.row() | {"bytes_s": bytes_moved(weights, prompt, b) / bytes_s}
+        row["gflop_s"] = b * flop_per_code(weights.config) / row["step_s"] / 1e9
+        if theirs:
+            row["reference_s"] = statistics.median(t["seconds"] for t in theirs)
+            row["times_faster"] = row["reference_s"] / row["step_s"]
+            our_cpu = row["step_cpu_s"] * max(1, min(torch.get_num_threads(), b // 4))
+            row["times_faster_cpu"] = statistics.median(t["cpu"] for t in theirs) / our_cpu
+        rows.append(row)
+        _print_row(row)
+    if peer:
+        peer.ask(do="ready", batch=1)  # lets go of the largest caches
+    return rows
 
 
-def measure(weights: DecoderWeights, prompt: Prompt, b: int, steps: int) -> dict[str, float]:
-    """Median step and floor, in seconds, of `b` candidates on the threads that painting would use."""
-    config = weights.config
-    taken: list[tuple[float, float]] = []
-
-    def work(piece: range, crew: Crew) -> None:
-        rows = max(len(piece), MIN_ROWS)
-        cache = Cache(config, prompt, rows, weights.dtype, weights.device)
-        codes = torch.zeros(rows, dtype=torch.long, device=weights.device)
-        random = uniforms(0, range(rows), 1)[:, 0].to(weights.device)
-        for i in range(-2, steps):  # the first two are not counted
-            position = max(i, 0) * (config.image_seq_len - 1) // steps
-            start = clock(weights.device)
-            codes = pick(decode_one_code(weights, cache, codes, position), random, PARAMS)
-            middle = clock(weights.device)
-            products_alone(weights, rows)
-            if i >= 0:
-                taken.append((middle - start, clock(weights.device) - middle))
-
-    for _ in Crew(b, b, work, weights.device).run():
-        pass
-    step, floor = (statistics.median(values) for values in zip(*taken, strict=True))
-    row = {
-        "batch": b, "step_s": step, "floor_s": floor, "ratio": step / floor,
-        "gflop_s": b * flop_per_code(config) / step / 1e9, "candidates_s": b / (step * config.image_seq_len),
-    }  # fmt: skip
-    print(
-        f"{b:>6} {step * 1e3:>9.2f} {floor * 1e3:>9.2f} {row['ratio']:>6.2f} {row['gflop_s']:>8.0f} "
-        f"{row['candidates_s']:>13.4f}",
-        flush=True,
+def _print_row(row: dict[str, Any]) -> None:
+    line = (
+        f"{row['batch']:>6} {row['step_s'] * 1e3:>9.2f} {row['floor_s'] * 1e3:>9.2f} {row['ratio']:>6.2f} "
+        f"{row['ratio_cpu']:>6.2f} {row['bytes_s'] * 1e3:>9.2f} {row['gflop_s']:>8.0f} {row['candidates_s']:>13.4f}"
     )
-    return row
+    if "reference_s" in row:
+        line += f" {row['reference_s'] * 1e3:>13.0f} {row['times_faster']:>6.1f} {row['times_faster_cpu']:>6.1f}"
+    print(line, flush=True)
 
 
-def products_alone(weights: DecoderWeights, rows: int) -> None:
-    """All products with weights of one step, in its order."""
-    config: DalleConfig = weights.config
-    x = torch.ones(rows, config.dim, dtype=weights.dtype, device=weights.device)
-    inner = x.new_ones(rows, config.heads * config.dim_head)
-    wide = x.new_ones(rows, config.dim * config.ff_mult)
-    for layer in weights.layers:
-        layer.to_qkv(x)
-        layer.to_out(inner)
-        layer.up(x)
-        layer.down(wide)
-    weights.to_logits(x.float())
+def _fits(peer: Peer | None, config: DalleConfig, b: int) -> bool:
+    """Whether the reference's caches of half a picture fit, twice: a step makes new ones beside the old."""
+    keys = config.text_len + config.image_seq_len // 2
+    needed = int(1.2 * b * keys * config.depth * 2 * config.heads * config.dim_head * 4)
+    there = available(torch.device("cpu"))
+    if peer and needed > there:
+        print(f"reference at batch {b}: needs {needed / 1e9:.1f} GB, {there / 1e9:.1f} GB are free; not measured")
+    return needed <= there
 
 
-def end_to_end(size: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """128 candidates: codes, images and scores, with random weights; seconds by stage."""
-    import open_clip
-    from tokenizers import Tokenizer, models
-
-    from ttt.model.vqgan import Vqgan
-    from ttt.pipeline import TextToImage
-    from ttt.rerank import ClipScorer
-    from ttt.tokenizer import TextTokenizer
-
-    config, vqgan = SIZES[size]
-    scorer = ClipScorer(open_clip.create_model("ViT-B-32"), open_clip.get_tokenizer("ViT-B-32"), device)
-    words = TextTokenizer(Tokenizer(models.WordLevel({"x": 1}, unk_token="x")), config.text_seq_len, 0)
-    pipe = TextToImage(
-        dalle=Dalle(config), vqgan=Vqgan(vqgan), tokenizer=words, scorer=scorer, device=device, dtype=dtype
-    )
-    _ = pipe.palette
-    start, first = time.perf_counter(), None
-    for progress in pipe.stream("a red circle", PARAMS):
-        if first is None and progress.sheet is not None:
-            first = time.perf_counter() - start
-    total = time.perf_counter() - start
-    stages = {stage: share * total for stage, share in pipe.shares.items()}
-    print(f"128 candidates, end to end: {total:.2f} s, first preview after {first:.2f} s; " + ", ".join(
-        f"{stage} {seconds:.2f} s" for stage, seconds in stages.items()
-    ))  # fmt: skip
-    return {"total_s": total, "first_preview_s": first, **{f"{k}_s": v for k, v in stages.items()}}
+def _best(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Candidates a second of each side's best batch."""
+    known = [row for row in rows if "reference_s" in row]
+    if not known:
+        return {}
+    ours = max(row["candidates_s"] for row in rows)
+    # Of a row, both sides paint as many codes a candidate.
+    theirs = max(row["candidates_s"] * row["step_s"] / row["reference_s"] for row in known)
+    print(f"best batch: {ours:.4f} candidates/s, dalle-pytorch {theirs:.5f}: {ours / theirs:.1f} times as many")
+    return {"candidates_s": ours, "reference_candidates_s": theirs, "times_faster": ours / theirs}
 
 
-def best_of(n: int, function: Any, device: torch.device) -> float:
-    times = []
-    for _ in range(n):
-        start = clock(device)
-        function()
-        times.append(clock(device) - start)
-    return min(times)
+def _min_dalle(threads: int, rounds: int) -> dict[str, float]:
+    """Seconds a code of a candidate. A picture of min-dalle has 256 codes; guidance doubles its rows."""
+    peer, found = Peer("min-dalle", {}, threads), {}
+    for b in (1, 9):
+        peer.ask(do="ready", batch=b)
+        peer.ask(do="step")
+        found[f"code_s_{b}"] = statistics.median(peer.ask(do="step")["seconds"] for _ in range(2 * rounds)) / b
+        print(f"min-dalle (Mini, float32), batch {b}: {found[f'code_s_{b}'] * 1e3:.1f} ms a code and candidate")
+    peer.close()
+    return found
 
 
-def clock(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+def _timed(function: Callable[[], object], weights: DecoderWeights) -> float:
+    start = clock(weights.device)
+    function()
+    return clock(weights.device) - start
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def peak_mb(device: torch.device) -> float:

@@ -1,0 +1,143 @@
+"""A peer at work in its own environment: a question a line, as JSON, and an answer a line. Knows nothing of ttt.
+
+    {"do": "prefill"} -> {"seconds": ..., "cpu": ...}
+    {"do": "ready", "batch": 8} -> {"gigabytes": ...}   # caches as they are half-way through the picture
+    {"do": "step"} -> {"seconds": ..., "cpu": ...}      # one code of each of the batch, and its choice
+
+Half-way is the mean: a step's cost grows linearly with the number of codes before it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from itertools import cycle, islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class DallePytorch:
+    """dalle-pytorch 1.6.6 as published for inference: dense cached attention under static masks, float32."""
+
+    def __init__(self, sizes: dict[str, Any]) -> None:
+        from dalle_pytorch import DALLE, DiscreteVAE
+
+        kinds = {"row": "axial_row", "column": "axial_col", "full": "full"}
+        depth, fmap = sizes["depth"], sizes["image_fmap_size"]
+        groups = [kinds[kind] for kind in sizes["attention_cycle"]]
+        shared = [*islice(cycle(range(len(groups))), depth - 1), "w_conv"]
+        self.dalle = DALLE(
+            dim=sizes["dim"], heads=sizes["heads"], dim_head=sizes["dim_head"], depth=depth,
+            num_text_tokens=sizes["num_text_tokens"], text_seq_len=sizes["text_seq_len"],
+            vae=DiscreteVAE(image_size=2 * fmap, num_layers=1, num_tokens=sizes["num_image_tokens"], hidden_dim=4),
+            attn_types=[*islice(cycle(groups), depth - 1), "conv_like"], shared_attn_ids=shared, shared_ff_ids=shared,
+            reversible=True, rotary_emb=True, shift_tokens=True, share_input_output_emb=True,
+            optimize_for_inference=True,
+        ).eval()  # fmt: skip
+        self.text = torch.randint(1, sizes["num_text_tokens"], (1, sizes["text_seq_len"]))
+        self.codes = torch.randint(0, sizes["num_image_tokens"], (1, fmap * fmap // 2 + 1))
+        self.half: dict[Any, Any] = {}
+
+    def prefill(self) -> None:
+        self.dalle(self.text, self.codes[:, :0], cache={})
+
+    def ready(self, batch: int) -> None:
+        """The caches of one candidate after half of its codes, once for every candidate."""
+        self.batch = batch
+        self.caches: dict[Any, Any] = {}
+        if not self.half:
+            self.dalle(self.text, self.codes[:, :-1], cache=self.half)
+        self.caches = {key: repeated(value, batch) for key, value in self.half.items()}
+
+    def step(self) -> None:
+        from dalle_pytorch.dalle_pytorch import gumbel_sample, top_k
+
+        cache = {key: deque(value) if isinstance(value, deque) else value for key, value in self.caches.items()}
+        b = self.batch
+        logits = self.dalle(self.text.expand(b, -1), self.codes.expand(b, -1), cache=cache)[:, -1]
+        gumbel_sample(top_k(logits, thres=0.97), temperature=1.0, dim=-1)
+
+    def bytes_held(self) -> int:
+        return sum(map(size_of, self.caches.values()))
+
+
+class MinDalle:
+    """min-dalle 0.4.11 at the size of DALL-E Mini, random weights, float32; twice the rows, for its guidance."""
+
+    def __init__(self, _: dict[str, Any]) -> None:
+        from min_dalle.models import DalleBartDecoder, DalleBartEncoder
+
+        shape = {"attention_head_count": 16, "embed_count": 1024, "glu_embed_count": 2730, "layer_count": 12}
+        self.encoder = DalleBartEncoder(text_token_count=64, text_vocab_count=50264, device="cpu", **shape).eval()
+        self.decoder = DalleBartDecoder(image_vocab_count=16384, device="cpu", **shape).eval()
+        self.text = torch.randint(2, 50264, (2, 64))
+
+    def prefill(self) -> None:
+        self.state = self.encoder(self.text)
+
+    def ready(self, batch: int) -> None:
+        self.prefill()
+        rows = [0] * batch + [1] * batch
+        self.mask = self.text[rows].not_equal(1)[:, None, None, :]
+        self.encoded = self.state[rows]
+        self.caches = torch.zeros(12, 4 * batch, 256, 1024)
+        self.tokens = torch.zeros(batch, 1, dtype=torch.long)
+
+    def step(self) -> None:
+        self.decoder.sample_tokens(
+            settings=torch.tensor([1.0, 256, 16]), attention_mask=self.mask, encoder_state=self.encoded,
+            attention_state=self.caches, prev_tokens=self.tokens, token_index=torch.tensor([128]),
+        )  # fmt: skip
+
+    def bytes_held(self) -> int:
+        return size_of(self.caches)
+
+
+def repeated(value: Any, b: int) -> Any:
+    """A cache of one candidate -> the same of `b`."""
+    if isinstance(value, Tensor):
+        return value.repeat(b, *[1] * (value.ndim - 1))
+    if isinstance(value, (tuple, deque)):
+        return type(value)(repeated(part, b) for part in value)
+    return value
+
+
+def size_of(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    return sum(map(size_of, value)) if isinstance(value, (tuple, deque)) else 0
+
+
+def timed(function: Callable[[], None]) -> dict[str, float]:
+    start, cpu = time.perf_counter(), time.process_time()
+    function()
+    return {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
+
+
+@torch.inference_mode()
+def main() -> None:
+    name, sizes, threads = sys.argv[1:]
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the libraries print is no answer
+    torch.manual_seed(0)
+    peer = {"dalle-pytorch": DallePytorch, "min-dalle": MinDalle}[name](json.loads(sizes))
+    torch.set_num_threads(int(threads))  # min-dalle sets its own at import
+    print("{}", file=answers, flush=True)
+    for line in sys.stdin:
+        question = json.loads(line)
+        if question["do"] == "ready":
+            peer.ready(question["batch"])
+            answer = {"gigabytes": peer.bytes_held() / 1e9}
+        else:
+            answer = timed(getattr(peer, question["do"]))
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
