@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import urlencode
 
 from calculator.page import from_query as calculator_link
 from calculator.tab import build_tab
+from ttt.ui.board import Board
+from ttt.ui.contribute import ContributeTab
+from ttt.ui.contribute_api import add_peer_endpoints
+from ttt.ui.contribute_form import Asked
+from ttt.ui.dashboard import DashboardTab
+from ttt.ui.dashboard_api import add_endpoints
 from ttt.ui.endpoint import add_endpoint
 from ttt.ui.generate import GenerateTab
 from ttt.ui.models import ModelShelf, Painter, load_real, sources
-from ttt.ui.settings import read_settings
-from ttt.ui.shell import Tab, create_app, launch_options
+from ttt.ui.owner import Owner
+from ttt.ui.peer_desk import PeerDesk
+from ttt.ui.runs import RunFolders
+from ttt.ui.settings import passing_folder, read_settings
+from ttt.ui.shell import Live, Tab, create_app, launch_options
 from ttt.ui.store import ResultStore
 from ttt.ui.studio import Studio
+from ttt.ui.thumbnails import Thumbnails
+from ttt.ui.view import file_url
+
+EXAMPLE_RUN = Path(__file__).parent / "ttt" / "demo"
+"""Shows the history of the run that made the demo model, where one ships."""
 
 
 def main(arguments: list[str] | None = None, load: Callable[[str], Painter] = load_real) -> None:
@@ -28,11 +43,27 @@ def main(arguments: list[str] | None = None, load: Callable[[str], Painter] = lo
         GenerateTab(studio, first)
         add_endpoint(studio, first)
 
+    thumbnails = Thumbnails(passing_folder("pictures"))
+    board = Board(RunFolders(settings.runs, EXAMPLE_RUN), thumbnails, file_url)
+
+    def dashboard() -> Live:
+        add_endpoints(board.source)
+        return DashboardTab(board).live
+
+    owner, asked = Owner(), Asked(run=settings.run, initial_peers=" ".join(settings.initial_peers))
+    desk = PeerDesk(settings.volunteer_folder(), asked, bound_to=settings.peer_ends_with)
+
+    def contribute() -> Live:
+        add_peer_endpoints(desk, owner)
+        return ContributeTab(desk, owner).live
+
     tabs = [
         Tab("Generate", generate),
+        Tab("Contribute", contribute),
+        Tab("Dashboard", dashboard, claims=lambda query: "run" in query),
         Tab("Memory", build_tab, claims=lambda query: calculator_link(urlencode(query)) is not None),
     ]
-    create_app(tabs).launch(**launch_options(settings, studio.store))
+    create_app(tabs).launch(**launch_options(settings, studio.store, thumbnails.root))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from pathlib import Path
 from ttt.errors import BundleError
 
 DEFAULT_PORT = 7860
+RUNS = Path("runs")
+"""Where `python -m ttt coordinator` and `peer` keep theirs."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,16 @@ class Settings:
     """Bundle folders that visitors may choose."""
     results: Path | None = None
     """Where finished results are kept; None: a folder that goes with the server."""
+    runs: Path = RUNS
+    """Folder with the runs of this machine, for the dashboard."""
+    run: str = ""
+    """Run file, or its URL, that volunteers join from this page."""
+    initial_peers: tuple[str, ...] = ()
+    """Its addresses."""
+    peer_folder: Path | None = None
+    """Of the peer that is started here; None: among the runs."""
+    peer_ends_with: int = 0
+    """Process with which that peer ends; 0: it outlives all."""
 
     def first_model(self, offered: Sequence[str]) -> str:
         """The key of the model to start with; BundleError when it is not among those offered."""
@@ -35,12 +47,18 @@ class Settings:
             raise BundleError(f"there is no model {self.model!r}; this server has: {', '.join(offered)}")
         return self.model
 
+    def volunteer_folder(self) -> Path:
+        return self.peer_folder if self.peer_folder is not None else self.runs / "volunteer"
+
     def results_folder(self) -> Path:
-        if self.results is not None:
-            return self.results
-        folder = tempfile.mkdtemp(prefix="ttt-results-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return Path(folder)
+        return self.results if self.results is not None else passing_folder("results")
+
+
+def passing_folder(name: str) -> Path:
+    """A folder that goes with the server."""
+    folder = tempfile.mkdtemp(prefix=f"ttt-{name}-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def read_settings(arguments: Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> Settings:
@@ -70,6 +88,36 @@ def read_settings(arguments: Sequence[str] | None = None, environment: Mapping[s
         default=env.get("TTT_RESULTS"),
         help="folder to keep finished results in (or $TTT_RESULTS)",
     )
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=env.get("TTT_RUNS") or RUNS,
+        help="folder with the runs that the dashboard shows (default: %(default)s; or $TTT_RUNS)",
+    )
+    parser.add_argument(
+        "--run",
+        default=env.get("TTT_RUN", ""),
+        help="run file, or its URL, that one can contribute to from this page (or $TTT_RUN)",
+    )
+    parser.add_argument(
+        "--initial-peer",
+        action="append",
+        metavar="ADDRESS",
+        help="address of that run, as its coordinator prints it; repeatable (or $TTT_INITIAL_PEERS, with spaces)",
+    )
+    parser.add_argument(
+        "--peer-folder",
+        type=Path,
+        default=env.get("TTT_PEER_FOLDER"),
+        help="folder of the peer that is started here (default: volunteer among the runs; or $TTT_PEER_FOLDER)",
+    )
+    parser.add_argument(
+        "--peer-ends-with",
+        type=int,
+        default=0,
+        metavar="PID",
+        help="that peer ends with this process (default: it goes on until Stop)",
+    )
     given = parser.parse_args(arguments)
     bundles = given.bundle or [path for path in env.get("TTT_BUNDLE", "").split(os.pathsep) if path]
     return Settings(
@@ -78,6 +126,11 @@ def read_settings(arguments: Sequence[str] | None = None, environment: Mapping[s
         model=given.model or "",
         bundles=tuple(bundles),
         results=given.results,
+        runs=given.runs,
+        run=given.run,
+        initial_peers=tuple(given.initial_peer or env.get("TTT_INITIAL_PEERS", "").split()),
+        peer_folder=given.peer_folder,
+        peer_ends_with=given.peer_ends_with,
     )
 
 

@@ -9,6 +9,8 @@ import gradio as gr
 SYSTEM_FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 MONO_FONT = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 HERE = Path(__file__).parent
+STYLES = ("style.css", "dashboard.css", "contribute.css")
+SCRIPTS = ("page.js", "dashboard.js")
 
 
 def theme() -> gr.themes.Base:
@@ -35,9 +37,9 @@ def theme() -> gr.themes.Base:
 
 
 def css() -> str:
-    return (HERE / "style.css").read_text(encoding="utf-8")
+    return "\n".join((HERE / name).read_text(encoding="utf-8") for name in STYLES)
 
 
 def head() -> str:
-    """Script for what Gradio has no words for: live regions, dropping a picture anywhere, copying a link."""
-    return f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>"
+    """Script for what Gradio has no words for: live regions, dropping a picture anywhere, values under the pointer."""
+    return "".join(f"<script>{(HERE / name).read_text(encoding='utf-8')}</script>" for name in SCRIPTS)
