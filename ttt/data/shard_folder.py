@@ -135,7 +135,7 @@ class ShardFolder:
         self.manifest = replace(
             self.manifest,
             shards=tuple(names),
-            counts=dict(self.done.counts),
+            counts=dict(sorted(self.done.counts.items())),
             image_bytes=self.done.image_bytes,
             shard_bytes=sum((self.root / name).stat().st_size for name in names),
             complete=complete,
