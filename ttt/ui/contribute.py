@@ -20,7 +20,7 @@ from ttt.ui.contribute_errors import redact
 from ttt.ui.contribute_form import FIELDS, Asked, reach_of, read
 from ttt.ui.owner import Owner, Verdict, caller_of
 from ttt.ui.peer_desk import Desk
-from ttt.ui.shown import tick_while_shown
+from ttt.ui.shell import Live
 
 TICK_SECONDS = 1.0
 Changes = dict[Any, Any]
@@ -35,15 +35,15 @@ class ContributeTab:
         self._wire()
 
     def _lay_out(self) -> None:
-        place = self.desk.place()
+        space = self.owner.space
         self.clock = gr.Timer(value=TICK_SECONDS, active=False)
         with gr.Row(elem_id="contribute", elem_classes="ttt-two"):
             with gr.Column(elem_id="lend"):
-                gr.HTML(value=words.about(place))
-                if place.space:
-                    gr.HTML(value=words.duplicate_html(place.space))
+                gr.HTML(value=words.about(space))
+                if space:
+                    gr.HTML(value=words.duplicate_html(space))
                     with gr.Accordion(label="Duplicate by a script", open=False):
-                        gr.Code(value=words.duplicate_script(place.space), language="python", interactive=False)
+                        gr.Code(value=words.duplicate_script(space), language="python", interactive=False)
                 self.login = gr.LoginButton(elem_id="sign-in") if self.owner.sign_in else None
                 self.who = gr.HTML(value="", elem_id="owner")
                 self.password = gr.Textbox(
@@ -104,7 +104,7 @@ class ContributeTab:
 
     def _wire(self) -> None:
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "undocumented"}
-        pressed = [self.told, *self._live()]
+        pressed = [self.told, *self._moving()]
         self.start.click(fn=self.press_start, inputs=[self.password, *self.form], outputs=pressed, **hidden)
         self.pause.click(fn=self.press_pause, inputs=[self.password, self.pause_hours], outputs=pressed, **hidden)
         self.stop.click(fn=self.press_stop, inputs=[self.password], outputs=pressed, **hidden)
@@ -114,13 +114,22 @@ class ContributeTab:
         root = gr.context.Context.root_block
         assert root is not None
         root.load(fn=self.show, inputs=[self.password, *self.form], outputs=self._all(), **hidden)
-        tick_while_shown(self.clock, self.tick, [self.password], self._live())
+        self.clock.tick(fn=self.tick, inputs=[self.password], outputs=self._moving(), **hidden)
 
-    def _live(self) -> list[Any]:
+    @property
+    def live(self) -> Live:
+        """What happens while the tab is the one shown."""
+        refresh = {
+            "fn": self.tick, "inputs": [self.password], "outputs": self._moving(), "show_progress": "hidden",
+            "api_visibility": "undocumented",
+        }  # fmt: skip
+        return Live(self.clock, refresh)
+
+    def _moving(self) -> list[Any]:
         return [self.status, self.limits, self.trouble, self.log_box, self.log, self.start, self.pause, self.stop]
 
     def _all(self) -> list[Any]:
-        return [self.place, self.who, self.controls, *self._live()]
+        return [self.place, self.who, self.controls, *self._moving()]
 
     # What happens. Each handler asks who calls: a button that is hidden can be pressed by a request all the same.
 
@@ -220,7 +229,7 @@ def main() -> None:
     from ttt.ui.contribute_fake import FakeDesk
 
     with gr.Blocks(title="Contribute", analytics_enabled=False) as page:
-        ContributeTab(FakeDesk(), Owner())
+        ContributeTab(FakeDesk(), Owner()).live.while_alone(page)
     page.launch(theme=theme.theme(), css=theme.css(), head=theme.head())
 
 

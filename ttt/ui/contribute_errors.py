@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY", re.IGNORECASE)
 _TOKENS = re.compile(r"\b(?:hf|api|sk|ghp|gho|github_pat)_[A-Za-z0-9_]{10,}|(?<=[Bb]earer )\S+")
-_IN_URL = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)|(?<=[?&](?:token|key|auth)=)[^&\s]+", re.IGNORECASE)
+_IN_URL = re.compile(r"(://)[^/\s:@]+:[^/\s@]+@|([?&](?:token|key|auth)=)[^&\s]+", re.IGNORECASE)
 MIN_SECRET = 6
 """Shorter values of variables are not looked for: they would blank ordinary words."""
 
@@ -158,7 +158,8 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
     for name, value in env.items():
         if SECRET_NAME.search(name) and len(value) >= MIN_SECRET:
             text = text.replace(value, "[secret]")
-    return _IN_URL.sub("[secret]", _TOKENS.sub("[secret]", text))
+    text = _TOKENS.sub("[secret]", text)
+    return _IN_URL.sub(lambda found: (f"{found[1]}[secret]@" if found[1] else f"{found[2]}[secret]"), text)
 
 
 def mask(text: str) -> str:

@@ -26,13 +26,13 @@ class Finding:
     text: str
 
 
-def about(place: Place) -> str:
+def about(space: str) -> str:
     """Five lines: what happens, what it costs, what is shared."""
     cost = (
         "<b>A Space with a GPU bills its owner by the hour from the moment it runs until you pause it or it falls "
         f'asleep</b>, whether the peer works or not: <a href="{HUB}/pricing#spaces" target="_blank" rel="noopener">'
         "prices</a>. Stop here ends the peer; pausing the Space in its settings ends the bill."
-        if place.space
+        if space
         else "It costs your electricity and your connection: each step of the run sends and receives about as many "
         "bytes as the model has parameters. (A Space with a GPU would bill you by the hour.)"
     )
@@ -142,8 +142,8 @@ def duplicate_html(space: str) -> str:
         f'<div class="ttt-duplicate"><a class="ttt-link-button" href="{link}" target="_blank" rel="noopener">Duplicate '
         "this Space</a><ul><li><b>Hardware:</b> any GPU of your own (ZeroGPU cannot host a peer). It is billed by the "
         "hour.</li><li><b>Sleep time:</b> set one you can afford to forget; a Space sleeps when nobody visits its "
-        "page, and its peer with it.</li><li><b>Secrets:</b> none is needed; HF_TOKEN only for gated models. Secrets are not "
-        "copied by duplication, variables are, and everybody can read those.</li></ul></div>"
+        "page, and its peer with it.</li><li><b>Secrets:</b> none is needed; HF_TOKEN only for gated models. "
+        "Duplication copies variables, which everybody can read, and no secrets.</li></ul></div>"
     )
 
 
