@@ -17,11 +17,16 @@ from ttt.errors import DataError, InvalidInput
 
 CHECK = RowCheck(CODES, CODEBOOK, Filters())
 
+
+def int16(codes: list[int]) -> bytes:
+    return np.array(codes, "<i2").tobytes()
+
+
 any_codes = st.one_of(
     st.none(),
     st.binary(max_size=3 * CODES),
-    st.lists(st.integers(-(2**15), 2**15 - 1), min_size=CODES, max_size=CODES).map(lambda c: np.array(c, "<i2").tobytes()),
-    st.lists(st.integers(0, CODEBOOK - 1), min_size=CODES, max_size=CODES).map(lambda c: np.array(c, "<i2").tobytes()),
+    st.lists(st.integers(-(2**15), 2**15 - 1), min_size=CODES, max_size=CODES).map(int16),
+    st.lists(st.integers(0, CODEBOOK - 1), min_size=CODES, max_size=CODES).map(int16),
 )  # fmt: skip
 any_row = st.fixed_dictionaries(
     {
