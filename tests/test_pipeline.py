@@ -319,6 +319,18 @@ def test_16_bit_painting_runs_and_is_the_same_in_any_chunks(bundle: Path, dtype:
     assert (pixels(last(pipe.stream(PROMPT, PARAMS, chunk=5)).ranking) == whole).all()
 
 
+def test_pictures_of_16_bit_painting_are_those_of_float32_within_rounding(bundle: Path):
+    codes = torch.randint(0, TINY_DALLE.num_image_tokens, (8, N), generator=torch.Generator().manual_seed(0))
+    exact, rounded, half = (
+        TextToImage.from_pretrained(bundle, device="cpu", dtype=dtype).decode(codes)
+        for dtype in ("float32", "bfloat16", "float16")
+    )
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    assert (rounded - exact).abs().mean() < 1 / 255
+    assert torch.equal(half, exact), "float16 could overflow in a VQGAN"
+
+
 @pytest.mark.parametrize("device", ["gpu", "cuda:77", "", "meta", 3])
 def test_a_wrong_device_is_refused_with_those_allowed(bundle: Path, device: object):
     with pytest.raises(InvalidInput, match="allowed: 'auto', 'cpu'"):

@@ -48,8 +48,9 @@ class TextToImage:
         dtype: str | torch.dtype = "auto",
         chunk: int | None = None,
     ) -> None:
-        """dtype: of painting; `dalle` itself, images and scores stay as they are. chunk: most candidates painted at
-        once, else as many as fit the memory that is free when painting starts.
+        """dtype: of painting, and bfloat16 of the VQGAN's products too (float16 could overflow there); `dalle` itself
+        and scores stay as they are. chunk: most candidates painted at once, else as many as fit the memory that is
+        free when painting starts.
         """
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device, dalle.config)
@@ -137,7 +138,8 @@ class TextToImage:
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
         """Codes [b, n] -> images [b, 3, h, w] in [0, 1]."""
-        return self.vqgan.decode(codes.to(self.device)).float()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            return self.vqgan.decode(codes.to(self.device)).float()
 
     @property
     def scorer(self) -> Scorer:

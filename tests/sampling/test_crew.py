@@ -129,6 +129,12 @@ def test_the_number_of_threads_of_the_process_is_left_as_it_was():
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize(("candidates", "threads"), [(1, 1), (7, 1), (8, 2), (15, 3), (16, 4), (128, 4)])
+def test_a_core_of_its_own_for_every_four_candidates(candidates: int, threads: int):
+    crew = Crew(candidates, candidates, endless, CPU, cores=4)
+    assert (crew.threads, crew.inner_threads) == (threads, 4 // threads)
+
+
 def test_memory_is_measured():
     assert 10 << 20 < budget(CPU) < available(CPU) < 1 << 50
 

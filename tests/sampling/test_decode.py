@@ -9,7 +9,7 @@ from tests.support.tiny import tiny_dalle
 from ttt.config import DEMO, PAPER, DalleConfig
 from ttt.errors import CheckpointError
 from ttt.model.dalle import Dalle
-from ttt.sampling.cache import Cache, bytes_per_candidate
+from ttt.sampling.cache import Cache, bytes_per_candidate, unseen_slots
 from ttt.sampling.decode import decode_one_code, prefill
 from ttt.sampling.weights import DecoderWeights
 
@@ -40,8 +40,9 @@ def config_of(size: str, kinds: str, **more: object) -> DalleConfig:
     )
 
 
-def request(config: DalleConfig, b: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(5)
+def request(config: DalleConfig, b: int, seed: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    """A random prompt and random codes."""
+    generator = torch.Generator().manual_seed(seed)
     text = torch.randint(0, config.num_text_tokens, (1, config.text_seq_len), generator=generator)
     codes = torch.randint(0, config.num_image_tokens, (b, config.image_seq_len), generator=generator)
     return text, codes
@@ -115,10 +116,24 @@ def test_a_loaded_angle_table_is_used():
     torch.testing.assert_close(after, plain_logits(dalle, text, codes), atol=1e-4, rtol=0)
 
 
+def test_the_ring_of_the_convolution_shows_the_corner_above_and_to_the_left():
+    config = config_of("tiny", "conv", conv_kernel=3)  # 4 x 4 codes, a ring of 3 rows
+    unseen = unseen_slots("conv", config).view(4, 4, 3, 4)
+
+    def drawn(row: int, column: int) -> list[str]:
+        return ["".join(".x"[int(not hidden)] for hidden in line) for line in unseen[row, column].tolist()]
+
+    assert drawn(0, 0) == ["x...", "....", "...."]
+    assert drawn(1, 2) == ["xxx.", "xxx.", "...."]
+    assert drawn(2, 3) == [".xxx", ".xxx", ".xxx"]
+    assert drawn(3, 1) == ["xx..", "xx..", "xx.."], "row 3 has taken the place of row 0"
+
+
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_16_bits_keep_the_distribution(dtype: torch.dtype):
+def test_16_bits_keep_the_distribution(dtype: torch.dtype, seed: int):
     dalle = tiny_dalle(6, config_of("wide", "paper"))
-    text, codes = request(dalle.config, 4)
+    text, codes = request(dalle.config, 4, seed)
     expected = plain_logits(dalle, text, codes).log_softmax(-1)
     logits = cached_logits(dalle, text, codes, dtype=dtype)
     assert logits.dtype == torch.float32
