@@ -24,7 +24,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from benchmarks.calculator_cases import CASES, Case, architecture, build
+from benchmarks.calculator_cases import CASES, Case, Loss, architecture, build
 from benchmarks.fake_cuda import cuda_like
 from calculator import PRESETS, TrainingSetup, estimate, parameter_count
 
@@ -52,12 +52,12 @@ def measure(case: Case) -> int:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.mem_tracker import MemTracker
 
-    with FakeTensorMode(allow_non_fake_inputs=True), _as_on_real_data(), cuda_like(), warnings.catch_warnings():
+    with FakeTensorMode(allow_non_fake_inputs=True), as_on_real_data(), cuda_like(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model, loss = _model(case)
-        optimizer = _optimizer(case.setup, list(model.parameters()))
+        model, loss, batch = made(case)
+        optimizer = make_optimizer(case.setup, list(model.parameters()))
         tracker = MemTracker()
-        tracker.track_external(model, optimizer)
+        tracker.track_external(model, optimizer, *batch)
         peak = 0
         for _ in range(2):
             tracker.reset_mod_stats()
@@ -70,7 +70,7 @@ def measure(case: Case) -> int:
 def train_step(
     setup: TrainingSetup,
     model: nn.Module,
-    loss: Callable[[nn.Module], torch.Tensor],
+    loss: Loss,
     optimizer: torch.optim.Optimizer,
     device: str,
     between: Callable[[], None] = lambda: None,
@@ -78,7 +78,7 @@ def train_step(
     """What a plain training loop does, and PyTorch's documentation shows."""
     for _ in range(setup.accumulation_steps):
         between()
-        with _autocast(setup, device):
+        with autocast(setup, device):
             value = loss(model)
         value.backward()  # type: ignore[no-untyped-call]
         del value
@@ -86,24 +86,25 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
 
 
-def _autocast(setup: TrainingSetup, device: str) -> Any:
+def autocast(setup: TrainingSetup, device: str) -> Any:
     if not setup.half:
         return nullcontext()
     return torch.autocast(device, dtype=torch.float16 if setup.precision.endswith("fp16") else torch.bfloat16)
 
 
-def _model(case: Case) -> tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]:
+def made(case: Case) -> tuple[nn.Module, Loss, list[torch.Tensor]]:
+    """The model of a case in its precision, its loss and its batch."""
     types = {"pure-fp16": torch.float16, "pure-bf16": torch.bfloat16}
     before = torch.get_default_dtype()
     torch.set_default_dtype(types.get(case.setup.precision, torch.float32))
     try:
-        model, loss = build(case)
+        model, loss, batch = build(case)
     finally:
         torch.set_default_dtype(before)
-    return model.train(), loss
+    return model.train(), loss, batch
 
 
-def _optimizer(setup: TrainingSetup, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(setup: TrainingSetup, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     foreach = setup.optimizer_implementation == "foreach"
     if setup.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, foreach=foreach)
@@ -114,7 +115,7 @@ def _optimizer(setup: TrainingSetup, parameters: list[nn.Parameter]) -> torch.op
     return torch.optim.AdamW(parameters, lr=1e-3, foreach=foreach)
 
 
-def _as_on_real_data() -> ExitStack:
+def as_on_real_data() -> ExitStack:
     """Checks that look at values cannot run on fake tensors; these are their answers for ordinary data."""
     import transformers.masking_utils
 
@@ -215,7 +216,7 @@ def measure_gpu(case: Case) -> int:
     """`max_memory_allocated` of a real step on the GPU, after two to warm up."""
     with torch.device("cuda"):
         model, loss = _model(case)
-    optimizer = _optimizer(case.setup, list(model.parameters()))
+    optimizer = make_optimizer(case.setup, list(model.parameters()))
     before = torch.cuda.memory_allocated() - sum(p.numel() * p.element_size() for p in model.parameters())
     for i in range(3):
         if i == 2:

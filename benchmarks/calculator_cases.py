@@ -96,13 +96,17 @@ def architecture(case: Case) -> Architecture:
     return from_config(transformers_config(case).to_dict())
 
 
-def build(case: Case) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
-    """The real model in the current default type, and a function from it to its loss."""
+Loss = Callable[[nn.Module], Tensor]
+
+
+def build(case: Case) -> tuple[nn.Module, Loss, list[Tensor]]:
+    """The real model in the current default type, a function from it to its loss, and the batch that this holds."""
     model = _build_ttt(case) if case.family == "ttt" else _build_transformers(case)
     inputs = _inputs(case)
+    batch = [x for x in inputs.values() if isinstance(x, Tensor)]
     if case.family == "ttt":
-        return Trained(model), lambda m: m(**inputs)
-    return model, lambda m: m(**inputs).loss
+        return Trained(model), lambda m: m(**inputs), batch
+    return model, lambda m: m(**inputs).loss, batch
 
 
 def _build_ttt(case: Case) -> nn.Module:
@@ -180,15 +184,16 @@ def _inputs(case: Case) -> dict[str, Any]:
     n = s.sequence_length or a.positions
     if case.family == "ttt":
         return {"text": torch.zeros(b, 256, dtype=ids), "codes": torch.zeros(b, 1024, dtype=ids)}
-    images = torch.zeros(b, 3, 224, 224)
+    side = (a.vision or a).image_size
+    images = torch.zeros(b, (a.vision or a).channels, side, side)
     if case.family == "vit":
         return {"pixel_values": images, "labels": torch.zeros(b, dtype=ids)}
-    tokens = torch.zeros(b, n, dtype=ids)
+    tokens, labels = torch.zeros(b, n, dtype=ids), torch.zeros(b, n, dtype=ids)
     if case.family == "clip":
         return {"pixel_values": images, "input_ids": tokens, "return_loss": True}
     if case.family.startswith("bert"):
-        return {"input_ids": tokens, "labels": tokens, "next_sentence_label": torch.zeros(b, dtype=ids)}
-    return {"input_ids": tokens, "labels": tokens}
+        return {"input_ids": tokens, "labels": labels, "next_sentence_label": torch.zeros(b, dtype=ids)}
+    return {"input_ids": tokens, "labels": labels}
 
 
 def _case(family: str, config: dict[str, Any] | None = None, **setup: Any) -> Case:

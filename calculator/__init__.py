@@ -6,6 +6,7 @@ Stands alone: needs neither torch nor gradio, and never imports `ttt`.
 from __future__ import annotations
 
 from calculator.architectures import Architecture
+from calculator.custom import custom
 from calculator.errors import CalculatorError
 from calculator.memory import MemoryEstimate, Phase, estimate, parameter_count
 from calculator.presets import PRESETS
@@ -19,6 +20,7 @@ __all__ = [
     "MemoryEstimate",
     "Phase",
     "TrainingSetup",
+    "custom",
     "estimate",
     "parameter_count",
 ]

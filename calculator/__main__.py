@@ -11,6 +11,7 @@ from typing import Any
 
 from calculator import PRESETS, Architecture, CalculatorError, MemoryEstimate, TrainingSetup, estimate
 from calculator.advice import cheapest
+from calculator.custom import SIZES, USED, custom
 from calculator.devices import Device, find_device, verdict
 from calculator.hf_config import from_hub, from_json
 from calculator.memory import GIB
@@ -42,6 +43,11 @@ def _parser() -> argparse.ArgumentParser:
         "model", nargs="?", default="gpt2", help=f"one of {', '.join(PRESETS)}; a path of a config.json"
     )
     parser.add_argument("--hub", help="the config.json of this Hub model instead")
+    parser.add_argument("--family", help=f"a model by its dimensions instead: {', '.join(USED)}")
+    dimensions = parser.add_argument_group("dimensions, with --family")
+    for name, size in SIZES.items():
+        families = ", ".join(family for family, used in USED.items() if name in used)
+        dimensions.add_argument("--" + name.replace("_", "-"), type=int, help=f"{families}; default {size}")
     parser.add_argument("--token", help="Hub token, for gated models")
     parser.add_argument("--fits", metavar="GPU", help="name of a GPU or GiB: exit code 0 if it fits, else 1")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -77,7 +83,12 @@ def _switch(text: str) -> bool | int | str:
 
 
 def _model(model: str, arguments: dict[str, Any]) -> Architecture | str:
-    hub, token = arguments.pop("hub"), arguments.pop("token")
+    hub, token, family = (arguments.pop(name) for name in ("hub", "token", "family"))
+    sizes = {name: size for name in SIZES if (size := arguments.pop(name)) is not None}
+    if family:
+        return custom(family, **sizes)
+    if sizes:
+        raise CalculatorError(f"{', '.join(sizes)}: dimensions belong to a family, e.g. --family gpt2")
     if hub:
         return from_hub(hub, token=token)
     if model.endswith(".json"):

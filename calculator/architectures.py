@@ -81,6 +81,8 @@ class Architecture:
         for field in fields(self):
             if field.type == "int":
                 _check(self, field.name, 0)
+            if field.type == "bool" and not isinstance(getattr(self, field.name), bool):
+                raise CalculatorError(f"{field.name} must be True or False, got {getattr(self, field.name)!r}")
         if self.family not in ("vit",):
             _check(self, "vocabulary", 1)
             _check(self, "positions", 1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-from calculator.memory import GIB, MemoryEstimate, sequence_length
+from calculator.applied import sequence_length
+from calculator.memory import GIB, MemoryEstimate
 
 SOURCES = {
     "weights": "one number a parameter; counted tensor by tensor as transformers builds the model",

@@ -8,6 +8,7 @@ from typing import Any
 
 from calculator.architectures import Architecture
 from calculator.errors import CalculatorError
+from calculator.families.t5 import BUCKETS
 from calculator.hub import LARGEST_FILE, fetch
 
 Config = Mapping[str, Any]
@@ -31,8 +32,8 @@ def from_config(config: Config) -> Architecture:
     kind = config.get("model_type")
     if kind not in READERS:
         raise CalculatorError(f"unknown model_type {kind!r}; known: {', '.join(sorted(READERS))}")
-    if kind in ("mistral", "qwen2", "qwen3", "llama") and config.get("quantization_config"):
-        config = {k: v for k, v in config.items() if k != "quantization_config"}
+    if config.get("add_cross_attention"):
+        raise CalculatorError(f"this {kind} has cross-attention (add_cross_attention), which is not counted here")
     try:
         return READERS[kind](config)
     except KeyError as error:
@@ -54,6 +55,16 @@ def _name(config: Config) -> str:
 def _on(config: Config, *names: str, default: float) -> bool:
     value = next((config[n] for n in names if config.get(n) is not None), default)
     return value > 0
+
+
+def _side(config: Config, name: str, default: int) -> Any:
+    """Of a square, which some files give as [side, side]."""
+    value = config.get(name, default)
+    if isinstance(value, list) and len(value) == 2:
+        if value[0] != value[1]:
+            raise CalculatorError(f"{name} {value} is no square; only square ones are known here")
+        return value[0]
+    return value
 
 
 def _bert(c: Config) -> Architecture:
@@ -87,6 +98,8 @@ def _gptj(c: Config) -> Architecture:
 
 
 def _t5(c: Config) -> Architecture:
+    if c.get("relative_attention_num_buckets", BUCKETS) != BUCKETS:
+        raise CalculatorError(f"relative_attention_num_buckets must be {BUCKETS}, as in every published T5")
     projection = c.get("feed_forward_proj", "relu")
     gated = projection.startswith("gated-")
     activation = {"gated-gelu": "gelu_new"}.get(projection, projection.removeprefix("gated-"))
@@ -116,10 +129,10 @@ def _llama(c: Config) -> Architecture:
 def _vit(c: Config) -> Architecture:
     return Architecture(
         family="vit", name=_name(c), hidden=c["hidden_size"], layers=c["num_hidden_layers"],
-        heads=c["num_attention_heads"], feed_forward=c["intermediate_size"], image_size=c.get("image_size", 224),
-        patch_size=c.get("patch_size", 16), channels=c.get("num_channels", 3), activation=c.get("hidden_act", "gelu"),
-        dropout=_on(c, "hidden_dropout_prob", default=0.0), query_bias=c.get("qkv_bias", True),
-        attention_dropout=_on(c, "attention_probs_dropout_prob", default=0.0),
+        heads=c["num_attention_heads"], feed_forward=c["intermediate_size"], image_size=_side(c, "image_size", 224),
+        patch_size=_side(c, "patch_size", 16), channels=c.get("num_channels", 3),
+        activation=c.get("hidden_act", "gelu"), dropout=_on(c, "hidden_dropout_prob", default=0.0),
+        query_bias=c.get("qkv_bias", True), attention_dropout=_on(c, "attention_probs_dropout_prob", default=0.0),
         labels=len(c.get("id2label") or {}) or c.get("num_labels", 2),
     )  # fmt: skip
 
@@ -129,8 +142,8 @@ def _clip(c: Config) -> Architecture:
     tower = Architecture(
         family="vit", name="image tower", hidden=vision.get("hidden_size", 768),
         layers=vision.get("num_hidden_layers", 12), heads=vision.get("num_attention_heads", 12),
-        feed_forward=vision.get("intermediate_size", 3072), image_size=vision.get("image_size", 224),
-        patch_size=vision.get("patch_size", 32), channels=vision.get("num_channels", 3),
+        feed_forward=vision.get("intermediate_size", 3072), image_size=_side(vision, "image_size", 224),
+        patch_size=_side(vision, "patch_size", 32), channels=vision.get("num_channels", 3),
         activation=vision.get("hidden_act", "quick_gelu"),
         attention_dropout=_on(vision, "attention_dropout", default=0.0),
     )  # fmt: skip

@@ -182,8 +182,6 @@ def _check_together(s: TrainingSetup) -> None:
         (s.reuse_grad_buffers and not s.swarm, "reuse_grad_buffers is hivemind's: set swarm"),
         (s.delayed_updates and not (s.swarm and s.offload_optimizer == "hivemind"),
          "hivemind delays the step of an optimizer in RAM alone: set swarm and offload_optimizer"),
-        (s.reuse_grad_buffers and s.delayed_updates,
-         "with delayed updates the gradients are still being averaged: set delayed_updates to False"),
         (s.reversible and s.every, "reversible layers keep nothing that checkpoints could save: choose one"),
     ):  # fmt: skip
         if refused:

@@ -27,6 +27,10 @@ class Step:
     rank: int = 0
     """Of adapters; 0: all weights are trained."""
     quantized: bool = False
+    gradient_parts: int = 1
+    """GPUs that share the gradients: a layer's are split as soon as they are complete."""
+    ahead: int = 0
+    """Bytes beside those of a layer on its way back, of weights fetched and gradients sent (ZeRO 3)."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def tensors(a: Architecture) -> list[Tensor]:
 
 def simulate(a: Architecture, inventory: list[Tensor], step: Step) -> Activity:
     memory = Memory()
-    tape = Tape(memory, width=step.width, half=step.half)
+    tape = Tape(memory, width=step.width, half=step.half, gradient_parts=step.gradient_parts, ahead=step.ahead)
     parameters = _parameters(inventory, step)
     c = Context(
         tape=tape, parameters=parameters, a=a, b=step.batch, s=step.sequence, t=step.target, eager=step.eager,

@@ -50,23 +50,27 @@ def _repeat(tape: Tape, x: Value, layer: Layer, count: int, groups: int, checkpo
     state: list[Any] = []
 
     def enter() -> None:
-        state[:] = [memory.peaks(), memory.gradients]
+        state[:] = [memory.peaks(), memory.gradients, tape.ahead]
         memory.restart()
+        state.append(Flow(memory, tape.ahead))
+        tape.ahead = 0  # once, whatever is nested in a layer
 
     def leave() -> None:
-        earlier, head_gradients = state
+        earlier, head_gradients, tape.ahead, _ = state
         own = memory.gradients - head_gradients
         as_last = memory.peaks()
         (peak, gradients, flow), without, accumulating = as_last
-        more = (groups - 1) * own
+        part = -(-own // tape.gradient_parts)
+        more = (groups - 1) * part
         others_saved = others_kept - cast_apart
         as_first = (peak - others_saved + more, gradients + more, flow)
         if groups < count:
-            shared = head_gradients + groups * own
+            shared = head_gradients + groups * part
             as_first = max(as_first, (max(without, accumulating) - others_saved + shared, shared, flow))
         phantom.clear()
-        tape.phantoms.append(Storage(memory, more))
-        memory.gradients += more
+        kept = more - (own - part)  # of the played layer, too, a part remains
+        tape.phantoms.append(Storage(memory, kept))
+        memory.gradients += kept
         memory.set_peaks(earlier, as_last, (as_first, without, accumulating))
 
     tape.nodes.insert(first, leave)  # type: ignore[arg-type]

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import gradio as gr
 
-from calculator import formulas, page
+from calculator import formulas, page, validation
+from calculator.custom import SIZES, USED
 from calculator.devices import DEVICES, verdict
 from calculator.errors import CalculatorError
+from calculator.form import CHECKPOINTING, CONFIG, CUSTOM, DEFAULTS, EXAMPLES, MODEL_FIELDS, Form, answer, values
 from calculator.hub import LARGEST_FILE
 from calculator.hub import fetch as fetch_config
-from calculator.page import CHECKPOINTING, CONFIG, CUSTOM, DEFAULTS, DIMENSIONS, EXAMPLES, Form
 from calculator.presets import PRESETS
-from calculator.report import as_csv, as_dict
+from calculator.report import as_csv, as_dict, write_file
 from calculator.setup import OPTIMIZERS, TrainingSetup
 
-VALIDATION = "docs/calculator.md"
 Component = gr.components.Component
 
 
@@ -40,7 +38,7 @@ def build_tab() -> None:
     inputs, names = set(controls.values()), list(controls)
 
     def show(values: dict[Component, Any], request: gr.Request) -> list[Any]:
-        return _show(_form(controls, values), _base(request))
+        return _show(_form(controls, values), _address(request))
 
     answer: dict[str, Any] = {
         "fn": show, "inputs": inputs, "outputs": outputs, "show_progress": "hidden", "api_visibility": "private",
@@ -49,11 +47,16 @@ def build_tab() -> None:
     for component in controls.values():
         # `input` is the user alone: values set by a link or an example come with their answer.
         component.input(**answer)  # type: ignore[attr-defined]
+    controls["family"].change(  # type: ignore[attr-defined]
+        fn=lambda family: [gr.update(visible=name in USED.get(family, ())) for name in SIZES],
+        inputs=[controls["family"]], outputs=[controls[name] for name in SIZES], show_progress="hidden",
+        api_visibility="private",
+    )  # fmt: skip
     for event in filled:
         event.then(**{k: v for k, v in answer.items() if k != "trigger_mode"})
 
     def fill(form: Form, request: gr.Request) -> list[Any]:
-        return [*_values(form, names), *_show(form, _base(request))]
+        return [*values(form, names), *_show(form, _address(request))]
 
     def example(label: str) -> Callable[[gr.Request], list[Any]]:
         def show_example(request: gr.Request) -> list[Any]:
@@ -88,9 +91,13 @@ def _controls() -> dict[str, Component]:
         allow_custom_value=True, elem_id="calc-gpu",
     )  # fmt: skip
     with gr.Accordion(label="Dimensions of your own", open=False, elem_id="calc-dimensions"):
-        c["family"] = gr.Dropdown(label="Family", choices=["gpt2", "bert", "t5", "gptj", "llama"], value=d["family"])
-        for name in list(DIMENSIONS)[1:]:
-            c[name] = gr.Number(label=name.replace("_", "-").capitalize(), value=d[name], precision=0)
+        gr.Markdown(value=f"For the model *{CUSTOM}*; all else as transformers' default configuration of the family.")
+        c["family"] = gr.Dropdown(label="Family", choices=list(USED), value=d["family"], elem_id="calc-family")
+        for name in SIZES:
+            c[name] = gr.Number(
+                label=name.replace("_", " ").capitalize(), value=d[name], precision=0,
+                visible=name in USED[d["family"]],
+            )  # fmt: skip
     with gr.Accordion(label="A config.json", open=False, elem_id="calc-config"):
         c["config"] = gr.Textbox(label="config.json", info="paste it here, then choose the model config.json", lines=4)
     with gr.Group():
@@ -151,7 +158,8 @@ def _outputs() -> dict[str, Component]:
         o["phases"] = gr.HTML()
     with gr.Accordion(label="The formula behind every number", open=False, elem_id="calc-formulas"):
         o["formulas"] = gr.HTML()
-        gr.Markdown(value=f"Predicted against measured, case by case: `{VALIDATION}` of the repository.")
+    with gr.Accordion(label="Predicted against measured, case by case", open=False, elem_id="calc-validation"):
+        gr.HTML(value=page.charts.STYLE + validation.as_html())
     o["link"] = gr.Textbox(label="Link to this set-up", interactive=False, buttons=["copy"], elem_id="calc-link")
     with gr.Row():
         o["csv"] = gr.DownloadButton(label="CSV", size="sm")
@@ -162,47 +170,19 @@ def _outputs() -> dict[str, Component]:
 def _show(form: Form, base: str) -> list[Any]:
     """All outputs; refused input is said where the verdict stands, and the rest stays as it was."""
     try:
-        a = page.answer(form)
+        a = answer(form)
         m = a.estimate
         parts = [page.verdict_html(a), page.bars_html(a), page.advice_html(a), page.curves_html(a), page.phases_html(a)]
     except CalculatorError as error:
-        return [_refused(str(error)), *[gr.skip()] * 8]
-    files = [_file(as_csv([m]), "memory.csv"), _file(json.dumps(as_dict(m), indent=2), "memory.json")]
+        return [page.refused_html(str(error)), *[gr.skip()] * 8]
+    files = [write_file(as_csv([m]), "memory.csv"), write_file(json.dumps(as_dict(m), indent=2), "memory.json")]
     return [*parts, formulas.as_html(m), page.link(form, base), *files]
 
 
-def _refused(message: str) -> str:
-    body = f'<div class="calc-verdict calc-not" role="alert"><strong>Refused</strong><br>{escape(message)}</div>'
-    return f'{page.charts.STYLE}<div class="calc">{body}</div>'
-
-
-def _file(text: str, name: str) -> str:
-    folder = Path(tempfile.mkdtemp(prefix="calculator-"))
-    path = folder / name
-    path.write_text(text, encoding="utf-8")
-    return str(path)
-
-
-def _base(request: gr.Request | None) -> str:
-    """Address of the page, without a query."""
+def _address(request: gr.Request | None) -> str:
+    """Of the page, without a query."""
     headers = getattr(request, "headers", None) or {}
     return str(headers.get("referer", "")).split("?")[0]
-
-
-def _values(form: Form, names: list[str]) -> list[Any]:
-    """A form as values of the controls."""
-    words = {None: "model's own", True: "yes", False: "no"}
-    values = []
-    for name in names:
-        value = form[name]
-        if name == "gradient_checkpointing" and not isinstance(value, str):
-            value = "off" if not value else CHECKPOINTING[1] if value is True or value == 1 else f"every {value} layers"
-        elif name in page.THREE_WAYS:
-            value = words.get(value, value)
-        elif name in page.OPTIONAL:
-            value = value or 0
-        values.append(value)
-    return values
 
 
 def _model_sources(controls: dict[str, Component]) -> list[Any]:
@@ -260,13 +240,13 @@ def estimate_memory(model: str = "gpt2-large", gpu: str = "RTX 3060", techniques
         estimate: every number of the estimate in bytes, and the verdict
     """
     techniques = techniques or {}
-    unknown = sorted(set(techniques) - {f for f in DEFAULTS if f not in page.MODEL_FIELDS})
+    unknown = sorted(set(techniques) - {f for f in DEFAULTS if f not in MODEL_FIELDS})
     try:
         if unknown:
             known = ", ".join(TrainingSetup.__dataclass_fields__)
             raise CalculatorError(f"unknown techniques {', '.join(unknown)}; known: {known}")
         source = {"model": CONFIG, "config": model} if model.lstrip().startswith("{") else {"model": model}
-        a = page.answer({**source, "gpu": gpu, **techniques})
+        a = answer({**source, "gpu": gpu, **techniques})
     except CalculatorError as error:
         raise gr.Error(message=str(error), print_exception=False) from None
     return {**as_dict(a.estimate), "gpu": a.device.name, "verdict": verdict(a.estimate, a.device)}

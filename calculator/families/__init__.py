@@ -9,4 +9,5 @@ from calculator.families import bert, clip, dalle, gpt2, gptj, llama, t5, vit
 FAMILIES: dict[str, ModuleType] = {
     "bert": bert, "t5": t5, "gpt2": gpt2, "gptj": gptj, "llama": llama, "vit": vit, "clip": clip, "dalle": dalle,
 }  # fmt: skip
-"""Each has `tensors(architecture)`, `loss(context)` and maybe `buffers(architecture, width)`."""
+"""Each has `tensors(architecture)`, `inputs(architecture, b, s, t, width)`, `loss(context)` and maybe
+`buffers(architecture, width)`."""

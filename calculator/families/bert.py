@@ -30,8 +30,13 @@ def tensors(a: Architecture) -> list[Tensor]:
         *linear("cls.predictions.transform.dense", d, d),
         *norm("cls.predictions.transform.LayerNorm", d),
         *linear("cls.seq_relationship", 2, d),
-        *([] if a.tied else linear("cls.predictions.decoder", a.vocabulary, d, bias=False)),
+        *([] if a.tied else linear("cls.predictions.decoder", a.vocabulary, d)),
     ]
+
+
+def inputs(a: Architecture, b: int, s: int, t: int, width: int) -> int:
+    """Bytes of a batch: tokens, labels, and which sentence follows."""
+    return 8 * b * (2 * s + 1)
 
 
 def loss(c: Context) -> Value:
@@ -44,7 +49,7 @@ def loss(c: Context) -> Value:
     pooled = t.function(c.linear(pooled, "bert.pooler.dense", a.hidden), keeps_input=False)
     h = activation(c, c.linear(x, "cls.predictions.transform.dense", a.hidden), a.activation)
     h = c.layer_norm(h, "cls.predictions.transform.LayerNorm", a.hidden)
-    logits = t.linear(h, head, a.vocabulary, c.p("cls.predictions.bias"))
+    logits = t.linear(h, head, a.vocabulary, c.p("cls.predictions.bias" if a.tied else "cls.predictions.decoder.bias"))
     del h
     order = c.linear(pooled, "cls.seq_relationship", 2)
     return t.add(t.cross_entropy(logits), t.cross_entropy(order))

@@ -41,6 +41,12 @@ def _layers(a: Architecture, tower: str) -> list[Tensor]:
     ]
 
 
+def inputs(a: Architecture, b: int, s: int, t: int, width: int) -> int:
+    """Bytes of a batch: tokens and pixels."""
+    assert a.vision is not None  # checked by Architecture
+    return b * (8 * s + a.vision.channels * a.vision.image_size**2 * width)
+
+
 def loss(c: Context) -> Value:
     a, t, v = c.a, c.tape, c.a.vision
     assert v is not None
@@ -61,10 +67,12 @@ def _unit(c: Context, x: Value) -> Value:
 
 def _image(c: Context, a: Architecture) -> Value:
     t, width = c.tape, c.tape.half or c.tape.width
-    pixels = t.new(c.b * a.channels * a.image_size**2, width)
+    pixels = t.new(c.b * a.channels * a.image_size**2, width) if t.half else None
     weight = c.p("vision_model.embeddings.patch_embedding.weight")
     slot, cast = t.weight(weight)
-    patches = t.record(c.b * a.patches * a.hidden, width, (pixels.storage, cast), ((slot, weight.n * width),))
+    patches = t.record(
+        c.b * a.patches * a.hidden, width, (pixels and pixels.storage, cast), ((slot, weight.n * width),)
+    )
     token, s = c.p("vision_model.embeddings.class_embedding"), a.patches + 1
     n = c.b * s * a.hidden
     x = t.record(n, t.width, None, ((token.slot, token.n * token.width), (patches.slot, PASS)))

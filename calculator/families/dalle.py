@@ -41,6 +41,11 @@ def buffers(a: Architecture, width: int) -> int:
     return (a.positions + 1) * a.rotary * FULL
 
 
+def inputs(a: Architecture, b: int, s: int, t: int, width: int) -> int:
+    """Bytes of a batch: tokens of text and codes."""
+    return 8 * b * s
+
+
 def loss(c: Context) -> Value:
     a, t = c.a, c.tape
     table = c.p("to_logits.weight")

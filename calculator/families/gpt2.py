@@ -31,6 +31,11 @@ def _conv1d(name: str, rows: int, columns: int, repeat: int) -> list[Tensor]:
     return [Tensor(f"{name}.weight", (rows, columns), repeat), Tensor(f"{name}.bias", (columns,), repeat)]
 
 
+def inputs(a: Architecture, b: int, s: int, t: int, width: int) -> int:
+    """Bytes of a batch: tokens and labels."""
+    return 8 * b * 2 * s
+
+
 def loss(c: Context) -> Value:
     a, t = c.a, c.tape
     mask = t.new(c.b * c.s * c.s) if c.eager else None

@@ -28,6 +28,11 @@ def buffers(a: Architecture, width: int) -> int:
     return a.layers * a.positions * (a.rotary or a.hidden) * FULL
 
 
+def inputs(a: Architecture, b: int, s: int, t: int, width: int) -> int:
+    """Bytes of a batch: tokens and labels."""
+    return 8 * b * 2 * s
+
+
 def loss(c: Context) -> Value:
     a, t = c.a, c.tape
     mask = t.new(c.b * c.s * c.s)

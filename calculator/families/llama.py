@@ -33,6 +33,11 @@ def buffers(a: Architecture, width: int) -> int:
     return 2 * (a.head_size // 2) * FULL
 
 
+def inputs(a: Architecture, b: int, s: int, t: int, width: int) -> int:
+    """Bytes of a batch: tokens and labels."""
+    return 8 * b * 2 * s
+
+
 def loss(c: Context) -> Value:
     a, t = c.a, c.tape
     x = t.embedding(c.p("model.embed_tokens.weight"), c.b * c.s, a.hidden)

@@ -36,6 +36,11 @@ def _stack(a: Architecture, stack: str) -> list[Tensor]:
     ]
 
 
+def inputs(a: Architecture, b: int, s: int, t: int, width: int) -> int:
+    """Bytes of a batch: tokens of the encoder, labels of the decoder."""
+    return 8 * b * (s + t)
+
+
 def loss(c: Context) -> Value:
     a, t = c.a, c.tape
     encoded = _run(c, "encoder", None)

@@ -28,6 +28,11 @@ def tensors(a: Architecture) -> list[Tensor]:
     ]
 
 
+def inputs(a: Architecture, b: int, s: int, t: int, width: int) -> int:
+    """Bytes of a batch: pixels and labels."""
+    return b * (a.channels * a.image_size**2 * width + 8)
+
+
 def loss(c: Context) -> Value:
     a, t = c.a, c.tape
     x = c.drop(_embed(c))
@@ -40,12 +45,12 @@ def loss(c: Context) -> Value:
 def _embed(c: Context) -> Value:
     a, t = c.a, c.tape
     width = t.half or t.width
-    pixels = t.new(c.b * a.channels * a.image_size**2, width)
+    pixels = t.new(c.b * a.channels * a.image_size**2, width) if t.half else None
     weight = c.p(EMBEDDINGS + "patch_embeddings.projection.weight")
     slot, cast = t.weight(weight)
     bias = c.p(EMBEDDINGS + "patch_embeddings.projection.bias")
     gradients = ((slot, weight.n * width), (bias.slot, bias.n * bias.width))
-    patches = t.record(c.b * a.patches * a.hidden, width, (pixels.storage, cast), gradients)
+    patches = t.record(c.b * a.patches * a.hidden, width, (pixels and pixels.storage, cast), gradients)
     token, places = c.p(EMBEDDINGS + "cls_token"), c.p(EMBEDDINGS + "position_embeddings")
     n = c.b * (a.patches + 1) * a.hidden
     x = t.record(n, t.width, None, ((token.slot, token.n * token.width), (patches.slot, PASS)))

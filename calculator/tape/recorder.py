@@ -12,11 +12,15 @@ from calculator.tape.values import FULL, PASS, Gradient, Leaf, Node, Parameter, 
 class Recorder:
     """Records a forward pass and plays it back.
 
-    width: bytes of a parameter; half: bytes of autocast's type, or None without autocast.
+    width: bytes of a parameter; half: bytes of autocast's type, or None without autocast; gradient_parts: GPUs that
+    share the gradients of layers; ahead: bytes beside those of a layer on its way back.
     """
 
-    def __init__(self, memory: Memory, *, width: int, half: int | None) -> None:
+    def __init__(
+        self, memory: Memory, *, width: int, half: int | None, gradient_parts: int = 1, ahead: int = 0
+    ) -> None:
         self.memory, self.width, self.half = memory, width, half
+        self.gradient_parts, self.ahead = gradient_parts, ahead
         self.nodes: list[Node] = []
         self.casts: dict[Parameter, Value] = {}
         self.cast_bytes = 0

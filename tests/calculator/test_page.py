@@ -9,28 +9,28 @@ from typing import Any
 
 import pytest
 
-from calculator import CalculatorError, page
+from calculator import CalculatorError, form, page
 from calculator.formulas import lines
 from calculator.report import as_csv, as_dict
 
 
-@pytest.mark.parametrize("name", page.EXAMPLES)
+@pytest.mark.parametrize("name", form.EXAMPLES)
 def test_the_examples_of_the_story_have_answers(name: str) -> None:
-    a = page.answer(page.EXAMPLES[name])
+    a = form.answer(form.EXAMPLES[name])
     shown = page.verdict_html(a) + page.bars_html(a) + page.advice_html(a) + page.curves_html(a) + page.phases_html(a)
     assert "GiB" in shown
     assert " GB<" not in shown
 
 
 def test_gpt2_large_fits_12_gb_thanks_to_its_techniques() -> None:
-    a = page.answer(page.EXAMPLES["GPT-2 Large on 12 GB"])
+    a = form.answer(form.EXAMPLES["GPT-2 Large on 12 GB"])
     assert "It fits" in page.verdict_html(a)
     assert a.before.gpu_total > a.device.bytes > a.estimate.gpu_total
 
 
 def test_a_link_brings_the_form_back() -> None:
-    form = {**page.DEFAULTS, **page.EXAMPLES["The swarm's DALL-E on a T4"]}
-    assert page.from_query(page.link({**form, "gradient_checkpointing": "off"}, "http://host/")[13:]) == form
+    chosen = {**form.DEFAULTS, **form.EXAMPLES["The swarm's DALL-E on a T4"]}
+    assert page.from_query(page.link({**chosen, "gradient_checkpointing": "off"}, "http://host/")[13:]) == chosen
     assert page.from_query("model=gpt2-large&optimizer=adam8bit")["optimizer"] == "adam8bit"  # type: ignore[index]
 
 
@@ -40,50 +40,50 @@ def test_links_of_other_tabs_are_left_alone(query: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "message"),
+    ("changes", "message"),
     [
         ({"batch_size": -1}, "batch_size must be a whole number from 1"),
         ({"batch_size": float("nan")}, "batch_size must be a whole number"),
         ({"batch_size": None}, "batch_size must be a whole number"),
         ({"batch_size": 2.5}, "batch_size must be a whole number"),
-        ({"model": page.CUSTOM, "heads": 7}, "cannot be divided among 7 heads"),
-        ({"model": page.CUSTOM, "layers": 0}, "layers must be"),
-        ({"model": page.CONFIG}, "paste or upload"),
+        ({"model": form.CUSTOM, "heads": 7}, "cannot be divided among 7 heads"),
+        ({"model": form.CUSTOM, "layers": 0}, "layers must be"),
+        ({"model": form.CONFIG}, "paste or upload"),
         ({"model": "gpt9"}, "unknown model"),
         ({"gpu": "toaster"}, "unknown GPU"),
         ({"gradient_checkpointing": "sometimes"}, "must be one of off"),
         ({"reversible": "perhaps"}, "True, False or None"),
     ],
 )
-def test_bad_forms_are_refused(form: dict[str, Any], message: str) -> None:
+def test_bad_forms_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CalculatorError, match=message):
-        page.answer(form)
+        form.answer(changes)
 
 
 def test_names_from_outside_are_escaped() -> None:
     config = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 99, "n_positions": 64}
-    a = page.answer({"model": page.CONFIG, "config": json.dumps({**config, "_name_or_path": "<img src=x>"})})
+    a = form.answer({"model": form.CONFIG, "config": json.dumps({**config, "_name_or_path": "<img src=x>"})})
     assert "<img" not in page.verdict_html(a)
-    a = page.answer({"model": page.CONFIG, "config": json.dumps({**config, "_name_or_path": "=cmd()"})})
+    a = form.answer({"model": form.CONFIG, "config": json.dumps({**config, "_name_or_path": "=cmd()"})})
     assert ",'=cmd()," in as_csv([a.estimate])
 
 
 def test_the_table_adds_up_and_the_files_carry_the_same_bytes() -> None:
-    m = page.answer({"model": "gpt2"}).estimate
+    m = form.answer({"model": "gpt2"}).estimate
     rows = list(csv.DictReader(io.StringIO(as_csv([m]))))
     assert sum(int(r["bytes"]) for r in rows if r["phase"] == m.peak.name) == m.gpu_total
     assert json.loads(json.dumps(as_dict(m)))["gpu_total"] == m.gpu_total
 
 
 def test_every_number_has_a_formula_and_a_source() -> None:
-    for number, formula, source in lines(page.answer({"model": "gpt2", "swarm": True}).estimate):
+    for number, formula, source in lines(form.answer({"model": "gpt2", "swarm": True}).estimate):
         assert number
         assert formula
         assert source
 
 
 def test_up_to_three_setups_stand_side_by_side() -> None:
-    forms = [{**page.DEFAULTS, "model": name} for name in ("gpt2", "bert-base", "t5-small")]
+    forms = [{**form.DEFAULTS, "model": name} for name in ("gpt2", "bert-base", "t5-small")]
     shown = page.compare_html(forms)
     assert all(name in shown for name in ("gpt2", "bert-base", "t5-small"))
     assert "Keep up to three" in page.compare_html([])
