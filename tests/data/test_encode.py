@@ -99,6 +99,18 @@ def test_shards_hold_the_codes_of_the_images_in_the_published_columns(bundle: Bu
     assert manifest.complete
 
 
+def test_a_table_cannot_point_to_files_of_this_machine(bundle: Bundle, tmp_path: Path) -> None:
+    private = tmp_path / "private.png"
+    private.write_bytes(picture(7))
+    (tmp_path / "images").mkdir()
+    images = [{"bytes": picture(1), "path": None}, {"bytes": None, "path": str(private)}]
+    table = pa.table({"image": images, "caption": ["good one", "stolen"]})
+    pq.write_table(table, tmp_path / "images" / "a.parquet")
+    manifest = encode(find_images(str(tmp_path / "images")), tmp_path / "out", bundle)
+    assert captions(tmp_path / "out") == ["good one"]
+    assert manifest.counts == {"rows": 2, "kept": 1, "bad_image": 1}
+
+
 def test_what_was_encoded_can_be_streamed(bundle: Bundle, tmp_path: Path) -> None:
     encode(find_images(str(write_folder(tmp_path / "images", 23))), tmp_path / "out", bundle, SETTINGS)
     tokenize = TextTokenizer.from_file(bundle.tokenizer_file, bundle.dalle.text_seq_len, bundle.pad_id)

@@ -141,6 +141,18 @@ def test_a_column_of_another_type_is_a_broken_shard(tmp_path: Path, name: str) -
         next(open_stream(tmp_path))
 
 
+def test_columns_that_pandas_made_categories_are_read(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_pylist([row(n) for n in range(10)])
+    for name in ("caption", "NSFW"):
+        table = table.set_column(table.schema.get_field_index(name), name, table.column(name).dictionary_encode())
+    pq.write_table(table, tmp_path / "a.parquet")
+    stream = open_stream(tmp_path, batch_size=10)
+    assert sorted(next(stream).text[:, 0].tolist()) == list(range(10))
+    stream.close()
+
+
 def test_a_giant_caption_is_cut(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.parquet", [row(0, caption="x" * (MAX_CAPTION_CHARACTERS + 5)), row(1)])
     lengths: set[int] = set()

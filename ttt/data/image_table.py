@@ -54,17 +54,20 @@ class Table:
         caption = row.get(self.caption_column) if self.caption_column else caption_of(said)
         image = row.get(self.image_column)
         if isinstance(image, dict):
-            image = image.get("bytes") or _local(image.get("path"))
+            image = image.get("bytes") or _pointed_to(image.get("path"))
         return pair_of(f"row {number}", image if isinstance(image, (bytes, Path)) else None, caption, said)
 
 
-def _local(path: Any) -> bytes | None:
-    """The bytes of an image that `datasets` only points to, on disk or behind an address."""
+def _pointed_to(path: Any) -> bytes | None:
+    """The bytes of an image that `datasets` only points to, in a Hub repository.
+
+    Elsewhere, no: a stranger's table could name any file of this machine, or any address that it can reach.
+    """
     from datasets.utils.file_utils import xopen
 
     from ttt.data.pictures import MAX_IMAGE_BYTES
 
-    if not isinstance(path, str) or not path:
+    if not isinstance(path, str) or not path.rpartition("::")[2].startswith("hf://"):
         return None
     try:
         with xopen(path, "rb") as file:

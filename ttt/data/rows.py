@@ -149,8 +149,8 @@ class RowCheck:
         nothing = [None] * batch.num_rows
         wanted = self.filters.columns
         # As bytes: one caption that is not UTF-8 would fail the conversion of all.
-        captions = batch.column(CAPTION).cast(pa.binary()).to_pylist()
-        labels = batch.column(NSFW).cast(pa.binary()).to_pylist() if NSFW in wanted else nothing
+        captions = _plain(batch.column(CAPTION)).cast(pa.binary()).to_pylist()
+        labels = _plain(batch.column(NSFW)).cast(pa.binary()).to_pylist() if NSFW in wanted else nothing
         sizes = (batch.column(name).to_pylist() if name in wanted else nothing for name in (WIDTH, HEIGHT))
         width, height = sizes
         return captions, [_decoded(label) for label in labels], width, height
@@ -167,6 +167,13 @@ class RowCheck:
         codes = np.frombuffer(joined, dtype="<i2").reshape(-1, n).astype(np.int16, copy=False)
         is_good &= ((codes >= 0) & (codes < self.num_image_tokens)).all(axis=1)
         return codes, is_good
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    """The values themselves, where a writer kept them as numbers into a dictionary (pandas' categories)."""
+    import pyarrow as pa
+
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
 def _decoded(raw: bytes | None) -> str | None:
