@@ -98,7 +98,7 @@ def test_a_record_survives_msgpack() -> None:
 
 
 def test_the_owner_of_a_key_is_its_libp2p_id() -> None:
-    assert OWNER == peer_id_of(KEY.get_public_key().to_bytes())
+    assert peer_id_of(KEY.get_public_key().to_bytes()) == OWNER
     for broken in (b"", b"[owner:]", b"[owner:ssh-rsa AAAA]", b"x" + SIGNER.local_public_key, "text", None, 3):
         with pytest.raises(ValueError, match="not signed|signed by a broken key"):
             owner_of(broken)

@@ -140,9 +140,7 @@ def tensors_of(averager: DecentralizedAverager) -> torch.Tensor:
         (5.0, float("inf"), "its weight is no positive number"),
     ],
 )
-def test_a_lying_sender_is_left_out(
-    value: float, weight: float, reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lying_sender_is_left_out(value: float, weight: float, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with swarm(monkeypatch, client=True) as averagers:  # it averages nothing itself: no part of the result is its own
         with averagers["liar"].get_tensors() as tensors:
             for tensor in tensors:
