@@ -33,7 +33,7 @@ REFERENCE, YARDSTICK = "ttt Lamb, float32", "torch AdamW, float32"
 def optimizers() -> dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]]:
     import bitsandbytes as bnb
 
-    lamb = {**SETTINGS, "bias_correction": False, "max_unorm": 0.0}
+    lamb = {**SETTINGS, "bias_correction": False}
     return {
         REFERENCE: lambda p: Lamb(p, state_bits=32, max_grad_norm=None, **SETTINGS),
         "ttt Lamb, 8 bits": lambda p: Lamb(p, max_grad_norm=None, **SETTINGS),
