@@ -111,7 +111,10 @@ class Rotary:
 
     def text(self, qkv: Tensor) -> Tensor:
         """[3, h, t, d] at the text positions -> the same, rotated, float32."""
-        return rotate(qkv.float(), self.cos[: self.text_len], self.sin[: self.text_len])
+        if self.turns is None:
+            return rotate(qkv.float(), self.cos[: self.text_len], self.sin[: self.text_len])
+        pairs = torch.view_as_complex(qkv.float().unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * self.turns[: self.text_len]).flatten(-2)
 
     def code(self, qkv: Tensor, position: int) -> Tensor:
         """[b, 3h, d] of the code at `position` -> [3h, b, d], rotated, float32, contiguous."""
