@@ -37,7 +37,8 @@ def run(
     bundle = find_bundle(model)
     source = find_images(images, **vars(options))
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("encoding", total=source.total)
 
         def report(counts: Counter[str], shards: int) -> None:

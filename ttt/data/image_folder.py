@@ -100,6 +100,7 @@ class Archives:
                     for done, members in enumerate(_samples(tar), 1):
                         if number > first or done > skip:
                             yield _sample_pair(tar, members), (number, done)
+                    _check_end(tar)
             except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError):
                 # What came before the break is kept; going on from here begins with the next archive.
                 yield Pair(self.paths[number].name, None, None, problem="broken_archive"), (number + 1, 0)
@@ -117,6 +118,14 @@ def _samples(tar: tarfile.TarFile) -> Iterator[list[tarfile.TarInfo]]:
         tar.members = []  # type: ignore[attr-defined] # else the list of all headers grows without end
     if members:
         yield members
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """tarfile takes an archive that breaks off between two members, or goes on with noise, for one that ends there."""
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("no end of the archive")
 
 
 def _key(name: str) -> str:

@@ -100,9 +100,9 @@ def square(image: Image.Image, resolution: int) -> NDArray[np.uint8]:
         upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
     upright = upright.convert("RGB")
     side = min(upright.size)
-    left, top = (upright.width - side) / 2, (upright.height - side) / 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(upright.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box))
+    left, top = (upright.width - side) // 2, (upright.height - side) // 2
+    middle = upright.crop((left, top, left + side, top + side))
+    return np.asarray(middle.resize((resolution, resolution), Image.Resampling.LANCZOS))
 
 
 def _content(image: bytes | Path | None) -> bytes:
