@@ -21,13 +21,13 @@ from ttt.swarm.status import PeerStatus, read_status
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = {
-    "matchmaking_time": 1.5, "request_timeout": 0.7, "chunk_timeout": 4.0, "averaging_timeout": 12.0,
+    "matchmaking_time": 4.0, "request_timeout": 1.5, "chunk_timeout": 8.0, "averaging_timeout": 20.0,
     "progress_lifetime": 10.0, "state_every": 1,
 }  # fmt: skip
 """Averaging on one machine; on the Internet everything takes ten times as long."""
 
 
-def tiny_run(folder: Path, peers: int, **sections: dict[str, Any]) -> RunSettings:
+def tiny_run(folder: Path, **sections: dict[str, Any]) -> RunSettings:
     """A run of the tests' tiny model; `sections` change its settings."""
     bundle = folder / "tiny"
     if not bundle.exists():
@@ -38,7 +38,7 @@ def tiny_run(folder: Path, peers: int, **sections: dict[str, Any]) -> RunSetting
         "optimizer": {"name": "lamb", "learning_rate": 0.01, "warmup_steps": 3, "total_steps": 10_000,
                       "bias_correction": True},
         "batch": {"global_batch": 64},
-        "averaging": {**FAST, "group_size": peers},
+        "averaging": FAST,
         "network": {"host": "127.0.0.1", "port": free_port()},
         "checkpoints": {"every_seconds": 5.0},
         "metrics": {"every_seconds": 2.0},

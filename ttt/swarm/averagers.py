@@ -20,7 +20,6 @@ from typing import Any, AsyncIterator  # noqa: UP035 (hivemind reads the annotat
 
 import hivemind.averaging.averager as hivemind_averager
 import torch
-from hivemind.averaging.allreduce import AllReduceRunner
 from hivemind.averaging.averager import DecentralizedAverager
 from hivemind.averaging.control import StepControl
 from hivemind.averaging.group_info import GroupInfo
@@ -40,11 +39,13 @@ from torch import Tensor
 from ttt.errors import CheckpointError
 from ttt.swarm.gate import Entrance, Gate, OpenGate
 from ttt.swarm.processes import become_child
+from ttt.swarm.reducer import Aggregator, CheckedRunner
 from ttt.swarm.state import TrainingState, restore, snapshot
 from ttt.swarm.status import RoundRecord
 
 logger = get_logger(__name__)
 STATE_FORMAT = 1
+COUNT_SECONDS, COUNT_TIMEOUT = 0.5, 5.0
 _SENT, _RECEIVED = 0, 1
 _traffic: Any = None
 """Bytes sent and received by the averager of this process; shared with the process that trains."""
@@ -61,22 +62,49 @@ class EpochKeys(GroupKeyManager):
 
 
 class EpochMatchmaking(Matchmaking):
-    """Looks for a group of the epoch that the step gathers."""
+    """Looks for a group of the epoch that the step gathers, and begins as soon as everybody who trains is in it.
+
+    hivemind begins after matchmaking_time, or with a fixed number of peers. Here that time can be generous: a group
+    that is full begins at once, and it is full when it has as many members as the DHT just now knows of the run.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        old = self.group_key_manager
-        self.group_key_manager = EpochKeys(old.dht, old.prefix, old.group_bits, old.target_group_size)
+        keys: GroupKeyManager = self.group_key_manager
+        self.group_key_manager: EpochKeys = EpochKeys(keys.dht, keys.prefix, keys.group_bits, keys.target_group_size)
+        self.most_peers: int | None = keys.target_group_size
+        self.target_group_size: int | None = keys.target_group_size
+        self._progress_key = keys.prefix.removesuffix("_grad_averager").removesuffix("_state_averager") + "_progress"
 
     @contextlib.asynccontextmanager
     async def looking_for_group(self, step_control: StepControl) -> AsyncIterator[None]:
         async with super().looking_for_group(step_control):
-            self.group_key_manager.epoch = _epoch_of(step_control.data_for_gather)
-            yield
+            self.group_key_manager.epoch = _gathered(step_control.data_for_gather)
+            self.target_group_size = self.most_peers
+            counting = asyncio.create_task(self._count_peers())
+            try:
+                yield
+            finally:
+                counting.cancel()
+
+    async def _count_peers(self) -> None:
+        while True:
+            with contextlib.suppress(asyncio.TimeoutError):
+                found = await asyncio.wait_for(
+                    self.group_key_manager.dht.get(self._progress_key, latest=True, return_future=True), COUNT_TIMEOUT
+                )
+                entries = found.value.values() if found is not None and isinstance(found.value, dict) else ()
+                known = sum(isinstance(entry.value, dict) for entry in entries)
+                self.target_group_size = min(max(known, 2), self.most_peers or known + 2)
+            await asyncio.sleep(COUNT_SECONDS)
 
 
-class MeasuredRunner(AllReduceRunner):
-    """One all-reduce; counts the bytes of its tensors."""
+class MeasuredRunner(CheckedRunner):
+    """One all-reduce, checked; counts the bytes of its tensors."""
+
+    def refused(self) -> list[tuple[str, str]]:
+        """Groupmates that sent something unusable, and what."""
+        return [*self.findings.bad_parts, *self.findings.bad_results]
 
     def _get_peer_stub(self, peer: PeerID) -> Any:
         return _CountingStub(super()._get_peer_stub(peer))
@@ -104,15 +132,25 @@ def install() -> None:
 
 
 class Reporting(DecentralizedAverager):
-    """An averager that tells how each round went, and asks the gate."""
+    """An averager that tells how each round went, asks the gate, and checks what comes."""
 
     kind = "gradients"
 
-    def __init__(self, *args: Any, gate: Gate | None = None, threads: int = 1, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        gate: Gate | None = None,
+        max_weight: float = 1.0,
+        aggregator: Aggregator | None = None,
+        threads: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        """max_weight: what no groupmate can honestly weigh; aggregator: makes one average of the parts."""
         self.gate, self.threads = gate or OpenGate(), threads
+        self.max_weight, self.aggregator = max_weight, aggregator
         self.reports, self._report = mp.Pipe(duplex=False)
-        self.traffic = mp.Array("q", 2)
-        self._runners: list[AllReduceRunner] = []
+        self.traffic: Any = mp.Array("q", 2)
+        self._runners: list[MeasuredRunner] = []
         super().__init__(*args, **kwargs)
 
     def run(self) -> None:
@@ -152,7 +190,7 @@ class Reporting(DecentralizedAverager):
         arrived = sum(sum(reducer.num_parts_received) for reducer in reducers)
         return {
             "kind": self.kind,
-            "epoch": _epoch_of(group.gathered[group.peer_ids.index(self.peer_id)]),
+            "epoch": _gathered(group.gathered[group.peer_ids.index(self.peer_id)]),
             "time": time.time(),
             "seconds": time.time() - began,
             "group_size": len(group.peer_ids),
@@ -161,6 +199,8 @@ class Reporting(DecentralizedAverager):
             "sent_bytes": self.traffic[_SENT] - before[_SENT],
             "received_bytes": self.traffic[_RECEIVED] - before[_RECEIVED],
             "peers": sorted(str(peer) for peer in group.peer_ids),
+            "weights": {peer: weight for runner in self._runners for peer, weight in runner.findings.weights.items()},
+            "refused": sorted({f"{peer}: {why}" for runner in self._runners for peer, why in runner.refused()})[:16],
             "failed": failed,
         }
 
@@ -169,6 +209,7 @@ class Reporting(DecentralizedAverager):
     ) -> None:
         running = self._running_groups[group_info.group_id if group_id is None else group_id]
         try:
+            kwargs |= {"max_weight": self.max_weight, "aggregator": self.aggregator}
             await super()._run_allreduce_inplace_(tensors, group_info, group_id, **kwargs)
         finally:
             if running.done() and not running.cancelled() and running.exception() is None:
@@ -309,7 +350,9 @@ class SwarmStateAverager(Reporting, TrainingStateAverager):
     async def _download_from(self, donor: PeerID) -> tuple[Any, list[Tensor]] | None:
         stub = self.get_stub(self._p2p, donor, namespace=self.prefix)
         stream = await stub.rpc_download_state(averaging_pb2.DownloadRequest())
-        metadata, tensors, parts, size = None, [], [], 0
+        metadata, size = None, 0
+        tensors: list[Tensor] = []
+        parts: list[Any] = []
         async for message in aiter_with_timeout(stream, self.next_chunk_timeout):
             _count(_RECEIVED, message)
             size += message.ByteSize()
@@ -353,11 +396,11 @@ def _received_state(metadata: Any, tensors: list[Tensor]) -> TrainingState:
     return TrainingState(epoch, dict(zip(names, tensors, strict=True)), scalars)
 
 
-def _epoch_of(data_for_gather: bytes) -> int:
-    """The epoch that a peer's step gathers (`[bandwidth, mode, gathered]`), 0 where there is none."""
+def _gathered(data: bytes) -> int:
+    """Epoch of a step's gathered data `[bandwidth, mode, epoch]`; 0 for nonsense, which another peer may send."""
     try:
-        epoch = MSGPackSerializer.loads(MSGPackSerializer.loads(data_for_gather)[2])
-    except Exception:  # another peer's bytes
+        epoch = MSGPackSerializer.loads(MSGPackSerializer.loads(data)[2])
+    except Exception:
         return 0
     return epoch if type(epoch) is int else 0
 

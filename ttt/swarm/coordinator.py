@@ -23,8 +23,8 @@ from ttt.swarm.checkpoints import Checkpoint, CheckpointStore, load_state, only
 from ttt.swarm.dht import (
     SwarmDHT,
     announce_run,
+    guard,
     prefix,
-    progress_validator,
     read_progress,
     reconnect,
     start_dht,
@@ -203,11 +203,11 @@ class Coordinator:
         host, port = self.options.host or network.host, self.options.port or network.port
         dht = start_dht(
             [*self.options.initial_peers, *known_peers(self.folder)],
-            identity=path, key=self.key, run=self.settings.run.name, required=False,
+            identity=path, key=self.key, required=False,
             listen=[f"/ip4/{host}/tcp/{port}"], announce=self.options.announce or network.announce,
         )  # fmt: skip
         try:
-            dht.add_validators([progress_validator(self.prefix)])
+            guard(dht, self.prefix, self.gate, self.settings.batch.global_batch)
             addresses = visible_addresses(dht)
             self.reporter.update(peer_id=str(dht.peer_id), addresses=addresses)
             print("\n".join(invitation(self.options.run, addresses)), flush=True)  # noqa: T201

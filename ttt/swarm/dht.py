@@ -13,7 +13,6 @@ from typing import Any
 import hivemind
 from hivemind.dht.node import DHTNode
 from hivemind.dht.schema import SchemaValidator
-from hivemind.dht.validation import RecordValidatorBase
 from hivemind.optim.progress_tracker import LocalTrainingProgress, TrainingProgressSchema
 from hivemind.p2p import PeerID
 from hivemind.utils import ValueWithExpiration, get_dht_time
@@ -22,10 +21,12 @@ from hivemind.utils.multiaddr import Multiaddr
 from pydantic import ValidationError
 
 from ttt.errors import InvalidInput, SwarmError
+from ttt.swarm.gate import Gate
 from ttt.swarm.generation import Announcement
 from ttt.swarm.processes import become_child, tie_daemon
 from ttt.swarm.records import owner_of
-from ttt.swarm.validation import StrictSignatures
+from ttt.swarm.settings import MOST_BATCHES
+from ttt.swarm.validation import RecordRules, StrictSignatures, drop_only_bad_entries
 
 STARTUP_SECONDS = 60.0
 ANNOUNCEMENT_SECONDS = 24 * 3600.0
@@ -63,16 +64,15 @@ def start_dht(
     *,
     identity: Path,
     key: RSAPrivateKey,
-    run: str,
     listen: Sequence[str] = (),
     announce: Sequence[str] = (),
     client_mode: bool = False,
     use_relay: bool = True,
     required: bool = True,
-    validators: Sequence[RecordValidatorBase] = (),
 ) -> SwarmDHT:
     """Join the network; SwarmError says why that failed. `required`: without any initial peer it is a failure."""
     check_addresses(initial_peers)
+    drop_only_bad_entries()
     network: dict[str, Any] = {"use_auto_relay": use_relay and client_mode, "use_relay": use_relay}
     if client_mode:
         network |= {"host_maddrs": None, "no_listen": True}
@@ -85,7 +85,7 @@ def start_dht(
             client_mode=client_mode,
             identity_path=str(identity),
             check_if_identity_free=False,  # the folder's lock sees to that, and the check takes seconds
-            record_validators=[StrictSignatures(key), *validators],
+            record_validators=[StrictSignatures(key)],
             startup_timeout=STARTUP_SECONDS,
             ensure_bootstrap_success=required,
             nat_port_map=False,
@@ -150,8 +150,10 @@ def read_progress(dht: hivemind.DHT, run_prefix: str) -> list[LocalTrainingProgr
     return [LocalTrainingProgress.parse_obj(entry.value) for entry in entries if entry.value is not None]
 
 
-def progress_validator(run_prefix: str) -> SchemaValidator:
-    return SchemaValidator(TrainingProgressSchema, prefix=run_prefix)
+def guard(dht: hivemind.DHT, run_prefix: str, gate: Gate, global_batch: int) -> None:
+    """From now on this node accepts records of the run only where they are well-formed and their owner may speak."""
+    rules = RecordRules(run_prefix, gate, max_samples=MOST_BATCHES * global_batch)
+    dht.add_validators([SchemaValidator(TrainingProgressSchema, prefix=run_prefix), rules])
 
 
 def find_donors(dht: hivemind.DHT, run_prefix: str) -> list[str]:

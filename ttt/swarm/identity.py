@@ -39,7 +39,7 @@ def load_identity(folder: Path) -> tuple[Path, RSAPrivateKey]:
 def peer_id_of(public_key: bytes) -> str:
     """libp2p id (base58) of an RSA key in OpenSSH's format, as DHT records name their owners."""
     import base58
-    import multihash
+    import multihash  # type: ignore[import-untyped]
     from cryptography.hazmat.primitives import serialization
     from hivemind.proto import crypto_pb2
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import hivemind
 import torch
-from hivemind.averaging.control import StepControl
+from hivemind.averaging.control import AveragingStage, StepControl
 from hivemind.compression import (
     BlockwiseQuantization,
     CompressionBase,
@@ -28,8 +28,9 @@ from torch import Tensor
 
 from ttt.errors import Cancelled
 from ttt.swarm.averagers import SwarmGradientAverager, SwarmPowerSGDAverager, SwarmStateAverager
+from ttt.swarm.dht import read_progress
 from ttt.swarm.gate import Gate
-from ttt.swarm.settings import AveragingSection, Compression
+from ttt.swarm.settings import MOST_BATCHES, AveragingSection, Compression
 from ttt.swarm.state import initialize, is_finite, parameters_of
 from ttt.swarm.status import RoundRecord
 
@@ -78,9 +79,10 @@ def compression(name: Compression) -> CompressionBase:
     return SizeAdaptiveCompression(threshold=RUN_THRESHOLD, less=Float16Compression(), greater_equal=large)
 
 
-def averager_options(settings: AveragingSection, gate: Gate | None) -> dict[str, Any]:
-    """Of both averagers, beyond what hivemind's Optimizer passes on."""
+def averager_options(settings: AveragingSection, gate: Gate | None, max_weight: float = 1.0) -> dict[str, Any]:
+    """Of both averagers, beyond what hivemind's Optimizer passes on. Parameters weigh 1 each, gradients by samples."""
     return {
+        "max_weight": max_weight,
         "request_timeout": settings.request_timeout,
         "target_group_size": settings.group_size or None,
         "allow_state_sharing": False,  # until there is a state to share
@@ -108,8 +110,15 @@ def make_state_keeper(
     )
 
 
+class _LeftBehind(Exception):
+    """The others finished the round without us."""
+
+
 class SwarmOptimizer(hivemind.Optimizer):
     """Trains with others; `step()` after each micro-batch."""
+
+    scheduled_grads: StepControl | None
+    scheduled_state: StepControl | None
 
     def __init__(
         self,
@@ -129,6 +138,7 @@ class SwarmOptimizer(hivemind.Optimizer):
         self.hooks, self.trainee, self._gate, self.settings = hooks, trainee, gate, settings
         self.failed_rounds: list[RoundRecord] = []
         self.refused_gradients = 0
+        self._behind, self._asked, self._round_epoch = False, 0.0, 0
         gradients: Any = SwarmGradientAverager
         if settings.power_sgd_rank:
             torch.manual_seed(0)  # the factors must begin alike on all peers
@@ -153,7 +163,7 @@ class SwarmOptimizer(hivemind.Optimizer):
             load_state_timeout=settings.averaging_timeout,
             grad_compression=compression(settings.gradients),
             state_averaging_compression=compression(settings.state),
-            grad_averager_factory=partial(gradients, **averager_options(settings, gate)),
+            grad_averager_factory=partial(gradients, **averager_options(settings, gate, MOST_BATCHES * global_batch)),
             averager_opts=averager_options(settings, gate),
             tracker_opts={
                 "private_key": key,
@@ -172,7 +182,7 @@ class SwarmOptimizer(hivemind.Optimizer):
         return SwarmStateAverager(
             dht=self.dht,
             names=self.trainee.names,
-            on_step=self.hooks.stepped,
+            on_step=self._on_step,
             prefix=f"{self.run_id}_state_averager",
             min_matchmaking_time=self.matchmaking_time,
             allreduce_timeout=self.allreduce_timeout,
@@ -186,6 +196,10 @@ class SwarmOptimizer(hivemind.Optimizer):
             start=True,
             **kwargs,
         )
+
+    def _on_step(self, epoch: int) -> None:
+        if not self._behind:
+            self.hooks.stepped(epoch)
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         if self.auxiliary and self.local_epoch < self.tracker.global_epoch - 1:
@@ -252,19 +266,67 @@ class SwarmOptimizer(hivemind.Optimizer):
 
     def _update_global_epoch(self, grad_scaler: Any) -> None:
         self.hooks.averaging()
-        super()._update_global_epoch(grad_scaler)
+        try:
+            super()._update_global_epoch(grad_scaler)
+        except _LeftBehind:
+            self._give_up_round()
+            if self.auxiliary:
+                self._jump_to(self.local_epoch + 1)
+            else:
+                self.load_state_from_peers()
 
-    def _average_gradients_and_load_into_optimizer(self, maybe_step_control: StepControl | None) -> None:
-        epoch, began = self.local_epoch, time.time()
-        super()._average_gradients_and_load_into_optimizer(maybe_step_control)
-        if maybe_step_control is not None and not _succeeded(maybe_step_control):
-            self.failed_rounds.append(
-                RoundRecord(
-                    kind="gradients", epoch=epoch, time=time.time(), seconds=time.time() - began, group_size=1,
-                    received=0, gathered=0, sent_bytes=0, received_bytes=0,
-                    failed="no group was found, or it broke up; this peer's own gradients were used",
-                )
-            )  # fmt: skip
+    def _should_load_state_from_peers(self) -> bool:
+        if self._behind:  # noticed in the background, in delayed mode
+            self._give_up_round()
+            return True
+        return super()._should_load_state_from_peers()
+
+    def _begin_averaging_gradients(self, grad_scaler: Any) -> bool:
+        self._round_epoch = self.local_epoch
+        return super()._begin_averaging_gradients(grad_scaler)
+
+    def _average_gradients_and_load_into_optimizer(self, control: StepControl | None) -> None:
+        """hivemind's, but a peer whose group left without it does not go on alone: it takes over their state."""
+        epoch, began = self._round_epoch, time.time()
+        if control is not None:
+            self._await_round(control, epoch)
+        super()._average_gradients_and_load_into_optimizer(control)
+        if control is not None and not _succeeded(control):
+            self._note_failure(epoch, began, "no group was found, or it broke up; this peer's own gradients were used")
+
+    def _await_round(self, control: StepControl, epoch: int) -> None:
+        """Until the round is over, or the others are seen to have finished it without us."""
+        began = time.time()
+        while not control.done() and time.time() - began < self.averaging_timeout:
+            time.sleep(0.05)
+            late = time.time() - began > self.matchmaking_time
+            if late and control.stage == AveragingStage.LOOKING_FOR_GROUP and self._others_finished(epoch):
+                control.cancel()
+                self._note_failure(epoch, began, "the others had averaged already; this peer's gradients were lost")
+                self._behind = True
+                raise _LeftBehind
+
+    def _others_finished(self, epoch: int) -> bool:
+        """Whether a peer that others can reach reports a later epoch (asked at most once a second)."""
+        if time.time() - self._asked < 1.0:
+            return False
+        self._asked = time.time()
+        known = read_progress(self.dht, self.run_id)
+        return any(peer.epoch > epoch and not peer.client_mode for peer in known)
+
+    def _give_up_round(self) -> None:
+        self._behind = False
+        if self.scheduled_state is not None and not self.scheduled_state.done():
+            self.scheduled_state.cancel()
+        self.scheduled_grads = self.scheduled_state = None
+
+    def _note_failure(self, epoch: int, began: float, why: str) -> None:
+        self.failed_rounds.append(
+            RoundRecord(
+                kind="gradients", epoch=epoch, time=time.time(), seconds=time.time() - began, group_size=1,
+                received=0, gathered=0, sent_bytes=0, received_bytes=0, failed=why,
+            )
+        )  # fmt: skip
 
     def _load_averaged_gradients_into_optimizer_(self) -> None:
         """Gradients that are not finite become zero: every groupmate received the same, so all stay together."""

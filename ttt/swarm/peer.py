@@ -25,6 +25,7 @@ from ttt.swarm.dht import (
     SwarmDHT,
     find_donors,
     find_run,
+    guard,
     prefix,
     reconnect,
     start_dht,
@@ -133,6 +134,10 @@ class Peer:
         self._bad_losses = 0
         self._reports_lock = threading.Lock()
 
+    @property
+    def prefix(self) -> str:
+        return prefix(self.settings.run.name, self.generation)
+
     def run(self) -> None:
         """From nothing to a clean end."""
         with ExitStack() as stack:
@@ -142,12 +147,14 @@ class Peer:
             self.reporter.say("connecting", "joining the network")
             self.dht = stack.enter_context(self._dht())
             self.generation = self._wait_for_run().generation
+            guard(self.dht, self.prefix, self.gate, self.settings.batch.global_batch)
             task = load_task(self.settings, bundle, device, remember=True)
             check_shared_memory(task.parameters)
             self._wait_for_donor()
             self.optimizer = stack.enter_context(self._swarm_optimizer(task))
             stack.enter_context(_signals(self.stop))  # hivemind has set its own
-            self.optimizer.load_state_from_peers()
+            if not self.options.auxiliary:
+                self.optimizer.load_state_from_peers()
             stack.enter_context(self._looking_around())
             self.epoch = _Epoch()
             if self.options.auxiliary:
@@ -297,7 +304,7 @@ class Peer:
         options = self.options
         path, self.key = load_identity(options.folder)
         dht = start_dht(
-            options.initial_peers, identity=path, key=self.key, run=self.settings.run.name,
+            options.initial_peers, identity=path, key=self.key,
             listen=[f"/ip4/{options.host}/tcp/{options.port}"], announce=options.announce,
             client_mode=options.client, use_relay=options.relay,
         )  # fmt: skip
@@ -313,7 +320,7 @@ class Peer:
         self.reporter.say("connecting", "preparing to average with others")
         optimizer = SwarmOptimizer(
             dht=self.dht,
-            run_prefix=prefix(self.settings.run.name, self.generation),
+            run_prefix=self.prefix,
             trainee=task.trainee(),
             settings=self.settings.averaging,
             global_batch=self.settings.batch.global_batch,
@@ -350,8 +357,7 @@ class Peer:
         return found
 
     def _wait_for_donor(self) -> None:
-        run = prefix(self.settings.run.name, self.generation)
-        while not find_donors(self.dht, run):
+        while not find_donors(self.dht, self.prefix):
             self.reporter.say(
                 "waiting for a donor",
                 "neither the coordinator nor any peer offers the state of the run; a peer never begins a run by itself",

@@ -50,7 +50,8 @@ class Reporter:
         """Count rounds of averaging, and explain those that were not clean."""
         for record in records:
             append_record(self.folder, record)
-            done = {"rounds": self.status.rounds + 1, "clean_rounds": self.status.clean_rounds + record.clean}
+            clean = self.status.clean_rounds + record.clean
+            done: dict[str, Any] = {"rounds": self.status.rounds + 1, "clean_rounds": clean}
             if record.kind == "gradients":
                 done |= {"group_size": record.group_size, "received": record.received}
             self.update(**done)
@@ -84,6 +85,8 @@ def explain(record: RoundRecord) -> str:
             f"{where}{record.failed}. Often? Raise matchmaking_time or averaging_timeout in the run file, or the "
             "global batch, so that steps last at least three matchmaking times"
         )
+    if record.refused:
+        return f"{where}unusable data was left out: {'; '.join(record.refused[:3])}"
     share = min(record.received, record.gathered)
     return (
         f"{where}only {share:.0%} of the data arrived from a group of {record.group_size}: a peer left or was too "
@@ -93,5 +96,5 @@ def explain(record: RoundRecord) -> str:
 
 def quiet_hivemind() -> None:
     """hivemind's logs are for developers; ours say the same to people. TTT_HIVEMIND_LOG=INFO brings them back."""
-    level = os.environ.get("TTT_HIVEMIND_LOG", "ERROR").upper()
+    level = os.environ.get("TTT_HIVEMIND_LOG", "CRITICAL").upper()
     logging.getLogger("hivemind").setLevel(level)

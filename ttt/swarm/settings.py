@@ -14,6 +14,8 @@ from ttt.config import DalleConfig
 from ttt.errors import InvalidInput
 
 NAME = r"[a-z0-9][a-z0-9-]{0,62}"
+MOST_BATCHES = 2
+"""Global batches that one peer can honestly claim for one step: all of it, and what it did not know to be enough."""
 Compression = Literal["8-bit", "blockwise-8-bit", "16-bit", "none"]
 
 

@@ -107,12 +107,16 @@ class RoundRecord(_Record):
     sent_bytes: int
     received_bytes: int
     peers: list[str] = Field(default_factory=list)
+    weights: dict[str, float] = Field(default_factory=dict)
+    """What each groupmate's parts weighed (samples) in the averages that this peer made."""
+    refused: list[str] = Field(default_factory=list)
+    """"PEER: REASON" of everything unusable that came; it counts as received, with weight 0."""
     failed: str = ""
     """Why there was no average at all; empty where there was."""
 
     @property
     def clean(self) -> bool:
-        return not self.failed and self.received == 1 and self.gathered == 1
+        return not self.failed and not self.refused and self.received == 1 and self.gathered == 1
 
 
 class EpochRecord(_Record):
