@@ -139,6 +139,8 @@ def _steps(
             ours.run(options.steps)
             if peer and asks:
                 theirs.append(peer.ask(do="step"))
+        if peer and asks:
+            peer.ask(do="ready", batch=1)  # lets go of its caches
         row = ours.row() | {"bytes_s": bytes_moved(weights, prompt, b) / bytes_s}
         row["gflop_s"] = b * flop_per_code(weights.config) / row["step_s"] / 1e9
         if theirs:
@@ -148,8 +150,6 @@ def _steps(
             row["times_faster_cpu"] = statistics.median(t["cpu"] for t in theirs) / our_cpu
         rows.append(row)
         _print_row(row)
-    if peer:
-        peer.ask(do="ready", batch=1)  # lets go of the largest caches
     return rows
 
 

@@ -41,7 +41,8 @@ class DallePytorch:
             optimize_for_inference=True,
         ).eval()  # fmt: skip
         self.text = torch.randint(1, sizes["num_text_tokens"], (1, sizes["text_seq_len"]))
-        self.codes = torch.randint(0, sizes["num_image_tokens"], (1, fmap * fmap // 2 + 1))
+        self.half_way = fmap * fmap // 2
+        self.codes = torch.randint(0, sizes["num_image_tokens"], (1, fmap * fmap))
         self.half: dict[Any, Any] = {}
 
     def prefill(self) -> None:
@@ -49,18 +50,18 @@ class DallePytorch:
 
     def ready(self, batch: int) -> None:
         """The caches of one candidate after half of its codes, once for every candidate."""
-        self.batch = batch
+        self.batch, self.painted = batch, self.half_way
         self.caches: dict[Any, Any] = {}
         if not self.half:
-            self.dalle(self.text, self.codes[:, :-1], cache=self.half)
+            self.dalle(self.text, self.codes[:, : self.painted], cache=self.half)
         self.caches = {key: repeated(value, batch) for key, value in self.half.items()}
 
     def step(self) -> None:
         from dalle_pytorch.dalle_pytorch import gumbel_sample, top_k
 
-        cache = {key: deque(value) if isinstance(value, deque) else value for key, value in self.caches.items()}
-        b = self.batch
-        logits = self.dalle(self.text.expand(b, -1), self.codes.expand(b, -1), cache=cache)[:, -1]
+        self.painted += 1
+        text, codes = self.text.expand(self.batch, -1), self.codes[:, : self.painted].expand(self.batch, -1)
+        logits = self.dalle(text, codes, cache=self.caches)[:, -1]
         gumbel_sample(top_k(logits, thres=0.97), temperature=1.0, dim=-1)
 
     def bytes_held(self) -> int:

@@ -48,8 +48,8 @@ def test_running_out_of_memory_halves_the_pieces_and_goes_on(error: Exception):
             raise error
         done.extend(piece)
 
-    finish(Crew(30, 12, work, CPU, min_piece=100))
-    assert sorted(done) == list(range(30))
+    finish(Crew(36, 12, work, CPU, min_piece=100))
+    assert sorted(done) == list(range(36))
     assert tried[:3] == [12, 6, 3]
     assert tried.count(12) == 1, "a size that failed is not tried again"
 
@@ -127,6 +127,14 @@ def test_the_number_of_threads_of_the_process_is_left_as_it_was():
         assert seen == [2]
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("size", "pieces"), [(128, [64, 64]), (110, [32] * 4), (50, [22] * 5 + [18])])
+def test_where_memory_is_short_the_pieces_are_of_a_size(size: int, pieces: list[int]):
+    """Not 55, 55 and 18: the last would read all weights for a few candidates, with the other core idle."""
+    done: list[int] = []
+    finish(Crew(128, size, lambda piece, crew: done.append(len(piece)), CPU, cores=2))
+    assert sorted(done, reverse=True) == pieces
 
 
 @pytest.mark.parametrize(("candidates", "threads"), [(1, 1), (7, 1), (8, 2), (15, 3), (16, 4), (128, 4)])

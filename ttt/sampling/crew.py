@@ -48,7 +48,8 @@ class Crew:
         cores = cores or (torch.get_num_threads() if device.type == "cpu" else 1)
         self.threads = max(1, min(cores, self.size // min_piece))
         self.inner_threads = max(1, cores // self.threads)
-        self.limit = -(-self.size // self.threads)
+        rounds = -(-count // self.size)  # equal pieces: a small one at the end takes nearly as long as a large one
+        self.limit = -(-count // (rounds * self.threads)) if count else 1
         self._todo = deque([range(count)])
         self._closed = False
         self._failure: BaseException | None = None
