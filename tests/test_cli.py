@@ -172,6 +172,5 @@ def test_help_starts_at_once(arguments: list[str]) -> None:
 
 def test_help_lists_only_what_works() -> None:
     text = run("--help").stdout
-    assert "generate" in text
-    assert "convert" in text
-    assert not [word for word in ("encode", "train", "peer", "coordinator") if f"  {word} " in text]
+    for command in ("generate", "convert", "encode", "train"):
+        assert f"  {command} " in text
