@@ -25,9 +25,12 @@ STYLE = """<style>
 .calc-limit { position: absolute; top: 0; bottom: 0; width: 0; border-left: 2px dashed var(--body-text-color); }
 .calc-key { display: flex; flex-wrap: wrap; gap: 4px 14px; margin: 10px 0; font-size: 13px; }
 .calc-key b { display: inline-block; width: 11px; height: 11px; border-radius: 2px; margin-right: 5px; }
-.calc table { border-collapse: collapse; width: 100%; font-size: 14px; margin: 6px 0; }
-.calc th, .calc td { text-align: right; padding: 4px 8px; border-bottom: 1px solid var(--border-color-primary); }
-.calc th:first-child, .calc td:first-child { text-align: left; }
+.gradio-container .calc table { border-collapse: collapse; width: 100%; font-size: 14px; margin: 6px 0; border: 0; }
+.gradio-container .calc :is(th, td) { text-align: right; padding: 4px 8px; border: 0;
+  border-bottom: 1px solid var(--border-color-primary); }
+.gradio-container .calc :is(th, td):first-child { text-align: left; }
+.gradio-container .calc th[scope=row] { font-weight: 400; }
+.gradio-container .calc tr:last-child > th[scope=row]:not(.calc-plain *) { font-weight: 600; }
 .calc-scroll { overflow-x: auto; }
 .calc-verdict { padding: 14px 16px; border-radius: 8px; border: 1px solid var(--border-color-primary); }
 .calc-verdict strong { font-size: 20px; color: inherit; }
@@ -38,8 +41,11 @@ STYLE = """<style>
 .calc svg { width: 100%; height: auto; display: block; }
 .calc svg text { fill: var(--body-text-color); font-size: 12px; }
 .calc-curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); gap: 16px; }
-.calc h2 { margin: 14px 0 6px; font-size: 16px; font-weight: 600; }
+.gradio-container .calc h2 { margin: 14px 0 6px; font-size: 16px; font-weight: 600; }
 .calc-row { display: contents; }
+#calc-verdict { z-index: 20; }
+@media (max-width: 768px) { #calc-verdict { position: sticky; top: 0; } .calc-verdict { padding: 8px 12px; }
+  .gradio-container .calc-verdict strong { font-size: 16px; } .gradio-container .calc-verdict { font-size: 13px; } }
 .calc .sr-only { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 @media (max-width: 560px) { .calc-bars { display: block; }
   .calc-row { display: grid; grid-template-columns: 1fr max-content; gap: 2px 8px; margin-bottom: 8px; }

@@ -60,7 +60,7 @@ def as_html(m: MemoryEstimate) -> str:
     )
     head = '<tr><th scope="col">number</th><th scope="col">formula</th><th scope="col">source</th></tr>'
     return (
-        '<div class="calc calc-scroll" tabindex="0" role="region" aria-label="Formulas">'
+        '<div class="calc calc-plain calc-scroll" tabindex="0" role="region" aria-label="Formulas">'
         f"<table>{head}{rows}</table></div>"
     )
 

@@ -27,13 +27,14 @@ Component = gr.components.Component
 def build_tab() -> None:
     """Make the tab inside the current gr.Blocks, and its endpoint `/estimate_memory`."""
     with gr.Row(elem_id="calc-examples"):
-        examples = {label: gr.Button(value=label, size="sm") for label in EXAMPLES}
+        examples = {label: gr.Button(value=label, size="sm", min_width=140) for label in EXAMPLES}
+    said = gr.HTML(elem_id="calc-verdict")
     with gr.Row(elem_id="calculator"):
         with gr.Column(scale=4, min_width=300):
             controls = _controls()
             filled = _model_sources(controls)
         with gr.Column(scale=7, min_width=300):
-            outputs = list(_outputs().values())
+            outputs = [said, *_outputs().values()]
             _comparison(controls)
     inputs, names = set(controls.values()), list(controls)
 
@@ -148,9 +149,8 @@ def _more(c: dict[str, Component]) -> None:
 
 
 def _outputs() -> dict[str, Component]:
-    """What an answer is shown in; the order is that of `_show`."""
+    """What an answer is shown in, the verdict apart; the order is that of `_show`."""
     o: dict[str, Component] = {}
-    o["verdict"] = gr.HTML(elem_id="calc-verdict")
     o["bars"] = gr.HTML(elem_id="calc-bars")
     o["advice"] = gr.HTML(elem_id="calc-advice")
     o["curves"] = gr.HTML(elem_id="calc-curves")

@@ -33,7 +33,7 @@ def as_html(markdown: str | None = None) -> str:
             out.append(f"<h2>{escape(title)}</h2>")
         elif line.strip():
             out.append(f"<p>{escape(line.replace('`', ''))}</p>")
-    return f'<div class="calc">{"".join(out)}</div>'
+    return f'<div class="calc calc-plain">{"".join(out)}</div>'
 
 
 def _row(line: str, *, first: bool, title: str) -> list[str]:

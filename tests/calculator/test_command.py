@@ -48,6 +48,15 @@ def test_a_config_file_is_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert json.loads(capsys.readouterr().out)["architecture"]["hidden"] == 64
 
 
+def test_a_family_with_its_dimensions_is_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--family", "vit", "--hidden", "384", "--heads", "6", "--feed-forward", "1536", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["architecture"]["hidden"] == 384
+    assert main(["--family", "rnn"]) == 2
+    assert main(["--hidden", "384"]) == 2
+    assert main(["--family", "gpt2", "--heads", "7"]) == 2
+    assert "belong to a family" in capsys.readouterr().err
+
+
 def test_the_largest_sizes_fit_and_the_next_ones_do_not() -> None:
     device, setup = find_device("T4"), TrainingSetup(optimizer="adam8bit")
     b = largest_batch("gpt2", setup, device)

@@ -137,6 +137,22 @@ def test_a_swarm_sends_what_its_compression_says() -> None:
     assert m.ram_total == 8 * m.parameter_count
 
 
+def test_hiveminds_buffers() -> None:
+    n = estimate("gpt2").parameter_count
+    swarm = TrainingSetup(swarm=True, offload_optimizer=True, delayed_updates=True)
+    own, reused = estimate("gpt2", swarm), estimate("gpt2", replace(swarm, reuse_grad_buffers=True))
+    assert own.gpu_total - reused.gpu_total == 4 * n  # the accumulators
+    assert own.ram_total == reused.ram_total == 16 * n
+    half = estimate("gpt2", TrainingSetup(swarm=True, precision="pure-bf16"))
+    assert dict(half.ram) == {"averaged weights": 4 * n, "averaged gradients": 2 * n}
+
+
+def test_more_gpus_never_need_more_of_each() -> None:
+    for stage in (1, 2, 3):
+        totals = [estimate("gpt2", TrainingSetup(zero_stage=stage, gpus=k)).gpu_total for k in (2, 4, 8, 64, 1000)]
+        assert totals == sorted(totals, reverse=True)
+
+
 def test_the_gpt2_large_of_the_story_fits_a_12_gb_card_with_8_bit_adam_alone() -> None:
     common = {"gradient_checkpointing": True, "precision": "mixed-fp16", "batch_size": 1}
     eight = estimate("gpt2-large", TrainingSetup(optimizer="adam8bit", **common))

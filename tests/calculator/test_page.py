@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from calculator import CalculatorError, form, page
+from calculator.custom import USED
 from calculator.formulas import lines
 from calculator.report import as_csv, as_dict
+from calculator.validation import as_html, section
 
 
 @pytest.mark.parametrize("name", form.EXAMPLES)
@@ -87,3 +90,22 @@ def test_up_to_three_setups_stand_side_by_side() -> None:
     shown = page.compare_html(forms)
     assert all(name in shown for name in ("gpt2", "bert-base", "t5-small"))
     assert "Keep up to three" in page.compare_html([])
+
+
+def test_every_measured_case_stands_on_the_page() -> None:
+    shown = as_html()
+    assert shown.count("<table>") >= 3
+    for case in ("gpt2-large gradient_checkpointing=True", "gpt-j-6b", "lamb8bit"):
+        assert f'<th scope="row">{case}' in shown
+    assert "not here" in section(Path("nowhere"))
+
+
+def test_hostile_tables_are_escaped() -> None:
+    assert "<img" not in as_html("### <img>\n\n| a<img> | b |\n|---|---:|\n| <img> | 1 |")
+
+
+@pytest.mark.parametrize("family", USED)
+def test_every_family_can_be_had_by_its_dimensions(family: str) -> None:
+    m = form.answer({"model": form.CUSTOM, "family": family}).estimate
+    assert m.model.family == family
+    assert m.parameter_count > 10**7

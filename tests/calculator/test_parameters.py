@@ -8,7 +8,8 @@ import pytest
 import torch
 import transformers as hf
 
-from calculator import PRESETS, TrainingSetup, estimate, parameter_count
+from calculator import PRESETS, CalculatorError, TrainingSetup, custom, estimate, parameter_count
+from calculator.custom import FIELDS, SIZES
 from calculator.hf_config import from_config
 from calculator.simulate import tensors
 
@@ -36,6 +37,39 @@ MODELS: dict[str, tuple[Any, Any]] = {
     "clip": (hf.CLIPConfig(text_config={"num_hidden_layers": 2}, vision_config={"num_hidden_layers": 3}), hf.CLIPModel),
 }  # fmt: skip
 
+SHORT = {"num_hidden_layers": 2, "hidden_size": 256, "num_attention_heads": 8, "intermediate_size": 700}
+MODELS |= {
+    "llama, one key head, tied": (hf.LlamaConfig(**SHORT, num_key_value_heads=1, tie_word_embeddings=True),
+                                  hf.LlamaForCausalLM),
+    "llama with biases": (hf.LlamaConfig(**SHORT, attention_bias=True, mlp_bias=True), hf.LlamaForCausalLM),
+    "mistral, wide heads": (hf.MistralConfig(**SHORT, head_dim=128, num_key_value_heads=2), hf.MistralForCausalLM),
+    "mistral, sliding, tied": (hf.MistralConfig(**SHORT, num_key_value_heads=8, sliding_window=128,
+                                                tie_word_embeddings=True), hf.MistralForCausalLM),
+    "qwen2 tied": (hf.Qwen2Config(**SHORT, num_key_value_heads=2, tie_word_embeddings=True), hf.Qwen2ForCausalLM),
+    "qwen3 with biases, tied": (hf.Qwen3Config(**SHORT, num_key_value_heads=2, head_dim=64, attention_bias=True,
+                                               tie_word_embeddings=True), hf.Qwen3ForCausalLM),
+    "vit without biases": (hf.ViTConfig(**SHORT, image_size=384, patch_size=32, qkv_bias=False, num_labels=10),
+                           hf.ViTForImageClassification),
+    "vit of one channel": (hf.ViTConfig(**SHORT, num_channels=1, image_size=(96, 96)), hf.ViTForImageClassification),
+    "clip, large towers": (
+        hf.CLIPConfig(projection_dim=768, text_config={"hidden_size": 768, "num_attention_heads": 12,
+                      "intermediate_size": 3072, "num_hidden_layers": 2}, vision_config={"hidden_size": 1024,
+                      "num_attention_heads": 16, "intermediate_size": 4096, "patch_size": 14, "num_hidden_layers": 2}),
+        hf.CLIPModel,
+    ),
+    "t5 gated, tied": (hf.T5Config(num_layers=2, num_decoder_layers=4, d_ff=999, feed_forward_proj="gated-silu"),
+                       hf.T5ForConditionalGeneration),
+    "gptj tied": (hf.GPTJConfig(n_layer=2, n_embd=256, n_head=4, tie_word_embeddings=True), hf.GPTJForCausalLM),
+    "gptj inner": (hf.GPTJConfig(n_layer=2, n_embd=256, n_head=4, n_inner=777, rotary_dim=32), hf.GPTJForCausalLM),
+    "gpt2 inner": (hf.GPT2Config(n_layer=2, n_embd=96, n_head=3, n_inner=500), hf.GPT2LMHeadModel),
+    "bert untied": (hf.BertConfig(num_hidden_layers=2, tie_word_embeddings=False), hf.BertForPreTraining),
+}  # fmt: skip
+REFUSED: dict[str, tuple[Any, str]] = {
+    "cross-attention": (hf.GPT2Config(add_cross_attention=True), "add_cross_attention"),
+    "buckets": (hf.T5Config(relative_attention_num_buckets=64), "must be 32"),
+    "oblong": (hf.ViTConfig(image_size=(224, 320)), "no square"),
+}
+
 PUBLISHED = {
     "bert-base": 110_106_428, "bert-large": 336_226_108, "t5-small": 60_506_624, "t5-base": 222_903_552,
     "t5-large": 737_668_096, "t5-3b": 2_851_598_336, "t5-11b": 11_307_321_344, "gpt2": 124_439_808,
@@ -53,6 +87,39 @@ def test_every_tensor_of_a_family_is_counted(name: str) -> None:
         t.name.replace("{}", str(i)): t.shape for t in tensors(from_config(config.to_dict())) for i in range(t.repeat)
     }
     assert ours == real
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_be_counted_wrongly_is_refused(name: str) -> None:
+    config, message = REFUSED[name]
+    with pytest.raises(CalculatorError, match=message):
+        from_config(config.to_dict())
+
+
+CUSTOM = {
+    "gpt2": (hf.GPT2Config, hf.GPT2LMHeadModel), "bert": (hf.BertConfig, hf.BertForPreTraining),
+    "gptj": (hf.GPTJConfig, hf.GPTJForCausalLM), "t5": (hf.T5Config, hf.T5ForConditionalGeneration),
+    "llama": (hf.LlamaConfig, hf.LlamaForCausalLM), "vit": (hf.ViTConfig, hf.ViTForImageClassification),
+    "clip": (hf.CLIPConfig, hf.CLIPModel),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", CUSTOM)
+def test_a_model_by_its_dimensions_is_the_default_of_its_family(family: str) -> None:
+    sizes = {"hidden": 256, "layers": 2, "heads": 4, "feed_forward": 600, "vocabulary": 999, "positions": 64}
+    tower = {"vision_hidden": 128, "vision_layers": 3, "vision_heads": 2, "vision_feed_forward": 300, "projection": 96}
+    config, model = CUSTOM[family]
+    fields = {theirs: {**SIZES, **sizes, **tower}[ours] for theirs, ours in FIELDS[family].items()}
+    if family == "t5":
+        fields["d_kv"] = 64
+    if family == "clip":
+        seen = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 300}
+        fields = {"text_config": fields, "vision_config": {**seen, "patch_size": 16}, "projection_dim": 96}
+    if family == "llama":
+        fields["num_key_value_heads"] = 4
+    with torch.device("meta"):
+        real = sum(p.numel() for p in model(config(**fields)).parameters())
+    assert parameter_count(custom(family, **sizes, **tower)) == real
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
