@@ -47,11 +47,12 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def start(folder: Path, command: list[str], *options: str) -> Server:
-    """The app, answering; another port where somebody else was quicker to take the first."""
+def start(folder: Path, command: list[str], *options: str, **variables: str) -> Server:
+    """The app with these variables of the environment, answering; another port where somebody else was quicker."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     for name in ("SPACE_ID", "TTT_BUNDLE", "TTT_MODEL", "TTT_RESULTS", "GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT"):
         environment.pop(name, None)
+    environment |= variables
     for _ in range(3):
         port, log = free_port(), folder / "server.log"
         with log.open("w") as output:
@@ -79,8 +80,8 @@ def start(folder: Path, command: list[str], *options: str) -> Server:
 
 
 @contextmanager
-def serve(folder: Path, command: list[str], *options: str) -> Iterator[Server]:
-    server = start(folder, command, *options)
+def serve(folder: Path, command: list[str], *options: str, **variables: str) -> Iterator[Server]:
+    server = start(folder, command, *options, **variables)
     try:
         yield server
         assert server.process.poll() is None, f"the app ended:\n{server.log.read_text()}"

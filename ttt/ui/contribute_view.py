@@ -88,7 +88,9 @@ def _of_gpu(place: Place) -> Finding:
 
 
 def _of_model(place: Place, demand: Demand, pace: float) -> list[Finding]:
-    model = f"The model of {demand.title} ({demand.parameters / 1e6:,.1f} M parameters)"
+    millions = demand.parameters / 1e6
+    count = f"{millions:,.1f} M" if millions >= 0.1 else f"{demand.parameters:,}"
+    model = f"The model of {demand.title} ({count} parameters)"
     where = "GPU" if place.gpu else "main"
     if demand.micro_batch:
         found = [Finding("good", f"{model} fits, with micro-batches of {demand.micro_batch}: {size(demand.needs)} of "
@@ -99,7 +101,7 @@ def _of_model(place: Place, demand: Demand, pace: float) -> list[Finding]:
     if place.gpu is None and pace > 0:
         alone = demand.global_batch / pace
         found.append(Finding("note", f"Expect about {pace_words(pace)} on this processor: alone, one step of the run "
-                             f"({demand.global_batch:,} samples) would take it {span(alone)}."))  # fmt: skip
+                             f"({demand.global_batch:,} samples) would take it {span(max(1.0, alone))}."))  # fmt: skip
     if place.shared_memory is not None and place.shared_memory < demand.shared_memory:
         found.append(
             Finding(

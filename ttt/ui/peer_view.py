@@ -53,9 +53,6 @@ def headline(view: View, now: float) -> tuple[str, str]:
 def status_html(view: View, now: float, *, gpu: str = "", share: float | None = None, owner: bool = False) -> str:
     """What everybody may see; addresses are for the owner."""
     left, right = headline(view, now)
-    kind = {"running": "ready", "waiting": "failed", "off": "off", "finished": "off"}.get(view.phase, "loading")
-    if view.phase == "running" and left == "No word from the peer":
-        kind = "failed"
     tiles = "".join(
         f'<div><dt>{label}</dt><dd data-field="{name}">{escape(value)}</dd></div>'
         for name, label, value in figures(view, gpu=gpu, share=share)
@@ -64,11 +61,21 @@ def status_html(view: View, now: float, *, gpu: str = "", share: float | None = 
     because = f" Last failure: {view.reason}" if view.restarts and view.phase == "running" and view.reason else ""
     say = redact(right + restarts + because)
     return (
-        f'<div class="ttt-peer" data-phase="{view.phase}"><p class="ttt-peer-state" data-state="{kind}">'
+        f'<div class="ttt-peer" data-phase="{view.phase}"><p class="ttt-peer-state" data-state="{_light(view, left)}">'
         f'<span class="ttt-dot"></span><strong>{escape(left)}</strong></p>'
         f'<p class="ttt-peer-say">{escape(say if owner else mask(say))}</p>{_bar(view.status, view)}'
         f"<dl>{tiles}</dl></div>"
     )
+
+
+def _light(view: View, words: str) -> str:
+    """Colour of the dot: grey for off, green while it computes, red for trouble, amber else."""
+    if view.phase in ("off", "finished"):
+        return "off"
+    if view.phase == "waiting" or words == "No word from the peer":
+        return "failed"
+    working = view.status is not None and view.status.state in ("computing", "averaging", "helping")
+    return "ready" if view.phase == "running" and working else "loading"
 
 
 def figures(view: View, *, gpu: str = "", share: float | None = None) -> list[tuple[str, str, str]]:
@@ -180,6 +187,8 @@ def size(count: int) -> str:
 
 
 def pace_words(pace: float) -> str:
+    if pace >= 10:
+        return f"{pace:,.0f} samples a second"
     return f"{pace:.1f} samples a second" if pace >= 0.1 else f"one sample in {1 / pace:.0f} s"
 
 

@@ -1,0 +1,264 @@
+"""Contributing as people do it: the real app, coordinator and peer; and strangers who try to interfere."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if sys.platform != "linux":
+    pytest.skip("hivemind is for Linux alone", allow_module_level=True)
+
+from tests.e2e.conftest import Server, serve, start, wait_until
+from tests.support.raw import Raw, signed_in
+from tests.support.swarm import LocalSwarm, processes_of, tiny_run
+from ttt.swarm.launcher import Launcher, View, born
+
+pytestmark = pytest.mark.browser
+APP = str(Path(__file__).parent / "slow_app.py")
+BUTTONS = ("peer-start", "peer-pause", "peer-stop")
+FORWARDED = {"x-forwarded-for": "203.0.113.7"}
+STRANGERS: dict[str, dict[str, str]] = {
+    "through a proxy": FORWARDED,
+    "a proxy that claims loopback": {"x-forwarded-for": "127.0.0.1"},
+    "from the page of another site": {"origin": "https://evil.example"},
+    "by a name that leads here": {"host": "evil.example"},
+}
+TOKEN, PASSWORD = "hf_AbCdEfGhIjKlMnOpQrStUv", "a password of the owner"
+
+
+@dataclass
+class Place:
+    """An app that may be killed and started again, and its peer's folder."""
+
+    server: Server
+    folder: Path
+    options: list[str]
+    launcher: Launcher
+
+    @property
+    def view(self) -> View:
+        return self.launcher.view()
+
+    def restart(self) -> None:
+        """After `kill -9`."""
+        self.server.process.kill()
+        self.server.process.wait()
+        self.server = start(self.folder, [APP, str(self.folder / "diary")], *self.options)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("contribute")
+    launcher = Launcher(folder / "peer")
+    settings = tiny_run(folder, batch={"global_batch": 256})
+    with LocalSwarm(folder / "swarm", settings) as swarm:
+        address = swarm.coordinator().status.addresses[0]
+        options = ["--run", str(swarm.run_file), "--initial-peer", address, "--peer-folder", str(launcher.folder),
+                   "--runs", str(folder / "runs")]  # fmt: skip
+        place = Place(start(folder, [APP, str(folder / "diary")], *options, HF_TOKEN=TOKEN), folder, options, launcher)
+        try:
+            yield place
+        finally:
+            launcher.stop()
+            gone = launcher.wait_until_off(60)
+            place.server.process.kill()
+            place.server.process.wait()
+            assert gone, f"the peer is still {launcher.view().phase}: {launcher.view().reason}"
+
+
+def open_tab(context: Any, server: Server) -> Any:
+    page = context.new_page()
+    page.goto(server.url + "?tab=contribute")
+    page.locator("#peer-status .ttt-peer").wait_for()
+    return page
+
+
+def shown(page: Any, field: str) -> str:
+    return str(page.locator(f"#peer-status [data-field={field}]").inner_text())
+
+
+def interfere(raw: Raw) -> list[str]:
+    """All ways to the buttons; what the server answered to each."""
+    answers = [raw.call("start_peer"), raw.call("stop_peer")]
+    for name in ("start_peer", "stop_peer"):
+        answers += [raw.post(f"{way}/{name}", {"data": [""]}).text for way in ("run", "api")]
+    for button in BUTTONS:
+        events = list(raw.events_on(button))
+        assert events, f"nothing happens at a press of {button}"
+        for number, inputs in events:
+            answers.append(raw.queue(number, *[""] * inputs))
+            answers.append(raw.post("run/predict", {"data": [""] * inputs, "fn_index": number}).text)
+    return answers
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_a_stranger_starts_nothing(place: Place, stranger: str) -> None:
+    answers = interfere(Raw(place.server.url, STRANGERS[stranger]))
+    assert any("Only the owner may do this" in text or "of another site" in text for text in answers)
+    assert not (place.launcher.folder / "order.json").exists()
+    assert place.view.phase == "off"
+
+
+def test_the_owner_lends_this_machine_and_takes_it_back(place: Place, context: Any, browser: Any) -> None:
+    """Start, samples rise, strangers change nothing, the app dies and comes back, Pause, Go on, Stop."""
+    page = open_tab(context, place.server)
+    page.get_by_text("You are at the machine itself").wait_for()
+    page.locator("#place", has_text="its peers reach this one").wait_for()
+    page.get_by_role("button", name="Start", exact=True).click()
+    wait_until(lambda: place.view.work.samples > 0, 120, "the first sample")
+    page.locator("#peer-status", has_text="Computing").or_(
+        page.locator("#peer-status", has_text="Averaging")
+    ).wait_for()
+    first = int(shown(page, "samples").replace(",", ""))
+    wait_until(lambda: int(shown(page, "samples").replace(",", "")) > first, 60, "more samples on the page")
+    assert place.view.order is not None and place.view.order.host == "127.0.0.1"
+    peer, supervisor = place.view.peer, json.loads((place.launcher.folder / "supervision.json").read_text())["pid"]
+    assert os.getsid(peer) == peer != os.getsid(place.server.process.pid)
+
+    for headers in STRANGERS.values():
+        interfere(Raw(place.server.url, headers))
+    time.sleep(1.0)
+    assert place.view.phase == "running" and place.view.peer == peer
+    stranger = browser.new_context(extra_http_headers=FORWARDED)
+    stranger.set_default_timeout(40_000)
+    other = open_tab(stranger, place.server)
+    other.get_by_text("Only the owner may do this").wait_for()
+    assert int(shown(other, "samples").replace(",", "")) > 0
+    assert not other.get_by_role("button", name="Stop", exact=True).and_(other.locator("#peer-stop")).is_visible()
+    assert not other.locator("#peer-log").is_visible()
+    assert "127.0.0.1" not in other.locator("#contribute").inner_text()
+    stranger.close()
+
+    before = place.view.work.samples
+    page.close()
+    place.restart()
+    wait_until(lambda: place.view.work.samples > before, 60, "samples while there was no app")
+    assert place.view.peer == peer
+    page = open_tab(context, place.server)
+    wait_until(lambda: int(shown(page, "samples").replace(",", "")) > before, 60, "the new app finds the peer")
+
+    page.locator("#peer-pause").click()
+    wait_until(lambda: place.view.phase == "paused", 90, "paused")
+    assert born(peer) is None
+    given = place.view.work.samples
+    assert given > before
+    page.locator("#peer-pause", has_text="Go on").click()
+    wait_until(lambda: place.view.peer not in (0, peer) and place.view.work.samples > given, 120, "it goes on")
+
+    peer = place.view.peer
+    page.locator("#peer-stop").click()
+    assert place.launcher.wait_until_off(90)
+    view = place.view
+    assert view.phase == "off" and "owner" in view.reason
+    assert view.status is not None and view.status.state == "stopped"
+    page.locator("#peer-status", has_text="Off").wait_for()
+    assert shown(page, "samples") == f"{view.work.samples:,}" and view.work.samples > given
+    assert not processes_of(peer) and not processes_of(supervisor)
+
+
+def test_the_owner_may_by_name_too_and_a_killed_supervisor_takes_its_peer_along(place: Place) -> None:
+    raw = Raw(place.server.url)
+    before = place.view.work.samples
+    assert '"phase": "off"' not in (said := raw.call("start_peer")), said
+    assert "runs already" in raw.call("start_peer")
+    wait_until(lambda: place.view.work.samples > before, 120, "samples")
+    given, peer = place.view.work.samples, place.view.peer
+    os.kill(json.loads((place.launcher.folder / "supervision.json").read_text())["pid"], signal.SIGKILL)
+    wait_until(lambda: not processes_of(peer), 90, "the peer leaves")
+    assert place.view.phase == "off" and "supervisor was killed" in place.view.reason
+    assert place.view.work.samples >= given
+
+
+def test_tokens_are_nowhere(place: Place) -> None:
+    """Of the environment, in no file of the peer, in no log and on no page."""
+    raw = Raw(place.server.url)
+    texts = [path.read_bytes() for path in place.launcher.folder.rglob("*") if path.is_file()]
+    texts += [path.read_bytes() for path in (place.folder / "swarm").rglob("*.json")]
+    texts += [place.server.log.read_bytes(), json.dumps(raw.config()).encode()]
+    texts += [raw.queue(number, *[""] * inputs).encode() for number, inputs in raw.events_on("peer-stop")]
+    assert len(texts) > 8
+    assert not any(TOKEN.encode() in text for text in texts)
+
+
+# -- a Space ----------------------------------------------------------------------------------------------------------
+
+SECRET = "client-secret-of-the-space"
+SPACE = {
+    "SYSTEM": "spaces", "SPACE_ID": "anna/demo", "SPACE_AUTHOR_NAME": "anna", "SPACE_CREATOR_USER_ID": "id-of-anna",
+    "SPACE_HOST": "anna-demo.hf.space", "OAUTH_CLIENT_ID": "client", "OAUTH_CLIENT_SECRET": SECRET,
+    "OAUTH_SCOPES": "openid profile", "OPENID_PROVIDER_URL": "https://huggingface.co", "HF_TOKEN": TOKEN,
+    "TTT_OWNER_PASSWORD": PASSWORD,
+}  # fmt: skip
+ABOUT = {"name": "Somebody", "profile": "https://huggingface.co/somebody", "picture": "", "orgs": []}
+ANNA = {**ABOUT, "preferred_username": "anna", "sub": "id-of-anna"}
+BERT = {**ABOUT, "preferred_username": "bert", "sub": "id-of-bert"}
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The app as a Space runs it; no run is set up, so that the owner gets as far as the question for one."""
+    folder = tmp_path_factory.mktemp("space")
+    options = ["--host", "127.0.0.1", "--runs", str(folder / "runs"), "--peer-folder", str(folder / "peer")]
+    with serve(folder, [APP, str(folder / "diary")], *options, **SPACE) as server:
+        yield server
+
+
+def as_user(server: Server, user: dict[str, Any] | None, *, secret: str = SECRET, hours: float = 1.0) -> Raw:
+    cookie = signed_in(user, secret, expires_at=time.time() + 3600 * hours) if user else {}
+    return Raw(server.url, {**FORWARDED, "host": "anna-demo.hf.space", **cookie})
+
+
+def test_the_owner_of_a_space_may(space: Server) -> None:
+    raw = as_user(space, ANNA)
+    assert "the address of the run is missing" in raw.call("start_peer")
+    numbers = list(raw.events_on("peer-start"))
+    answers = [raw.queue(number, *[""] * inputs) for number, inputs in numbers]
+    assert any("the address of the run is missing" in text for text in answers), answers
+
+
+@pytest.mark.parametrize(
+    ("who", "raw"),
+    [
+        ("anonymous", lambda server: as_user(server, None)),
+        ("another user", lambda server: as_user(server, BERT)),
+        ("a forged session", lambda server: as_user(server, ANNA, secret="guessed")),
+        ("a session that ran out", lambda server: as_user(server, ANNA, hours=-1)),
+    ],
+)  # fmt: skip
+def test_nobody_else_may_in_a_space(space: Server, who: str, raw: Any) -> None:
+    answers = interfere(raw(space))
+    assert not any("of the run is missing" in text for text in answers), who
+    assert "Only the owner of this Space" in answers[0] or "belongs to anna" in answers[0]
+    assert not (space.log.parent / "peer").exists()
+
+
+def test_the_password_opens_a_space_for_scripts(space: Server) -> None:
+    data = ["", "", "", 0, 0, "", 0, 0, False, 0]
+    assert "the address of the run is missing" in as_user(space, None).call("start_peer", *data, PASSWORD)
+    assert "not the owner's password" in as_user(space, None).call("start_peer", *data, PASSWORD[:-1])
+
+
+def test_a_space_tells_its_secrets_to_nobody(space: Server) -> None:
+    raw = as_user(space, ANNA)
+    texts = [space.log.read_text(), json.dumps(raw.config())]
+    texts += [raw.queue(number, *[""] * inputs) for number, inputs in raw.events_on("peer-start")]
+    for secret in (TOKEN, PASSWORD, SECRET, "hf_secretsecretsecret"):
+        assert not any(secret in text for text in texts)
+
+
+def test_a_visitor_of_a_space_can_duplicate_it(space: Server, context: Any) -> None:
+    page = open_tab(context, space)
+    link = page.get_by_role("link", name="Duplicate this Space")
+    assert link.get_attribute("href") == "https://huggingface.co/spaces/anna/demo?duplicate=true"
+    assert page.locator("#sign-in").is_visible()
+    assert "by the hour" in page.locator("#lend").inner_text()
+    assert not page.locator("#peer-start").is_visible()

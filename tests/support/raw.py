@@ -1,0 +1,67 @@
+"""Gradio's endpoints as an attacker calls them: bare HTTP, by name, by number and through the raw queue."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+
+@dataclass
+class Raw:
+    """Requests to one app with the same headers and cookies."""
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def post(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
+        return httpx.post(f"{self.url}gradio_api/{path}", json=body, headers=dict(self.headers), timeout=60)
+
+    def call(self, name: str, *data: Any) -> str:
+        """POST /call/NAME; the text of its events."""
+        answer = self.post(f"call/{name}", {"data": list(data)})
+        if answer.status_code != 200:
+            return answer.text
+        path = f"{self.url}gradio_api/call/{name}/{answer.json()['event_id']}"
+        return httpx.get(path, headers=dict(self.headers), timeout=60).text
+
+    def queue(self, fn_index: int, *data: Any) -> str:
+        """POST /queue/join by number; the last message of the queue."""
+        session = secrets.token_hex(8)
+        answer = self.post("queue/join", {"data": list(data), "fn_index": fn_index, "session_hash": session})
+        if answer.status_code != 200:
+            return answer.text
+        path = f"{self.url}gradio_api/queue/data?session_hash={session}"
+        with httpx.stream("GET", path, headers=dict(self.headers), timeout=60) as stream:
+            for line in stream.iter_lines():
+                if "process_completed" in line or "unexpected_error" in line:
+                    return line
+        return ""
+
+    def config(self) -> dict[str, Any]:
+        return dict(httpx.get(f"{self.url}config", headers=dict(self.headers), timeout=60).json())
+
+    def events_on(self, elem_id: str) -> Iterator[tuple[int, int]]:
+        """(number, count of inputs) of every event that a component sets off."""
+        config = self.config()
+        ids = {part["id"] for part in config["components"] if part["props"].get("elem_id") == elem_id}
+        for event in config["dependencies"]:
+            if any(target[0] in ids for target in event["targets"]):
+                yield event["id"], len(event["inputs"])
+
+
+def signed_in(user: Mapping[str, Any], secret: str, *, expires_at: float) -> dict[str, str]:
+    """The cookie of a session as Gradio's server signs it after a sign-in (`gradio.oauth`, Starlette's sessions)."""
+    from base64 import b64encode
+    from hashlib import sha256
+
+    from itsdangerous import TimestampSigner
+
+    info = {"access_token": "hf_" + "secretsecretsecret", "scope": "openid profile", "expires_at": expires_at}
+    session = json.dumps({"oauth_info": {**info, "userinfo": dict(user)}}).encode()
+    key = sha256(f"{secret}-v4".encode()).hexdigest()
+    return {"cookie": f"session={TimestampSigner(key).sign(b64encode(session)).decode()}"}
