@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ttt.bundle import Bundle
@@ -19,30 +19,43 @@ from ttt.errors import CheckpointError, SwarmError
 from ttt.hub import find_bundle
 from ttt.swarm import averagers
 from ttt.swarm.averagers import SwarmStateAverager
-from ttt.swarm.checkpoints import Checkpoint, CheckpointStore, load_state, only
+from ttt.swarm.checkpoints import BUNDLE, FOLDER, Checkpoint, CheckpointStore, load_state, only
 from ttt.swarm.dht import (
     SwarmDHT,
     announce_run,
     guard,
     prefix,
-    read_progress,
     reconnect,
     start_dht,
     visible_addresses,
 )
 from ttt.swarm.gate import Gate, OpenGate
 from ttt.swarm.generation import Announcement, read_generation, write_generation
+from ttt.swarm.history import HISTORY_FILE, History
+from ttt.swarm.history_types import Checkpoint as HistoryCheckpoint
 from ttt.swarm.identity import load_identity
+from ttt.swarm.metrics import Monitor
 from ttt.swarm.optimizer import make_state_keeper
 from ttt.swarm.peer import _signals
-from ttt.swarm.processes import check_machine, check_shared_memory, own_folder, sockets_in_own_folder
+from ttt.swarm.processes import (
+    check_machine,
+    check_shared_memory,
+    leave_out_compiler,
+    own_folder,
+    sockets_in_own_folder,
+)
+from ttt.swarm.progress import read_progress
+from ttt.swarm.records import read_all
 from ttt.swarm.reporter import Reporter, quiet_hivemind
 from ttt.swarm.run_file import read_run_file
 from ttt.swarm.settings import RunSettings
 from ttt.swarm.status import write_atomically
 from ttt.swarm.task import Task, load_task
+from ttt.swarm.uploader import Uploader
 
-PROGRESS_SECONDS = 2.0
+LOOK_SECONDS = 5.0
+UPLOAD_SECONDS = 120.0
+"""That an upload under way may take once the coordinator is asked to stop."""
 ANNOUNCE_SECONDS = 60.0
 LOOK_AROUND_SECONDS = 15.0
 PEERS_FILE = "peers.json"
@@ -67,6 +80,7 @@ def run_coordinator(options: CoordinatorOptions, gate: Gate | None = None) -> No
     check_machine()
     settings = read_run_file(options.run)
     quiet_hivemind()
+    leave_out_compiler()
     with own_folder(options.folder), sockets_in_own_folder():
         reporter = Reporter(
             options.folder,
@@ -93,6 +107,8 @@ class Coordinator:
         self.stop = threading.Event()
         self.folder = options.folder
         self.store = CheckpointStore(self.folder, settings.run.name, settings.checkpoints)
+        policy = settings.checkpoints
+        self.uploader = Uploader(policy.hub_repo, policy.hub_every_seconds, self._uploaded)
         self.announcement = read_generation(self.folder) or Announcement(generation=0, founded=time.time())
 
     @property
@@ -107,6 +123,8 @@ class Coordinator:
             check_shared_memory(task.parameters // 2)
             self.reporter.say("connecting", "opening the network")
             self.dht = stack.enter_context(self._dht())
+            self.history = stack.enter_context(self._history())
+            self.monitor = Monitor(self.history, self.settings.batch.global_batch)
             self.keeper = stack.enter_context(self._keeper(task))
             stack.enter_context(_signals(self.stop))  # hivemind has set its own
             self._begin(bundle, task)
@@ -114,6 +132,7 @@ class Coordinator:
             self._watch(bundle, task)
             self.reporter.say("stopping", "writing a last checkpoint")
             self._checkpoint(bundle, task)
+            self.uploader.wait(UPLOAD_SECONDS)
 
     def _begin(self, bundle: Bundle, task: Task) -> None:
         """Take the newest of: what the swarm holds, the newest checkpoint, the first weights."""
@@ -129,7 +148,7 @@ class Coordinator:
             how = "founded the run, from its first weights"
             self._save(bundle, task)
         self._offer()
-        announce_run(self.dht, self.settings.run.name, self.key, self.announcement)
+        announce_run(self.dht, self.settings.run.name, self.announcement)
         self.reporter.say("watching", how)
 
     def _newest_checkpoint(self) -> Checkpoint | None:
@@ -143,12 +162,12 @@ class Coordinator:
 
     def _watch(self, bundle: Bundle, task: Task) -> None:
         announced = looked = saved = time.monotonic()
-        while not self.stop.wait(PROGRESS_SECONDS):
+        while not self.stop.wait(min(LOOK_SECONDS, self.settings.metrics.every_seconds)):
             self._look()
             now = time.monotonic()
             if now - announced >= ANNOUNCE_SECONDS:
                 announced = now
-                announce_run(self.dht, self.settings.run.name, self.key, self.announcement)
+                announce_run(self.dht, self.settings.run.name, self.announcement)
             if now - looked >= LOOK_AROUND_SECONDS:
                 looked = now
                 self._keep_company()
@@ -157,14 +176,21 @@ class Coordinator:
                 self._checkpoint(bundle, task)
 
     def _look(self) -> None:
-        """What the peers report just now."""
-        peers = read_progress(self.dht, self.prefix)
-        epoch = max((peer.epoch for peer in peers), default=self.keeper.local_epoch)
+        """Read what the peers report, believe what can be believed, and write it down."""
+        progress = read_progress(self.dht, self.prefix, self.settings.batch.global_batch)
+        reading = read_all(self.dht, self.prefix)
+        if not progress.answered or not reading.answered:
+            self.reporter.problem("the network did not answer in time")
+            return
+        epoch = progress.epoch if progress.peers else self.keeper.local_epoch
+        point = self.monitor.observe(reading, replace(progress, epoch=epoch), time.time())
         self.reporter.update(
             epoch=epoch,
-            peers=len(peers),
-            swarm_samples=sum(peer.samples_accumulated for peer in peers if peer.epoch == epoch),
-            samples_per_second=sum(peer.samples_per_second for peer in peers),
+            peers=progress.peers,
+            swarm_samples=progress.samples_accumulated,
+            samples_per_second=(point.samples_per_second if point else None) or 0.0,
+            loss=point.loss if point else None,
+            learning_rate=point.learning_rate if point else None,
         )
 
     def _checkpoint(self, bundle: Bundle, task: Task) -> None:
@@ -178,11 +204,32 @@ class Coordinator:
         self._save(bundle, task)
 
     def _save(self, bundle: Bundle, task: Task) -> None:
+        before = {one.path for one in self.store.all()}
         try:
             saved = self.store.save(self.keeper.state(copy=True), task.dalle, bundle, self.announcement.generation)
-            self.reporter.update(checkpoint=str(saved.path))
         except CheckpointError as error:
             self.reporter.problem(str(error))
+            return
+        self.reporter.update(checkpoint=str(saved.path))
+        if saved.path not in before:
+            self.history.add_checkpoint(self._described(saved))
+        self.history.forget_checkpoints(self._name(path) for path in before - {one.path for one in self.store.all()})
+        self.uploader.offer(saved)
+
+    def _described(self, saved: Checkpoint) -> HistoryCheckpoint:
+        samples = saved.epoch * self.settings.batch.global_batch
+        checksum = saved.manifest.files[f"{BUNDLE}/dalle.safetensors"]
+        loss = self.reporter.status.loss
+        return HistoryCheckpoint(saved.manifest.time, saved.epoch, samples, loss, self._name(saved.path), checksum)
+
+    def _name(self, path: Path) -> str:
+        return str(path.relative_to(self.folder))
+
+    def _uploaded(self, name: str, text: str) -> None:
+        if name:
+            self.history.set_checkpoint_url(f"{FOLDER}/{name}", text)
+        else:
+            self.reporter.problem(text)
 
     def _offer(self) -> None:
         self.keeper.state_sharing_priority = self.keeper.local_epoch
@@ -195,6 +242,12 @@ class Coordinator:
         now = [address for address in connected(self.dht) if address not in known]
         if now:
             write_atomically(self.folder / PEERS_FILE, json.dumps([*now, *known][:MAX_KNOWN_PEERS]).encode())
+
+    def _history(self) -> History:
+        run = self.settings.run
+        return History(
+            self.folder / HISTORY_FILE, run.name, title=run.title, target_batch_size=self.settings.batch.global_batch
+        )
 
     @contextmanager
     def _dht(self) -> Iterator[SwarmDHT]:

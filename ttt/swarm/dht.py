@@ -13,7 +13,7 @@ from typing import Any
 import hivemind
 from hivemind.dht.node import DHTNode
 from hivemind.dht.schema import SchemaValidator
-from hivemind.optim.progress_tracker import LocalTrainingProgress, TrainingProgressSchema
+from hivemind.optim.progress_tracker import TrainingProgressSchema
 from hivemind.p2p import PeerID
 from hivemind.utils import ValueWithExpiration, get_dht_time
 from hivemind.utils.crypto import RSAPrivateKey
@@ -35,6 +35,9 @@ ANNOUNCEMENT_SECONDS = 24 * 3600.0
 
 class SwarmDHT(hivemind.DHT):
     """A DHT whose processes die with this one."""
+
+    signer: StrictSignatures
+    """Signs this node's records."""
 
     def run(self) -> None:
         become_child(self._parent_pid)
@@ -78,19 +81,22 @@ def start_dht(
         network |= {"host_maddrs": None, "no_listen": True}
     else:
         network |= {"host_maddrs": list(listen), "announce_maddrs": list(announce) or None}
+    signer = StrictSignatures(key)
     try:
-        return SwarmDHT(
+        dht = SwarmDHT(
             initial_peers=list(initial_peers),
             start=True,
             client_mode=client_mode,
             identity_path=str(identity),
             check_if_identity_free=False,  # the folder's lock sees to that, and the check takes seconds
-            record_validators=[StrictSignatures(key)],
+            record_validators=[signer],
             startup_timeout=STARTUP_SECONDS,
             ensure_bootstrap_success=required,
             nat_port_map=False,
             **network,
         )
+        dht.signer = signer
+        return dht
     except Exception as error:
         raise SwarmError(_why_not(str(error), initial_peers, listen)) from None
 
@@ -119,11 +125,11 @@ def get_record(dht: hivemind.DHT, key: str, timeout: float = 10.0) -> dict[Any, 
     return found.value if found is not None and isinstance(found.value, dict) else None
 
 
-def announce_run(dht: hivemind.DHT, run: str, key: RSAPrivateKey, announcement: Announcement) -> bool:
+def announce_run(dht: SwarmDHT, run: str, announcement: Announcement) -> bool:
     """Store it where every peer looks; False where the network did not take it."""
     future = dht.store(
         f"{run}_run",
-        subkey=StrictSignatures(key).local_public_key,
+        subkey=dht.signer.local_public_key,
         value=announcement.model_dump(),
         expiration_time=get_dht_time() + ANNOUNCEMENT_SECONDS,
         return_future=True,
@@ -142,12 +148,6 @@ def find_run(dht: hivemind.DHT, run: str, coordinators: Sequence[str]) -> Announ
             if owner_of(subkey) in coordinators:
                 found.append(Announcement.model_validate(entry.value))
     return max(found, key=lambda one: one.generation, default=None)
-
-
-def read_progress(dht: hivemind.DHT, run_prefix: str) -> list[LocalTrainingProgress]:
-    """What every peer says of itself, as hivemind's peers publish it."""
-    entries = (get_record(dht, f"{run_prefix}_progress") or {}).values()
-    return [LocalTrainingProgress.parse_obj(entry.value) for entry in entries if entry.value is not None]
 
 
 def guard(dht: hivemind.DHT, run_prefix: str, gate: Gate, global_batch: int) -> None:

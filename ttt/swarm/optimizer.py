@@ -28,8 +28,8 @@ from torch import Tensor
 
 from ttt.errors import Cancelled
 from ttt.swarm.averagers import SwarmGradientAverager, SwarmPowerSGDAverager, SwarmStateAverager
-from ttt.swarm.dht import read_progress
 from ttt.swarm.gate import Gate
+from ttt.swarm.progress import CautiousTracker, read_progress
 from ttt.swarm.settings import MOST_BATCHES, AveragingSection, Compression
 from ttt.swarm.state import initialize, is_finite, parameters_of
 from ttt.swarm.status import RoundRecord
@@ -197,6 +197,12 @@ class SwarmOptimizer(hivemind.Optimizer):
             **kwargs,
         )
 
+    def _make_progress_tracker(self, target_batch_size: int, **kwargs: Any) -> CautiousTracker:
+        return CautiousTracker(
+            dht=self.dht, prefix=self.run_id, target_batch_size=target_batch_size, client_mode=self.client_mode,
+            status_loglevel=self.status_loglevel, start=True, **kwargs,
+        )  # fmt: skip
+
     def _on_step(self, epoch: int) -> None:
         if not self._behind:
             self.hooks.stepped(epoch)
@@ -311,8 +317,7 @@ class SwarmOptimizer(hivemind.Optimizer):
         if time.time() - self._asked < 1.0:
             return False
         self._asked = time.time()
-        known = read_progress(self.dht, self.run_id)
-        return any(peer.epoch > epoch and not peer.client_mode for peer in known)
+        return read_progress(self.dht, self.run_id, self.target_batch_size).epoch > epoch
 
     def _give_up_round(self) -> None:
         self._behind = False

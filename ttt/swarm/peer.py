@@ -10,11 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ttt import __version__
 from ttt.bundle import Bundle
 from ttt.errors import Cancelled, InvalidInput, TTTError
 from ttt.hub import find_bundle
@@ -36,7 +39,15 @@ from ttt.swarm.gate import Gate, OpenGate
 from ttt.swarm.generation import Announcement
 from ttt.swarm.identity import load_identity
 from ttt.swarm.optimizer import Hooks, SwarmOptimizer
-from ttt.swarm.processes import check_machine, check_shared_memory, own_folder, sockets_in_own_folder
+from ttt.swarm.processes import (
+    check_machine,
+    check_shared_memory,
+    leave_out_compiler,
+    own_folder,
+    sockets_in_own_folder,
+)
+from ttt.swarm.publisher import Publisher
+from ttt.swarm.records import describe
 from ttt.swarm.reporter import Reporter, quiet_hivemind
 from ttt.swarm.run_file import read_run_file
 from ttt.swarm.settings import RunSettings
@@ -86,6 +97,7 @@ def run_peer(options: PeerOptions, gate: Gate | None = None) -> None:
     settings = read_run_file(options.run)
     _check(options)
     quiet_hivemind()
+    leave_out_compiler()
     with own_folder(options.folder), sockets_in_own_folder():
         reporter = Reporter(
             options.folder,
@@ -156,6 +168,7 @@ class Peer:
             if not self.options.auxiliary:
                 self.optimizer.load_state_from_peers()
             stack.enter_context(self._looking_around())
+            self.publisher = stack.enter_context(closing(self._publisher(device)))
             self.epoch = _Epoch()
             if self.options.auxiliary:
                 self._help()
@@ -171,12 +184,14 @@ class Peer:
         for batch in task.batches(options.micro_batch, seed):
             if self._should_leave():
                 return
+            started = time.monotonic()
             loss = step.backward(batch)
             if self._loss_is_good(loss):
                 size = len(batch.text)
                 self.epoch.samples += size
                 self.epoch.losses += loss * size
                 counted += size
+                self.publisher.computed(size, loss, time.monotonic() - started)
                 self.reporter.update(
                     samples=self.reporter.status.samples + size,
                     samples_per_second=counted / (time.monotonic() - began),
@@ -207,7 +222,9 @@ class Peer:
 
     def _take_reports(self) -> None:
         with self._reports_lock:
-            self.reporter.rounds(self.optimizer.take_reports())
+            records = self.optimizer.take_reports()
+            self.reporter.rounds(records)
+            self.publisher.averaged(records)
 
     def _tell_progress(self) -> None:
         sent, received = self.optimizer.traffic()
@@ -346,6 +363,14 @@ class Peer:
             optimizer.shutdown()
             watchdog.cancel()
 
+    def _publisher(self, device: torch.device) -> Publisher:
+        options = self.options
+        return Publisher(
+            self.reporter, self.dht, self.prefix, self.dht.signer, self.settings.metrics.every_seconds,
+            micro_batch=0 if options.auxiliary else options.micro_batch, client_mode=options.client,
+            auxiliary=options.auxiliary, device=describe(device_name(device), 60), software=f"ttt {__version__}",
+        )  # fmt: skip
+
     def _wait_for_run(self) -> Announcement:
         coordinators = [address.rpartition("/p2p/")[2] for address in self.options.initial_peers]
         while (found := find_run(self.dht, self.settings.run.name, coordinators)) is None:
@@ -388,6 +413,13 @@ class Peer:
             if found is not None and found.generation > self.generation:
                 self.why_left, self.begin_anew = "the run was rolled back; joining it anew", True
                 self.stop.set()
+
+
+def device_name(device: torch.device) -> str:
+    """In words, for the leaderboard."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"{device.type.upper()}, {os.cpu_count()} cores"
 
 
 @contextmanager

@@ -1,0 +1,206 @@
+"""Checkpoints: whole or not there, checked, few; and states that fit, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.swarm import tiny_run
+from tests.support.tiny import tiny_dalle, write_tiny_bundle
+from ttt import TextToImage
+from ttt.errors import CheckpointError, InvalidInput, SwarmError
+from ttt.swarm.backup import compare_backups, load_backup, save_backup
+from ttt.swarm.checkpoints import CheckpointStore, damaged, load_state, only, read_checkpoint, to_keep
+from ttt.swarm.generation import Announcement, read_generation, write_generation
+from ttt.swarm.processes import own_folder
+from ttt.swarm.rollback import roll_back
+from ttt.swarm.settings import CheckpointSection, OptimizerSection
+from ttt.swarm.state import TrainingState, initialize, is_finite, parameters_of, restore, snapshot
+from ttt.swarm.task import make_optimizer
+from ttt.train.optimizer import parameter_groups
+
+NAMES = [name for name, _ in tiny_dalle().named_parameters()]
+POLICY = CheckpointSection(keep_last=2, keep_hourly=0, keep_daily=0)
+
+
+def trained(name: str = "lamb8bit", steps: int = 3) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """A tiny model after a few steps on noise, in the order of the model's parameters."""
+    dalle = tiny_dalle().train()
+    settings = OptimizerSection.model_validate({"name": name, "bias_correction": name != "adamw"})
+    optimizer = make_optimizer([{"params": list(dalle.parameters()), "weight_decay": 0.1}], settings)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        for p in dalle.parameters():
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+    return dalle, optimizer
+
+
+def state_of(epoch: int = 3, name: str = "lamb8bit") -> TrainingState:
+    return snapshot(trained(name)[1], NAMES, epoch, copy=True)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> object:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.mark.parametrize("name", ["lamb8bit", "lamb", "adamw"])
+def test_a_state_moves_to_another_optimizer_bit_for_bit(name: str) -> None:
+    state, (_, other) = state_of(7, name), trained(name, steps=1)
+    different = snapshot(other, NAMES, 0).tensors
+    assert any(not torch.equal(different[key], value) for key, value in state.tensors.items())
+    restore(other, NAMES, state)
+    again = snapshot(other, NAMES, 7)
+    assert again.scalars == state.scalars
+    assert again.tensors.keys() == state.tensors.keys()
+    assert all(torch.equal(again.tensors[key], value) for key, value in state.tensors.items())
+    generator = torch.Generator().manual_seed(1)
+    gradients = [torch.randn(p.shape, generator=generator) for p in parameters_of(other)]
+    one, two = trained(name)[1], other
+    for optimizer in (one, two):  # and both go on alike
+        for p, g in zip(parameters_of(optimizer), gradients, strict=True):
+            p.grad = g
+        for group in optimizer.param_groups:
+            group["step"] = 7
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(parameters_of(one), parameters_of(two), strict=True))
+
+
+@pytest.mark.parametrize("name", ["lamb8bit", "adamw"])
+def test_making_the_statistics_changes_nothing(name: str) -> None:
+    dalle = tiny_dalle()
+    before = [p.detach().clone() for p in dalle.parameters()]
+    settings = OptimizerSection.model_validate({"name": name, "weight_decay": 0.9})
+    optimizer = initialize(make_optimizer(parameter_groups(dalle, 0.9), settings))
+    assert all(torch.equal(a, b) for a, b in zip(before, dalle.parameters(), strict=True))
+    assert optimizer.param_groups[0]["lr"] == settings.learning_rate
+    assert all(optimizer.state[p] for p in parameters_of(optimizer))
+    assert all(float(s.get("step", 0)) == 0 for s in optimizer.state.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda t: t.pop(next(iter(t))), "another model or optimizer"),
+        (lambda t: t.update(extra=torch.zeros(1)), "extra"),
+        (lambda t: t.update({k: v[..., :1] for k, v in list(t.items())[:1]}), "expected"),
+        (lambda t: t.update({k: v.double() for k, v in list(t.items())[:1]}), "float64"),
+        (lambda t: t.update({k: v * float("nan") for k, v in list(t.items())[:1]}), "NaN"),
+        (lambda t: t.update({k: v + float("inf") for k, v in list(t.items())[-1:]}), "infinity"),
+    ],
+)
+def test_a_state_that_does_not_fit_changes_nothing(change: object, told: str) -> None:
+    state = state_of()
+    change(state.tensors)  # type: ignore[operator]
+    _, optimizer = trained(steps=1)
+    before = snapshot(optimizer, NAMES, 0, copy=True)
+    with pytest.raises(CheckpointError, match=told):
+        restore(optimizer, NAMES, state)
+    after = snapshot(optimizer, NAMES, 0)
+    assert all(torch.equal(after.tensors[key], value) for key, value in before.tensors.items())
+
+
+def test_finite_means_every_element() -> None:
+    good = [torch.ones(3), torch.zeros(2, 2), torch.arange(4, dtype=torch.uint8)]
+    assert is_finite(good)
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        assert not is_finite([*good, torch.tensor([0.0, bad])])
+
+
+def test_a_checkpoint_paints_while_it_is_kept_and_gives_the_state_back(tmp_path: Path, bundle: object) -> None:
+    store, state = CheckpointStore(tmp_path, "tiny", POLICY), state_of(12)
+    saved = store.save(state, tiny_dalle(), bundle, generation=1)  # type: ignore[arg-type]
+    assert (store.root / "latest").read_text() == saved.path.name == "step-00000012"
+    pipe = TextToImage.from_pretrained(saved.bundle)
+    weights = dict(pipe.dalle.named_parameters())
+    assert all(torch.equal(weights[n], state.tensors[f"parameters/{n}"]) for n in NAMES)
+    loaded = only(load_state(store.newest()), NAMES)  # type: ignore[arg-type]
+    assert (loaded.epoch, loaded.scalars) == (12, state.scalars)
+    assert all(torch.equal(loaded.tensors[key], value) for key, value in state.tensors.items())
+    assert loaded.tensors.keys() == state.tensors.keys()
+
+
+def test_damage_is_seen_and_an_older_checkpoint_taken(tmp_path: Path, bundle: object) -> None:
+    store = CheckpointStore(tmp_path, "tiny", POLICY)
+    old, new = (store.save(state_of(e), tiny_dalle(), bundle, generation=0) for e in (1, 2))  # type: ignore[arg-type]
+    assert store.newest() == new
+    weights = new.bundle / "dalle.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1  # one bit
+    weights.write_bytes(data)
+    assert damaged(new) == weights
+    with pytest.raises(CheckpointError, match="dalle.safetensors"):
+        load_state(new)
+    assert store.newest() == old
+    (old.path / "manifest.json").write_text("{}")
+    assert read_checkpoint(old.path) is None
+    assert store.newest() is None
+
+
+def test_a_writer_that_dies_leaves_no_half_checkpoint(tmp_path: Path, bundle: object) -> None:
+    store, state = CheckpointStore(tmp_path, "tiny", POLICY), state_of(5)
+    broken = replace(state, scalars={"x": object()})  # type: ignore[dict-item]
+    with pytest.raises(TypeError):
+        store.save(broken, tiny_dalle(), bundle, generation=0)  # type: ignore[arg-type]
+    assert store.all() == []
+    assert list(store.root.iterdir()) == []
+    (store.root / ".step-00000005.partial").mkdir()  # and one of a killed process is in nobody's way
+    assert store.save(state, tiny_dalle(), bundle, generation=0).epoch == 5  # type: ignore[arg-type]
+
+
+def test_the_policy_keeps_the_last_ones_and_one_an_hour_and_a_day() -> None:
+    minute = 60.0
+    times = [1_000_000 * 86_400 + index * 10 * minute for index in range(3 * 144)]  # three days, every ten minutes
+    policy = CheckpointSection(keep_last=2, keep_hourly=3, keep_daily=2)
+    kept = sorted(to_keep(times, policy))
+    last = len(times) - 1
+    assert kept == [287, last - 12, last - 6, last - 1, last]
+    assert to_keep([], policy) == set()
+    assert to_keep(times, CheckpointSection(keep_last=1, keep_hourly=0, keep_daily=0)) == {last}
+
+
+def test_old_checkpoints_are_forgotten(tmp_path: Path, bundle: object) -> None:
+    store = CheckpointStore(tmp_path, "tiny", POLICY)
+    for epoch in (1, 2, 3):
+        store.save(state_of(epoch), tiny_dalle(), bundle, generation=0)  # type: ignore[arg-type]
+    assert [one.epoch for one in store.all()] == [2, 3]
+
+
+def test_a_rollback_begins_a_new_generation_and_drops_what_came_later(tmp_path: Path, bundle: object) -> None:
+    settings = tiny_run(tmp_path, checkpoints={"keep_last": 5})
+    folder = tmp_path / "coordinator"
+    store = CheckpointStore(folder, "tiny", settings.checkpoints)
+    for epoch in (10, 20, 30):
+        store.save(state_of(epoch), tiny_dalle(), bundle, generation=0)  # type: ignore[arg-type]
+    write_generation(folder, Announcement(generation=0, founded=1.0))
+    with pytest.raises(CheckpointError, match="there are: 10, 20, 30"):
+        roll_back(folder, settings, 15)
+    with own_folder(folder), pytest.raises(InvalidInput, match="in use"):
+        roll_back(folder, settings, 20)
+    assert roll_back(folder, settings, 20).epoch == 20
+    assert [one.epoch for one in store.all()] == [10, 20]
+    found = read_generation(folder)
+    assert found is not None
+    assert found.generation == 1
+    with pytest.raises(SwarmError, match="not there"):
+        roll_back(tmp_path / "nowhere", settings, 20)
+
+
+def test_a_backup_comes_back_and_only_for_its_generation(tmp_path: Path) -> None:
+    state = state_of(4)
+    assert load_backup(tmp_path) is None
+    save_backup(tmp_path, state, generation=2)
+    assert load_backup(tmp_path, generation=1) is None
+    loaded = load_backup(tmp_path, generation=2)
+    assert loaded is not None
+    assert loaded.epoch == 4
+    assert compare_backups(state, loaded) == 0
+    assert 0 < compare_backups(state, state_of(name="lamb")) < 0.1
+    assert json.loads(json.dumps(loaded.scalars)) == state.scalars
+    (tmp_path / "backup.safetensors").write_bytes(b"broken")
+    assert load_backup(tmp_path) is None

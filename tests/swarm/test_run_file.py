@@ -1,0 +1,110 @@
+"""The run file: what it writes it reads, and what is wrong in it is told with line and field."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from ttt.config import DEMO
+from ttt.errors import InvalidInput
+from ttt.swarm.run_file import new_settings, read_run_file, render, write_run_file
+from ttt.swarm.settings import RunSettings, dalle_config
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    settings = RunSettings.model_validate(
+        {
+            "run": {"name": "cats", "title": 'Cats "and" dogs — ñ'},
+            "model": {"dalle": {"dim": 256, "depth": 17}},
+            "network": {"announce": ["/ip4/203.0.113.5/tcp/8080", "/dns4/example.org/tcp/8080"]},
+            "averaging": {"delayed": True, "matchmaking_time": 2.5, "request_timeout": 1.0},
+        }
+    )
+    path = tmp_path / "deep" / "run.toml"
+    write_run_file(path, settings)
+    assert read_run_file(path) == settings
+    with pytest.raises(InvalidInput, match="exists"):
+        write_run_file(path, settings)
+
+
+def test_every_setting_is_there_with_its_default_and_help() -> None:
+    text = render(RunSettings())
+    values = tomllib.loads(text)
+    defaults = RunSettings().model_dump()
+    assert values == defaults
+    for name in RunSettings.model_fields:
+        for key, field in type(getattr(RunSettings(), name)).model_fields.items():
+            assert field.description, f"[{name}] {key} has no help"
+            assert f"# {field.description}\n{key} = " in text
+
+
+@pytest.mark.parametrize(
+    ("section", "line", "told"),
+    [
+        ("network", 'port = "x"', ["line 3", "[network] port", "valid integer", "'x'"]),
+        ("averaging", "state_evry = 5", ["line 3", "[averaging] state_evry", "unknown", "state_every"]),
+        ("batch", "global_batch = 0", ["line 3", "[batch] global_batch", "greater than or equal to 1", "got 0"]),
+        ("averaging", "request_timeout = 50.0", ["line 2", "[averaging]", "less than matchmaking_time"]),
+        ("run", 'name = "No Spaces"', ["line 3", "[run] name", "No Spaces"]),
+        ("model", "dalle = { dimm = 3 }", ["line 2", "[model]", "no field dimm", "image_fmap_size"]),
+        ("optimizer", "learning_rate = nan", ["line 3", "learning_rate", "finite"]),
+        ("optimizer", "total_steps = 10", ["line 2", "[optimizer]", "warmup_steps must be less than total_steps"]),
+        ("swarm", "x = 1", ["line 2", "swarm", "unknown", "averaging"]),
+    ],
+)
+def test_mistakes_are_told(tmp_path: Path, section: str, line: str, told: list[str]) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(f"# a run\n[{section}]\n{line}\n")
+    with pytest.raises(InvalidInput) as error:
+        read_run_file(path)
+    for part in [str(path), *told]:
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(("content", "told"), [("a = [", "not valid TOML"), ("x" * 70_000, "not a run file")])
+def test_what_is_no_run_file(tmp_path: Path, content: str, told: str) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(content)
+    with pytest.raises(InvalidInput, match=told):
+        read_run_file(path)
+    with pytest.raises(InvalidInput, match="run new"):
+        read_run_file(tmp_path / "other.toml")
+
+
+def test_a_run_file_may_be_a_url(tmp_path: Path) -> None:
+    import functools
+    import threading
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    write_run_file(tmp_path / "run.toml", new_settings("of-a-friend"))
+    (tmp_path / "large").write_bytes(b"#" * 100_000)
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        assert read_run_file(f"{url}/run.toml").run.name == "of-a-friend"
+        with pytest.raises(InvalidInput, match="404"):
+            read_run_file(f"{url}/missing.toml")
+        with pytest.raises(InvalidInput, match="larger"):
+            read_run_file(f"{url}/large")
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("given", "name"), [("My Run!", "my-run"), ("run", "run"), ("***", "my-run")])
+def test_a_name_is_made_to_fit(given: str, name: str) -> None:
+    assert new_settings(given).run.name == name
+
+
+def test_a_run_changes_the_dimensions_that_its_bundle_leaves_free() -> None:
+    bigger = RunSettings.model_validate({"model": {"dalle": {"dim": 256}}})
+    assert dalle_config(bigger, DEMO).dim == 256
+    assert dalle_config(bigger, DEMO).depth == DEMO.depth
+    other_codes = RunSettings.model_validate({"model": {"dalle": {"image_fmap_size": 32}}})
+    with pytest.raises(InvalidInput, match="image_fmap_size must be 8"):
+        dalle_config(other_codes, DEMO)
+    with pytest.raises(ValueError, match="from_bundle must be false"):
+        RunSettings.model_validate({"model": {"dalle": {"dim": 256}, "from_bundle": True}})
