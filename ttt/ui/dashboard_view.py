@@ -104,7 +104,7 @@ def _tiles(run: RunData, p: Progress) -> str:
     samples = p.epoch * p.target_batch_size + p.samples_accumulated
     facts = [
         ("Epoch", f"{p.epoch:,}"),
-        ("Loss", number(p.loss, 4)),
+        ("Loss", _loss(p.loss)),
         ("Samples", number(samples, 4)),
         ("Samples/s", number(p.samples_per_second)),
         ("Active peers", f"{p.peers:,}"),
@@ -114,6 +114,10 @@ def _tiles(run: RunData, p: Progress) -> str:
     ]
     listed = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
     return f'<dl class="ttt-tiles">{listed}</dl>'
+
+
+def _loss(value: float | None) -> str:
+    return number(None) if value is None else LOSS.text(value)
 
 
 def figure(run: RunData, name: str) -> str:
@@ -213,7 +217,7 @@ def checkpoints(run: RunData) -> str:
 def _checkpoint(one: Checkpoint) -> str:
     url = one.url if urlsplit(one.url).scheme == "https" else ""
     link = f'<a href="{escape(url, quote=True)}" rel="noopener nofollow">open</a>' if url else "–"
-    cells = (f"{one.epoch:,}", number(one.samples, 4), number(one.loss, 4), f"<code>{escape(one.checksum[:12])}</code>")
+    cells = (f"{one.epoch:,}", number(one.samples, 4), _loss(one.loss), f"<code>{escape(one.checksum[:12])}</code>")
     return f'<tr><th scope="row">{moment(one.time)}</th>{"".join(f"<td>{c}</td>" for c in cells)}<td>{link}</td></tr>'
 
 

@@ -58,7 +58,7 @@ class Simulation:
 
     def __post_init__(self) -> None:
         rng = random.Random(self.seed)
-        joins = sorted(rng.betavariate(1.0, 2.5) * 0.9 for _ in range(self.peers))
+        joins = sorted(rng.betavariate(1.0, 2.5) * 0.7 for _ in range(self.peers))
         workers = [
             _Worker(rng.choice((3.0, 9.0, 9.0, 30.0, 0.5)) * rng.uniform(0.7, 1.3), rng.random(), start)
             for start in (0.0, *joins[1:])
@@ -130,10 +130,10 @@ class Simulation:
         return folder / HISTORY_FILE
 
     def _who_is_here(self, workers: list[_Worker], part: float, clock: float) -> float:
-        """Their speed together; the first one never sleeps."""
+        """Their speed together; the first ones never sleep."""
         for number, worker in enumerate(workers):
             awake = math.sin(2 * math.pi * (clock / DAY + worker.home)) > -0.55
-            worker.here = worker.joins <= part and (number == 0 or awake)
+            worker.here = worker.joins <= part and (number <= BOASTER or awake)
         return sum(worker.speed for worker in workers if worker.here)
 
     def _point(self, start: float, clock: float, epoch: int, peers: int, speed: float, rng: random.Random) -> Point:

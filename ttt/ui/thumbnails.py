@@ -28,10 +28,10 @@ class Thumbnails:
 
     def of(self, folder: Path, path: str) -> Path | None:
         """The copy of folder/path, made now if need be; None for what is missing, outside or no picture."""
-        base, file = folder.resolve(), (folder / path).resolve()
         try:
+            base, file = folder.resolve(), (folder / path).resolve()
             about = file.stat()
-        except OSError:
+        except (OSError, ValueError):  # a path may hold anything
             return None
         if not file.is_relative_to(base) or not file.is_file() or about.st_size > MAX_BYTES:
             return None
