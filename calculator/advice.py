@@ -41,6 +41,7 @@ TECHNIQUES: tuple[Technique, ...] = (
     Technique("sdpa attention", 0.9, {"attention": "sdpa"}),  # no slower anywhere, and faster on long sequences
     Technique("fused optimizer", 0.99, {"optimizer_implementation": "fused"}),
     Technique("mixed precision (bf16)", 0.7, {"precision": "mixed-bf16"}),
+    Technique("mixed precision (fp16)", 0.7, {"precision": "mixed-fp16"}),  # for GPUs without bfloat16
     Technique("8-bit optimizer", 1.0, {"bits": 8}),  # Dettmers et al. 2021, table 5: no slower than 32-bit
     Technique("gradient checkpointing", 1.33, {"gradient_checkpointing": True}),  # one more forward pass
     Technique("micro-batch 1 with accumulation", 1.2, {"micro": True}),
@@ -62,8 +63,9 @@ def longest_sequence(model: Architecture | str, setup: TrainingSetup, device: De
 def cheapest(model: Architecture | str, setup: TrainingSetup, device: Device, most: int = 3) -> list[Advice]:
     """Sets of techniques that make it fit, the least costly in time first; none of them changes the model."""
     found: list[Advice] = []
-    for chosen in product((False, True), repeat=len(TECHNIQUES)):
-        techniques = list(compress(TECHNIQUES, chosen))
+    offered = [t for t in TECHNIQUES if t.changes.get("precision") != ("mixed-fp16" if device.bf16 else "mixed-bf16")]
+    for chosen in product((False, True), repeat=len(offered)):
+        techniques = list(compress(offered, chosen))
         changed = _with(setup, techniques)
         time = 1.0
         for technique in techniques:
@@ -101,6 +103,10 @@ def _with(setup: TrainingSetup, techniques: list[Technique]) -> TrainingSetup | 
             return None
         changes |= {"batch_size": 1, "accumulation_steps": setup.accumulation_steps * setup.batch_size}
     if any(getattr(setup, name) == value for name, value in changes.items()):
+        return None
+    if "attention" in changes and setup.attention == "auto":  # which is sdpa wherever there is one
+        return None
+    if "precision" in changes and setup.precision != "float32":
         return None
     try:
         return replace(setup, **changes)

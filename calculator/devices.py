@@ -23,6 +23,8 @@ class Device:
     name: str
     gib: float
     unified: bool = False
+    bf16: bool = True
+    """Computes in bfloat16 (from Ampere on)."""
 
     @property
     def bytes(self) -> int:
@@ -30,7 +32,8 @@ class Device:
 
 
 _ALL = (
-    Device("T4", 14.6), Device("P100", 15.9), Device("V100 16GB", 15.8), Device("V100 32GB", 31.7),
+    Device("T4", 14.6, bf16=False), Device("P100", 15.9, bf16=False), Device("V100 16GB", 15.8, bf16=False),
+    Device("V100 32GB", 31.7, bf16=False),
     Device("RTX 3060", 11.8), Device("RTX 3060 Ti", 7.8), Device("RTX 3070", 7.8), Device("RTX 3080", 9.8),
     Device("RTX 3080 Ti", 11.8), Device("RTX 3090", 23.7), Device("RTX 4060", 7.8), Device("RTX 4060 Ti 16GB", 15.7),
     Device("RTX 4070", 11.7), Device("RTX 4080", 15.7), Device("RTX 4090", 23.6), Device("RTX 5060", 7.7),

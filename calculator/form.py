@@ -9,7 +9,7 @@ from typing import Any
 
 from calculator.architectures import Architecture
 from calculator.custom import SIZES, USED, custom
-from calculator.devices import Device, find_device
+from calculator.devices import Device, check_gib, find_device
 from calculator.errors import CalculatorError
 from calculator.hf_config import from_json
 from calculator.memory import MemoryEstimate, estimate
@@ -21,9 +21,9 @@ Form = dict[str, Any]
 
 CUSTOM, CONFIG = "custom dimensions", "config.json"
 DIMENSIONS: Form = {"family": "gpt2", **SIZES}
-MODEL_FIELDS = ("model", "gpu", "config", *DIMENSIONS)
+MODEL_FIELDS = ("model", "gpu", "gib", "config", *DIMENSIONS)
 DEFAULTS: Form = {
-    "model": "gpt2-large", "gpu": "RTX 3060", "config": "", **DIMENSIONS,
+    "model": "gpt2-large", "gpu": "RTX 3060", "gib": 0, "config": "", **DIMENSIONS,
     **{f.name: f.default for f in fields(TrainingSetup)},
     "optimizer": "adamw", "offload_optimizer": "none",
 }  # fmt: skip
@@ -56,7 +56,7 @@ class Answer:
 def answer(form: Mapping[str, Any]) -> Answer:
     """The estimate a form asks for, and that of the same sizes without techniques."""
     form = {**DEFAULTS, **form}
-    model, device, setup = read_model(form), read_device(form["gpu"]), read_setup(form)
+    model, device, setup = read_model(form), read_device(form["gpu"], form["gib"]), read_setup(form)
     plain = TrainingSetup(
         batch_size=setup.batch_size, sequence_length=setup.sequence_length, target_length=setup.target_length,
         attention="auto" if setup.attention == "auto" else "eager",
@@ -64,8 +64,9 @@ def answer(form: Mapping[str, Any]) -> Answer:
     return Answer(estimate(model, setup), estimate(model, plain), device)
 
 
-def read_device(value: Any) -> Device:
-    return find_device(str(value))
+def read_device(gpu: Any, gib: Any = 0) -> Device:
+    """The GPU of this name, or one of one's own with so many GiB."""
+    return check_gib(gib) if gib else find_device(str(gpu))
 
 
 def read_model(form: Mapping[str, Any]) -> Architecture:

@@ -38,11 +38,11 @@ def build_tab() -> None:
             _comparison(controls)
     inputs, names = set(controls.values()), list(controls)
 
-    def show(values: dict[Component, Any], request: gr.Request) -> list[Any]:
-        return _show(_form(controls, values), _address(request))
+    def show_form(values: dict[Component, Any], request: gr.Request) -> list[Any]:
+        return show(_form(controls, values), _address(request))
 
     answer: dict[str, Any] = {
-        "fn": show, "inputs": inputs, "outputs": outputs, "show_progress": "hidden", "api_visibility": "private",
+        "fn": show_form, "inputs": inputs, "outputs": outputs, "show_progress": "hidden", "api_visibility": "private",
         "trigger_mode": "always_last",
     }  # fmt: skip
     for component in controls.values():
@@ -57,7 +57,7 @@ def build_tab() -> None:
         event.then(**{k: v for k, v in answer.items() if k != "trigger_mode"})
 
     def fill(form: Form, request: gr.Request) -> list[Any]:
-        return [*values(form, names), *_show(form, _address(request))]
+        return [*values(form, names), *show(form, _address(request))]
 
     def example(label: str) -> Callable[[gr.Request], list[Any]]:
         def show_example(request: gr.Request) -> list[Any]:
@@ -88,9 +88,9 @@ def _controls() -> dict[str, Component]:
     c: dict[str, Component] = {}
     c["model"] = gr.Dropdown(label="Model", choices=[*PRESETS, CUSTOM, CONFIG], value=d["model"], elem_id="calc-model")
     c["gpu"] = gr.Dropdown(
-        label="GPU", info="or a number of GiB of your own", choices=list(DEVICES), value=d["gpu"],
-        allow_custom_value=True, elem_id="calc-gpu",
-    )  # fmt: skip
+        label="GPU", choices=list(DEVICES), value=d["gpu"], allow_custom_value=True, elem_id="calc-gpu"
+    )
+    c["gib"] = gr.Number(label="GiB of a GPU of your own", info="0: the GPU above", value=0, minimum=0)
     with gr.Accordion(label="Dimensions of your own", open=False, elem_id="calc-dimensions"):
         gr.Markdown(value=f"For the model *{CUSTOM}*; all else as transformers' default configuration of the family.")
         c["family"] = gr.Dropdown(label="Family", choices=list(USED), value=d["family"], elem_id="calc-family")
@@ -149,7 +149,7 @@ def _more(c: dict[str, Component]) -> None:
 
 
 def _outputs() -> dict[str, Component]:
-    """What an answer is shown in, the verdict apart; the order is that of `_show`."""
+    """What an answer is shown in, the verdict apart; the order is that of `show`."""
     o: dict[str, Component] = {}
     o["bars"] = gr.HTML(elem_id="calc-bars")
     o["advice"] = gr.HTML(elem_id="calc-advice")
@@ -167,7 +167,7 @@ def _outputs() -> dict[str, Component]:
     return o
 
 
-def _show(form: Form, base: str) -> list[Any]:
+def show(form: Form, base: str) -> list[Any]:
     """All outputs; refused input is said where the verdict stands, and the rest stays as it was."""
     try:
         a = answer(form)

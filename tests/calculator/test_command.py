@@ -73,3 +73,25 @@ def test_advice_fits_and_the_quickest_comes_first() -> None:
     assert [a.time for a in found] == sorted(a.time for a in found)
     for advice in found:
         assert verdict(estimate("gpt2-large", advice.setup), device) == advice.verdict != "does not fit"
+
+
+def test_advice_changes_something_and_knows_what_a_card_can_do() -> None:
+    for name, precision in (("T4", "fp16"), ("RTX 3060", "bf16")):
+        found = cheapest("gpt2-large", TrainingSetup(batch_size=8), find_device(name))
+        words = {word for advice in found for word in advice.changes}
+        assert f"mixed precision ({precision})" in words
+        assert words & {"mixed precision (fp16)", "mixed precision (bf16)"} == {f"mixed precision ({precision})"}
+        assert "sdpa attention" not in words  # "auto" is sdpa already
+    eager = cheapest("gpt2", TrainingSetup(batch_size=16, attention="eager"), find_device("12"))
+    assert any("sdpa attention" in advice.changes for advice in eager)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["T4", "V100 16GB", "V100 32GB", "P100", "RTX 3060", "RTX 3090", "RTX 4090", "RTX 5090", "L4", "A10G", "A100 40GB",
+     "A100 80GB", "H100", "H200", "B200", "Apple 64GB"],
+)  # fmt: skip
+def test_every_gpu_of_the_list_has_a_verdict(name: str) -> None:
+    device = find_device(name)
+    assert verdict(estimate("bert-base"), device) == "fits"
+    assert verdict(estimate("gpt3-175b"), device) == "does not fit"

@@ -45,12 +45,11 @@ def test_the_verdict_follows_the_gpu_and_the_techniques(context: Any, slow_serve
     choose(page, "GPU", "RTX 3070")
     says(page, "RTX 3070")
     says(page, "It does not fit" if page.locator(".calc-not").count() else "It is tight")
-    gpu = page.get_by_label("GPU", exact=True)
-    gpu.fill("4")
-    gpu.press("Enter")
+    own = page.get_by_label("GiB of a GPU of your own", exact=True)
+    own.fill("4")
     says(page, "It does not fit")
-    gpu.fill("80")
-    gpu.press("Enter")
+    own.fill("80")
+    says(page, "on 80 GiB")
     says(page, "It fits")
     page.get_by_label("Micro-batch", exact=True).fill("0")
     page.get_by_role("alert").filter(has_text="batch_size must be a whole number from 1").wait_for()
@@ -83,6 +82,9 @@ def test_two_setups_side_by_side_and_in_files(context: Any, slow_server: Server)
     says(page, "GPU 2", "#calc-compare")
     page.get_by_role("button", name="Forget them").click()
     says(page, "Keep up to three", "#calc-compare")
+    content = json.loads(downloaded(page, "JSON"))
+    assert content["setup"].get("optimizer", "adamw") == "adamw"  # what is said differs from the defaults
+    assert content["gpu_total"] > content["parameters"] > 0
     assert downloaded(page, "CSV").startswith("setup,model,where,phase,component,bytes")
 
 
