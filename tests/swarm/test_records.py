@@ -272,3 +272,12 @@ def test_towers_of_accents_are_cut() -> None:
 
 def test_a_record_is_plain_json_too() -> None:
     assert json.loads(record("ada").model_dump_json())["name"] == "ada"
+
+
+def test_the_rules_travel_to_the_process_of_the_dht() -> None:
+    """`DHT.add_validators` pickles them, between processes of one machine."""
+    import pickle
+
+    rules = pickle.loads(pickle.dumps(RecordRules(RUN, max_samples=100)))
+    assert rules.validate(dht_record(f"{RUN}_progress", progress()))
+    assert not rules.validate(dht_record(f"{RUN}_progress", progress(epoch=-1)))
