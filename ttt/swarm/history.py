@@ -7,7 +7,6 @@ after a month by the day. Events beyond the newest `MAX_EVENTS` go. Checkpoints,
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -172,6 +171,10 @@ class History:
 def _exclusive(path: Path) -> IO[str]:
     """Hold a lock beside the file for as long as the writer lives."""
     lock = path.with_name(f"{path.name}.lock").open("w")
+    try:
+        import fcntl
+    except ImportError:  # Windows, where no coordinator runs: only a shipped history is unpacked there
+        return lock
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

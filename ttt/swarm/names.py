@@ -32,6 +32,4 @@ def safe_name(name: object, peer_id: str = "") -> str:
     A nameless peer is called by the end of its id.
     """
     shown = clean_text(name, MAX_NAME) or (f"peer {clean_text(peer_id, 64)[-8:]}" if peer_id else "a peer")
-    return "".join(c if c.isalnum() or c in " .,'" or ord(c) > 127 else f"&#{ord(c)};" for c in shown).replace(
-        "'", "&#39;"
-    )
+    return "".join(c if c.isalnum() or c in " .," or ord(c) > 127 else f"&#{ord(c)};" for c in shown)
