@@ -202,10 +202,7 @@ def _traffic(folder: Path, epochs: int, peers: int, compression: str) -> Result:
             wire, at = [network.bytes_of(name) for name in names], time.time()
             for member in members:
                 member.wait(lambda status: status.epoch >= first + epochs, 120.0 * epochs)
-            wire = [
-                tuple(b - a for a, b in zip(x, network.bytes_of(n), strict=True))
-                for x, n in zip(wire, names, strict=True)
-            ]
+            sent = [network.bytes_of(name)[0] - before for name, (before, _) in zip(names, wire, strict=True)]
             rounds = [r for m in members for r in read_rounds(m.folder) if r.time > at and r.group_size == peers]
     per_kind = {
         kind: statistics.mean(r.sent_bytes for r in rounds if r.kind == kind) for kind in ("gradients", "state")
