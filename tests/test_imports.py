@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "pipeline": {"base", "model", "files", "text", "sampling", "painting"},
     "data": {"base", "model", "files", "text", "data"},
     "train": {"base", "model", "files", "text", "sampling", "painting", "pipeline", "data", "train", "calculator"},
-    "swarm": {"base", "model", "files", "text", "sampling", "data", "train", "swarm", "calculator"},
+    "swarm": {"ttt", "base", "model", "files", "text", "sampling", "data", "train", "swarm", "calculator"},
     "ui": {"ttt", "base", "files", "text", "sampling", "painting", "pipeline", "swarm", "ui", "calculator"},
     "command line": {"ttt", "base", "files", "text", "sampling", "painting", "pipeline", "data", "train", "swarm"},
     "calculator": {"calculator"},
