@@ -9,8 +9,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from calculator import PRESETS, Architecture, CalculatorError, MemoryEstimate, TrainingSetup, estimate
-from calculator.advice import cheapest
+from calculator import PRESETS, Architecture, CalculatorError, MemoryEstimate, TrainingSetup, advice, estimate
 from calculator.custom import SIZES, USED, custom
 from calculator.devices import Device, find_device, verdict
 from calculator.hf_config import from_hub, from_json
@@ -31,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     answer = verdict(m, device) if device else None
     if as_json:
-        print(json.dumps(as_dict(m) | ({"device": fits, "verdict": answer} if device else {}), indent=2))
+        print(json.dumps(as_dict(m) | (advice.as_dict(m, device) if device else {}), indent=2))
     else:
         _show(m, device)
     return 1 if answer == "does not fit" else 0
@@ -123,13 +122,19 @@ def _show(m: MemoryEstimate, device: Device | None) -> None:
             f"{m.swarm.seconds:.0f} s at {m.setup.bandwidth_mbit:g} Mbit/s"
         )
     if device:
-        print(f"\n{device.name} ({device.gib:g} GiB): {verdict(m, device)}")
-        if verdict(m, device) == "does not fit":
-            for advice in cheapest(m.model, m.setup, device):
-                print(
-                    f"  {advice.verdict} with {', '.join(advice.changes)}: "
-                    f"{gib(advice.gpu_total)}, a step takes {advice.time:.2f} times as long"
-                )
+        _advise(advice.as_dict(m, device), device)
+
+
+def _advise(said: dict[str, Any], device: Device) -> None:
+    print(f"\n{device.name} ({device.gib:g} GiB): {said['verdict']}")
+    print(f"largest micro-batch that fits: {said['largest_batch'] or 'none'}")
+    if said["longest_sequence"] is not None:
+        print(f"longest sequence that fits: {said['longest_sequence'] or 'none'}")
+    for a in said["advice"]:
+        print(
+            f"  {a['verdict']} with {', '.join(a['changes'])}: "
+            f"{gib(a['gpu_total'])}, a step takes {a['time']:.2f} times as long"
+        )
 
 
 if __name__ == "__main__":

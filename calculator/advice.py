@@ -10,10 +10,12 @@ from typing import Any
 from calculator.architectures import Architecture
 from calculator.devices import Device, Verdict, verdict
 from calculator.errors import CalculatorError
-from calculator.memory import estimate
+from calculator.memory import MemoryEstimate, estimate
 from calculator.setup import TrainingSetup
 
 MOST_BATCH, MOST_SEQUENCE = 1 << 16, 1 << 20
+FIXED_SEQUENCE = ("vit", "dalle")
+"""Families whose sequence follows from their images."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,21 @@ def largest_batch(model: Architecture | str, setup: TrainingSetup, device: Devic
 def longest_sequence(model: Architecture | str, setup: TrainingSetup, device: Device) -> int:
     """The longest sequence that fits (tight counts) and that the model can read; 0 if none does."""
     return _largest(lambda n: _allowed(model, replace(setup, sequence_length=n), device), MOST_SEQUENCE)
+
+
+def as_dict(m: MemoryEstimate, device: Device) -> dict[str, Any]:
+    """The verdict, the largest sizes that fit, and what to do where it does not; JSON-ready."""
+    fixed = m.model.family in FIXED_SEQUENCE
+    word = verdict(m, device)
+    found = cheapest(m.model, m.setup, device) if word == "does not fit" else []
+    return {
+        "gpu": device.name,
+        "verdict": word,
+        "largest_batch": largest_batch(m.model, m.setup, device),
+        "longest_sequence": None if fixed else longest_sequence(m.model, m.setup, device),
+        "advice": [{"changes": list(a.changes), "time": a.time, "verdict": a.verdict, "gpu_total": a.gpu_total,
+                    "ram_total": a.ram_total} for a in found],
+    }  # fmt: skip
 
 
 def cheapest(model: Architecture | str, setup: TrainingSetup, device: Device, most: int = 3) -> list[Advice]:

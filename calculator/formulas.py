@@ -18,8 +18,8 @@ SOURCES = {
     "(aten nll_loss_backward, _log_softmax_backward_data)",
     "temporaries": "gradients of activations on their way; in the step, "
     "torch.optim's foreach makes one number a parameter",
-    "buffers": "rotary angles; hivemind's gradient accumulators (hivemind/optim/grad_averager.py)",
-    "RAM": "hivemind keeps float32 master weights and averaged gradients (optim/state_averager.py); "
+    "buffers": "the batch; rotary angles; hivemind's gradient accumulators (hivemind/optim/grad_averager.py)",
+    "RAM": "hivemind keeps float32 weights and averaged gradients (optim/state_averager.py, grad_averager.py); "
     "DeepSpeed's estimators: max(4 GPUs, 16) N x 1.5",
     "context": "0.3 to 2 GiB by card and driver, and up to 10 % of fragmentation: beside the total, never in it",
 }

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode
 
 from calculator import charts
-from calculator.advice import cheapest, largest_batch, longest_sequence
+from calculator.advice import FIXED_SEQUENCE, cheapest, largest_batch, longest_sequence
 from calculator.applied import sequence_length
 from calculator.devices import verdict
 from calculator.form import (
@@ -68,7 +68,7 @@ def curves_html(a: Answer) -> str:
     m, limit = a.estimate, a.device.bytes
     s, b = sequence_length(m.model, m.setup), m.setup.batch_size
     parts = []
-    if m.model.family not in ("vit", "dalle"):
+    if m.model.family not in FIXED_SEQUENCE:
         most = min(max(2 * s, 512), m.model.positions if m.model.family in ("bert", "gpt2", "clip") else 4 * s)
         steps = sorted({max(1, most * i // 8) for i in range(1, 9)} | {s})
         points = [(x, estimate(m.model, replace(m.setup, sequence_length=x)).gpu_total) for x in steps]
@@ -83,7 +83,7 @@ def advice_html(a: Answer) -> str:
     m, device = a.estimate, a.device
     batch = largest_batch(m.model, m.setup, device)
     lines = [f"Largest micro-batch that fits: <b>{batch or 'none'}</b>."]
-    if m.model.family not in ("vit", "dalle"):
+    if m.model.family not in FIXED_SEQUENCE:
         longest = longest_sequence(m.model, m.setup, device)
         lines.append(f"Longest sequence that fits: <b>{longest or 'none'}</b>.")
     if verdict(m, device) == "does not fit":

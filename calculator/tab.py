@@ -10,9 +10,9 @@ from urllib.parse import urlencode
 
 import gradio as gr
 
-from calculator import formulas, page, validation
+from calculator import advice, formulas, page, validation
 from calculator.custom import SIZES, USED
-from calculator.devices import DEVICES, verdict
+from calculator.devices import DEVICES
 from calculator.errors import CalculatorError
 from calculator.form import CHECKPOINTING, CONFIG, CUSTOM, DEFAULTS, EXAMPLES, MODEL_FIELDS, Form, answer, values
 from calculator.hub import LARGEST_FILE
@@ -237,7 +237,7 @@ def estimate_memory(model: str = "gpt2-large", gpu: str = "RTX 3060", techniques
         gpu: name of a GPU, or a number of GiB
         techniques: fields of TrainingSetup, e.g. {"optimizer": "adam8bit", "batch_size": 4}
     Returns:
-        estimate: every number of the estimate in bytes, and the verdict
+        estimate: every number of the estimate in bytes, the verdict, the largest sizes that fit, and advice
     """
     techniques = techniques or {}
     unknown = sorted(set(techniques) - {f for f in DEFAULTS if f not in MODEL_FIELDS})
@@ -249,7 +249,7 @@ def estimate_memory(model: str = "gpt2-large", gpu: str = "RTX 3060", techniques
         a = answer({**source, "gpu": gpu, **techniques})
     except CalculatorError as error:
         raise gr.Error(message=str(error), print_exception=False) from None
-    return {**as_dict(a.estimate), "gpu": a.device.name, "verdict": verdict(a.estimate, a.device)}
+    return {**as_dict(a.estimate), **advice.as_dict(a.estimate, a.device)}
 
 
 def main() -> None:
@@ -257,7 +257,7 @@ def main() -> None:
         gr.HTML(value="<h1>Memory of training</h1>")
         build_tab()
     theme = gr.themes.Monochrome(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))
-    app.launch(theme=theme, footer_links=["api"], share=False, ssr_mode=False)
+    app.launch(theme=theme, footer_links=["api"], share=False, ssr_mode=False, max_file_size=LARGEST_FILE)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ def test_json_is_the_estimate(capsys: pytest.CaptureFixture[str]) -> None:
     assert answer["parameter_count"] == 124_439_808
     assert answer["ram_total"] == 16 * 124_439_808
     assert answer["verdict"] == "fits"
+    assert answer["largest_batch"] >= 1
+    assert answer["longest_sequence"] == 1024
 
 
 @pytest.mark.parametrize(
