@@ -98,12 +98,16 @@ def _prefill(
     cores = 1 if is_small(weights.config) else None
     prompts: list[Prompt] = []
     ours, theirs = [], []
+
+    def work(piece: range, crew: Crew) -> None:
+        prompts[:] = [prefill(weights, text)]
+
+    def read() -> None:
+        for _ in Crew(1, 1, work, weights.device, cores=cores).run():
+            pass
+
     for i in range(rounds + 1):
-
-        def work(piece: range, crew: Crew) -> None:
-            prompts[:] = [prefill(weights, text)]
-
-        seconds = _timed(lambda work=work: sum(1 for _ in Crew(1, 1, work, weights.device, cores=cores).run()), weights)
+        seconds = _timed(read, weights)
         answer = peer.ask(do="prefill") if peer else {"seconds": 0.0}
         if i:
             ours.append(seconds)
