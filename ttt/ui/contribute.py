@@ -19,7 +19,7 @@ from ttt.ui import view as plain
 from ttt.ui.contribute_errors import redact
 from ttt.ui.contribute_form import FIELDS, Asked, reach_of, read
 from ttt.ui.owner import Owner, Verdict, caller_of
-from ttt.ui.peer_desk import Desk
+from ttt.ui.peer_desk import Desk, with_defaults
 from ttt.ui.shell import Live
 
 TICK_SECONDS = 1.0
@@ -66,15 +66,14 @@ class ContributeTab:
                 self.place = gr.HTML(value="", elem_id="place")
 
     def _lay_out_controls(self) -> None:
-        d = self.desk.defaults
         self.run = gr.Textbox(
-            label="Run", info="Its file, or the URL of its file.", value=d.run, max_length=1000, elem_id="run-file"
+            label="Run", info="Its file, or the URL of its file.", max_length=1000, elem_id="run-file"
         )
         self.initial_peers = gr.Textbox(
-            label="Address", info="The line that the coordinator prints: /ip4/… or /dns4/…", value=d.initial_peers,
+            label="Address", info="The line that the coordinator prints: /ip4/… or /dns4/…",
             lines=2, max_lines=4, max_length=5000, elem_id="run-address",
         )  # fmt: skip
-        self.name = gr.Textbox(label="Your name on the leaderboard", value=d.name, max_length=100, elem_id="peer-name")
+        self.name = gr.Textbox(label="Your name on the leaderboard", max_length=100, elem_id="peer-name")
         with gr.Row(elem_id="peer-go"):
             self.start = gr.Button(value="Start", variant="primary", size="lg", elem_id="peer-start")
             self.pause = gr.Button(value="Pause", size="lg", interactive=False, elem_id="peer-pause")
@@ -95,7 +94,7 @@ class ContributeTab:
                 self.limit = _number("Samples a second", "0: all it can", "peer-limit")
             with gr.Row():
                 self.reachable = gr.Checkbox(
-                    label="Others can reach this machine", value=d.reachable, min_width=120, elem_id="peer-reachable",
+                    label="Others can reach this machine", value=False, min_width=120, elem_id="peer-reachable",
                     info="Its port is open to the Internet.",
                 )  # fmt: skip
                 self.port = _number("Port", "0: any", "peer-port", whole=True)
@@ -103,7 +102,8 @@ class ContributeTab:
         self.form = [by_name[name] for name in FIELDS]
 
     def _wire(self) -> None:
-        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "undocumented"}
+        # Values are checked by our own messages, so that Gradio hands them over as they come.
+        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "undocumented", "preprocess": False}
         pressed = [self.told, *self._moving()]
         self.start.click(fn=self.press_start, inputs=[self.password, *self.form], outputs=pressed, **hidden)
         self.pause.click(fn=self.press_pause, inputs=[self.password, self.pause_hours], outputs=pressed, **hidden)
@@ -121,7 +121,7 @@ class ContributeTab:
         """What happens while the tab is the one shown."""
         refresh = {
             "fn": self.tick, "inputs": [self.password], "outputs": self._moving(), "show_progress": "hidden",
-            "api_visibility": "undocumented",
+            "api_visibility": "undocumented", "preprocess": False,
         }  # fmt: skip
         return Live(self.clock, refresh)
 
@@ -129,7 +129,7 @@ class ContributeTab:
         return [self.status, self.limits, self.trouble, self.log_box, self.log, self.start, self.pause, self.stop]
 
     def _all(self) -> list[Any]:
-        return [self.place, self.who, self.controls, *self._moving()]
+        return [self.place, self.who, self.controls, self.run, self.initial_peers, self.name, *self._moving()]
 
     # What happens. Each handler asks who calls: a button that is hidden can be pressed by a request all the same.
 
@@ -161,14 +161,25 @@ class ContributeTab:
         return {self.told: message, **self._now(verdict)}
 
     def show(self, request: gr.Request, password: str, *values: Any) -> Changes:
-        """Everything, when the page is opened or the password typed."""
+        """Everything, when the page is opened or the password typed; what is set up here is for the owner's eyes."""
         verdict = self._verdict(request, password)
+        asked = with_defaults(read(values), self._set_up()) if verdict else Asked()
         return {
-            self.place: self._judged(verdict, read(values)),
+            self.place: self._judged(verdict, asked),
+            self.run: asked.run,
+            self.initial_peers: asked.initial_peers,
+            self.name: asked.name,
             self.who: words.owner_html(verdict),
             self.controls: gr.Column(visible=verdict.allowed),
             **self._now(verdict),
         }
+
+    def _set_up(self) -> Asked:
+        """The last order's run, else that of the settings."""
+        order = self.desk.view().order
+        if order is None:
+            return self.desk.defaults
+        return Asked(run=order.run, initial_peers="\n".join(order.initial_peers), name=order.name)
 
     def judge(self, request: gr.Request, password: str, *values: Any) -> str:
         """The place again, for another run or another cap."""
