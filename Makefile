@@ -13,7 +13,7 @@ BIN := $(if $(filter Windows_NT,$(OS)),$(VENV)/Scripts,$(VENV)/bin)
 # Options for the app or for pytest: make run ARGS="--port 8000", make test ARGS="tests/test_cli.py -x".
 ARGS ?=
 
-.PHONY: help setup setup-dev run test lint types check format clean
+.PHONY: help setup setup-dev run swarm test lint types check format clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -26,6 +26,9 @@ setup-dev: ## Install what testing needs too, and a browser where possible
 
 run: setup ## Start the app with the demo model on http://127.0.0.1:7860
 	@$(BIN)/python app.py $(ARGS)
+
+swarm: setup ## Start a coordinator, three peers and the app: a swarm on this machine
+	@$(BIN)/python -m examples.swarm $(ARGS)
 
 test: setup-dev ## Run every test
 	@$(BIN)/python -m pytest $(ARGS)

@@ -1,0 +1,178 @@
+"""A whole swarm on this machine: a coordinator, three peers of different speed, and the app to watch them.
+
+    make swarm                                    or: python -m examples.swarm --port 7860
+    make swarm ARGS="--folder runs"               keeps the run; otherwise it is gone with the script
+
+The demo's transformer is trained on captioned scenes from random weights. Open the page: Dashboard shows the loss
+falling and who contributes; Contribute adds this machine once more. End one peer (its pid is printed) and the curve
+goes on. Ctrl-C ends everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ttt.swarm.launcher import Launcher
+from ttt.swarm.run_file import write_run_file
+from ttt.swarm.settings import RunSettings
+from ttt.swarm.status import PeerStatus, read_status
+
+ROOT = Path(__file__).resolve().parents[1]
+PEERS = {"fast": 12.0, "steady": 6.0, "slow": 2.0}
+"""Name -> samples a second at most, so that they differ wherever this runs."""
+ADDRESS_SECONDS, END_SECONDS = 180.0, 60.0
+
+
+def settings(port: int) -> RunSettings:
+    """Short steps: everything happens on one machine."""
+    return RunSettings.model_validate(
+        {
+            "run": {"name": "demo-swarm", "title": "A swarm on one machine"},
+            "model": {"bundle": "demo"},
+            "data": {"source": "scenes"},
+            "optimizer": {"name": "lamb8bit", "learning_rate": 5e-3, "warmup_steps": 10, "total_steps": 2000,
+                          "bias_correction": True},
+            "batch": {"global_batch": 96},
+            "averaging": {"matchmaking_time": 2.0, "request_timeout": 1.0, "chunk_timeout": 10.0,
+                          "averaging_timeout": 25.0, "progress_lifetime": 15.0},
+            "network": {"host": "127.0.0.1", "port": port},
+            "checkpoints": {"every_seconds": 60.0},
+            "metrics": {"every_seconds": 3.0},
+        }
+    )  # fmt: skip
+
+
+class Swarm:
+    """Its processes, each of which ends with this one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.run = folder / "demo-swarm", folder / "demo-swarm" / "run.toml"
+        self.volunteer = Launcher(self.folder / "volunteer")
+        self.members: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str, *command: str, log: bool = True) -> None:
+        parent, where = os.getpid(), self.folder / name
+        where.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        with (where / "log").open("wb") as file:
+            output = file if log else None
+            self.members[name] = subprocess.Popen(
+                [sys.executable, *command], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output,
+                stderr=output, start_new_session=True, preexec_fn=lambda: end_with(parent),
+            )  # fmt: skip
+
+    def member(self, name: str, command: str, *options: str) -> None:
+        folder = str(self.folder / name)
+        self.start(name, "-m", "ttt", command, "--run", str(self.run), "--folder", folder, *options)
+
+    def status(self, name: str) -> PeerStatus:
+        return read_status(self.folder / name) or PeerStatus()
+
+    def address(self) -> str:
+        """Of the coordinator, once it has founded the run."""
+        deadline = time.monotonic() + ADDRESS_SECONDS
+        while self.status("coordinator").state != "watching":
+            if self.members["coordinator"].poll() is not None or time.monotonic() > deadline:
+                raise SystemExit((self.folder / "coordinator" / "log").read_text(errors="replace"))
+            time.sleep(0.2)
+        return self.status("coordinator").addresses[0]
+
+    def end(self) -> None:
+        """In order, then at once."""
+        with contextlib.suppress(Exception):
+            self.volunteer.stop()
+        for process in self.members.values():
+            process.terminate()
+        deadline = time.monotonic() + END_SECONDS
+        for process in self.members.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.1, deadline - time.monotonic()))
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        self.volunteer.wait_until_off(END_SECONDS)
+
+
+def end_with(parent: int) -> None:
+    """In a new process: SIGTERM comes when its parent dies, even by `kill -9` (Linux)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def kept_or_passing(folder: Path | None) -> Iterator[Path]:
+    if folder is not None:
+        yield folder.absolute()
+        return
+    passing = tempfile.mkdtemp(prefix="ttt-swarm-")
+    try:
+        yield Path(passing)
+    finally:
+        shutil.rmtree(passing, ignore_errors=True)
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def watch(swarm: Swarm) -> None:
+    """One line whenever the swarm has made a step; ends when the app has ended."""
+    shown = -1
+    while swarm.members["app"].poll() is None:
+        now = swarm.status("coordinator")
+        if now.epoch != shown:
+            shown = now.epoch
+            each = ", ".join(f"{name} {swarm.status(name).samples}" for name in PEERS)
+            losses = [loss for name in PEERS if (loss := swarm.status(name).loss) is not None]
+            loss = f"loss {sum(losses) / len(losses):.3f}, " if losses else ""
+            print(f"step {now.epoch}: {loss}{now.peers} peers; samples: {each}", flush=True)
+        time.sleep(1.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A swarm on this machine, to look at.")
+    parser.add_argument("--port", type=int, default=7860, help="of the page (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, help="keeps the run; default: a folder that is removed in the end")
+    chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with kept_or_passing(chosen.folder) as folder:
+        swarm = Swarm(folder)
+        try:
+            write_run_file(swarm.run, settings(free_port()), overwrite=True)
+            print("The coordinator founds the run ...", flush=True)
+            swarm.member("coordinator", "coordinator")
+            address = swarm.address()
+            swarm.start(
+                "app", "app.py", "--port", str(chosen.port), "--runs", str(folder), "--run", str(swarm.run),
+                "--initial-peer", address, "--peer-folder", str(swarm.volunteer.folder),
+                "--peer-ends-with", str(os.getpid()), log=False,
+            )  # fmt: skip
+            for name, limit in PEERS.items():
+                swarm.member(name, "peer", "--initial-peer", address, "--host", "127.0.0.1", "--name", name,
+                             "--micro-batch", "2", "--limit", str(limit))  # fmt: skip
+                print(f"peer {name}: pid {swarm.members[name].pid}; try  kill {swarm.members[name].pid}", flush=True)
+            watch(swarm)
+        except KeyboardInterrupt:
+            print("Ending ...", flush=True)
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            swarm.end()
+
+
+if __name__ == "__main__":
+    main()
