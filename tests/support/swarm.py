@@ -17,7 +17,7 @@ from typing import Any
 from tests.support.tiny import write_tiny_bundle
 from ttt.swarm.run_file import write_run_file
 from ttt.swarm.settings import RunSettings
-from ttt.swarm.status import PeerStatus, read_status
+from ttt.swarm.status import STATUS_FILE, PeerStatus, read_status
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = {
@@ -131,6 +131,7 @@ class LocalSwarm:
     def start(self, name: str, command: str, *options: str) -> Member:
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
+        (folder / STATUS_FILE).unlink(missing_ok=True)  # of a predecessor that was killed
         line = [sys.executable, "-m", "ttt", command, "--run", str(self.run_file), "--folder", str(folder), *options]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         with (folder / "log").open("ab") as log:
