@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
@@ -18,6 +19,7 @@ from unittest.mock import patch
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from benchmarks.calculator_cases import Case, architecture, transformers_config
 from benchmarks.calculator_counts import Row, table, unique_bytes
@@ -122,7 +124,7 @@ def _hooks_on_trained_alone() -> Iterator[None]:
     def careful(method: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(method)
         def wrapped(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            return method(self, *args, **kwargs) if self.requires_grad else torch.utils.hooks.RemovableHandle({})
+            return method(self, *args, **kwargs) if self.requires_grad else RemovableHandle(OrderedDict())
 
         return wrapped
 
@@ -187,8 +189,10 @@ def measure_sharded(case: Case) -> int:
     from torch.distributed.fsdp import fully_shard
 
     gpus, again = case.setup.gpus, case.setup.zero_stage == 3
-    with _pretended_group(0, gpus), _fake_step():
-        mesh = init_device_mesh("cpu", (gpus,))
+    with ExitStack() as stack:
+        stack.enter_context(_pretended_group(0, gpus))
+        mesh = init_device_mesh("cpu", (gpus,))  # of real tensors
+        stack.enter_context(_fake_step())
         model, loss, batch = made(case)
         for layer in model.transformer.h:  # type: ignore[union-attr]
             fully_shard(layer, mesh=mesh, reshard_after_forward=again)  # type: ignore[arg-type]

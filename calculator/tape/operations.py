@@ -41,6 +41,8 @@ class Tape(Elementwise):
         if weight.adapter is None:
             return y
         down, up = weight.adapter
+        if down.n * out != up.n * (weight.n // out):  # a transposed weight, as GPT-2's
+            down, up = up, down
         h = self.linear(x, down, down.n * rows // x.n)
         h = self.scale(self.linear(h, up, out))
         return self.cast(self.add(y, h), width)
