@@ -12,11 +12,25 @@ from tests.e2e.test_browser import ask, open_page, result_of
 pytestmark = pytest.mark.browser
 
 
+def check_looks(page: Any, width: int, moment: str) -> None:
+    """Nothing wider than the window; no contrast failure, nothing serious that axe finds."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    page.wait_for_timeout(300)  # colours fade
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, moment
+    found = Axe().run(page).response["violations"]
+    bad = {rule["id"]: [node["html"][:200] for node in rule["nodes"]][:5] for rule in found}
+    serious = {
+        rule["id"]: bad[rule["id"]]
+        for rule in found
+        if rule["id"] == "color-contrast" or rule["impact"] in ("serious", "critical")
+    }
+    assert not serious, f"{moment}: {serious}"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [375, 1280])
 def test_axe_width_and_requests(browser: Any, slow_server: Server, scheme: str, width: int) -> None:
-    from axe_playwright_python.sync_playwright import Axe
-
     context = browser.new_context(
         viewport={"width": width, "height": 800}, color_scheme=scheme, reduced_motion="reduce", ignore_https_errors=True
     )
@@ -33,16 +47,7 @@ def test_axe_width_and_requests(browser: Any, slow_server: Server, scheme: str, 
     assert dark == (scheme == "dark")
 
     def check(moment: str) -> None:
-        page.wait_for_timeout(300)  # colours fade
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, moment
-        found = Axe().run(page).response["violations"]
-        bad = {rule["id"]: [node["html"][:200] for node in rule["nodes"]][:5] for rule in found}
-        serious = {
-            rule["id"]: bad[rule["id"]]
-            for rule in found
-            if rule["id"] == "color-contrast" or rule["impact"] in ("serious", "critical")
-        }
-        assert not serious, f"{moment}: {serious}"
+        check_looks(page, width, moment)
 
     check("idle")
     ask(page, f"very slow looks {scheme} {width}", 4)

@@ -21,7 +21,7 @@ def lines(html: str) -> list[list[tuple[int, int]]]:
 def test_points_lie_where_their_values_are() -> None:
     html = plots.plot("Loss", [(0, 10.0), (50, 6.0), (100, 2.0)], SAMPLES, LOSS, zero=True)
     (line,) = lines(html)
-    low, high = map(float, re.search(r'data-y="(\S+) (\S+)"', html).groups())  # type: ignore[union-attr]
+    low, high = map(float, re.search(r'data-y="(\S+) (\S+) number"', html).groups())  # type: ignore[union-attr]
     assert [x for x, _ in line] == [0, 500, 1000]
     assert low == 0
     assert [high - (high - low) * y / 1000 for _, y in line] == pytest.approx([10, 6, 2], abs=high / 500)

@@ -4,7 +4,7 @@
 
   const words = (value, kind) => {
     if (kind === "time") return new Date(value * 1000).toISOString().slice(0, 16).replace("T", " ");
-    return Math.abs(value) >= 1000
+    return kind === "whole" || Math.abs(value) >= 1000
       ? Math.round(value).toLocaleString("en")
       : String(Number(value.toPrecision(3)));
   };
@@ -30,9 +30,9 @@
     const point = nearest(area, (1000 * (event.clientX - box.left)) / box.width);
     if (!point) return;
     const [left, right, kind] = area.dataset.x.split(" ");
-    const [low, high] = area.dataset.y.split(" ").map(Number);
+    const [low, high, unit] = area.dataset.y.split(" ");
     const x = Number(left) + ((Number(right) - Number(left)) * point.x) / 1000;
-    const y = high - ((high - low) * point.y) / 1000;
+    const y = Number(high) - ((Number(high) - Number(low)) * point.y) / 1000;
     let read = area.querySelector(".ttt-read");
     if (!read) {
       read = document.createElement("div");
@@ -42,7 +42,7 @@
     }
     read.style.left = point.x / 10 + "%";
     read.firstChild.style.top = point.y / 10 + "%";
-    read.lastChild.textContent = words(y, "number") + " at " + words(x, kind);
+    read.lastChild.textContent = words(y, unit) + " at " + words(x, kind);
     read.classList.toggle("ttt-left", point.x > 500);
   });
 

@@ -23,7 +23,7 @@ PictureUrl = Callable[[Picture], str | None]
 """Address of a picture; None where there is none to show."""
 
 LOSS = plots.Axis("Loss", "number", lambda value: f"{value:.3f}")
-PEERS = plots.Axis("Peers", "number", lambda value: f"{value:.0f}")
+PEERS = plots.Axis("Peers", "whole", lambda value: f"{value:.0f}")
 SPEED = plots.Axis("Samples/s", "number", number)
 RATE = plots.Axis("Learning rate", "number", lambda value: f"{value:.2e}")
 PLOTS: dict[str, tuple[str, Series, Axis, plots.Axis, bool]] = {

@@ -37,7 +37,7 @@ class Axis:
 
     name: str
     kind: str
-    """As dashboard.js writes its values: "time" or "number"."""
+    """As dashboard.js writes its values: "time", "whole" or "number"."""
     text: Callable[[float], str]
     """A value in words, for tables and descriptions."""
 
@@ -63,8 +63,8 @@ def moment(time: float) -> str:
 
 
 TIME = Axis("Time (UTC)", "time", moment)
-SAMPLES = Axis("Samples", "number", lambda value: f"{value:,.0f}")
-EPOCHS = Axis("Epoch", "number", lambda value: f"{value:,.0f}")
+SAMPLES = Axis("Samples", "whole", lambda value: f"{value:,.0f}")
+EPOCHS = Axis("Epoch", "whole", lambda value: f"{value:,.0f}")
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -122,7 +122,7 @@ def plot(
         f'<svg viewBox="0 0 {GRID} {GRID}" preserveAspectRatio="none" aria-hidden="true" focusable="false">'
         f'<g class="ttt-rules">{rules}</g>{area}{lines}</svg>'
     )
-    limits = f'data-x="{left:.10g} {right:.10g} {x.kind}" data-y="{low:.6g} {high:.6g}"'
+    limits = f'data-x="{left:.10g} {right:.10g} {x.kind}" data-y="{low:.6g} {high:.6g} {y.kind}"'
     return (
         f'<figure class="ttt-plot"><figcaption><strong>{escape(title)}</strong>'
         f"<span>{escape(y.text(known[-1][1]))}</span></figcaption>"

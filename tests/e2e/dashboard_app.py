@@ -1,0 +1,19 @@
+"""The real app with a drawn model and a dashboard that looks more often; run by the end-to-end tests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import app
+import ttt.ui.dashboard
+import ttt.ui.runs
+from ttt.ui.fake import FakePainter
+
+if __name__ == "__main__":
+    ttt.ui.dashboard.REFRESH_SECONDS = 0.7
+    ttt.ui.runs.CHECK_SECONDS = 0.2
+    ttt.ui.runs.LOOK_SECONDS = 0.5
+    app.main(sys.argv[1:], lambda target: FakePainter(delay=0.02))
