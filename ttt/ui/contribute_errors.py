@@ -87,7 +87,7 @@ COMPLAINTS = (
         "Set the clock by the network (timedatectl set-ntp true).",
     ),
     Complaint(
-        r"relay|all.*client|NAT|hole punch",
+        r"\brelay|\ball\b.*\bclients?\b|\bNAT\b|hole punch",
         "Two peers that nobody can reach cannot reach each other without a third, public one.",
         "If your router can forward a port, tick “Others can reach this machine” and name the port. Otherwise ask the "
         "organiser for an auxiliary peer with a public address.",
@@ -169,5 +169,5 @@ def mask(text: str) -> str:
 
 def _is_trouble(line: str) -> bool:
     """Progress reports mention clocks and relays too; only lines that sound of trouble are explained."""
-    words = r"error|warn|fail|could not|cannot|can't|not |no |none|only|out of|exception|kill|refus|time|broke|became"
+    words = r"error|warn|fail|could not|cannot|can't|not |no |none|only|out of|exception|kill|refus|time|broke|became|needs|in use"
     return re.search(words, line, re.IGNORECASE) is not None
