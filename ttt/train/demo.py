@@ -39,13 +39,29 @@ class DemoRecipe:
     """All of the training."""
 
     vqgan: Recipe = Recipe(steps=7200, batch_size=4, learning_rate=5e-4, betas=(0.9, 0.99), weight_decay=0.0)
-    dalle: Recipe = Recipe(steps=7300, batch_size=24)
+    dalle: Recipe = Recipe(steps=7300, batch_size=24, learning_rate=1e-2)
     paintings: int = 1500
     """Captions for which the transformer paints what CLIP learns from."""
     held_out_paintings: int = 100
     clip: Recipe = Recipe(steps=5000, batch_size=64)
     clip_pool: int = 1000
     clip_context: int = 32
+
+    def scaled(self, share: float) -> DemoRecipe:
+        """A share of the steps, pictures and paintings: to try the whole chain out."""
+
+        def fewer(count: int) -> int:
+            return max(4, int(count * share))
+
+        return DemoRecipe(
+            vqgan=replace(self.vqgan, steps=fewer(self.vqgan.steps)),
+            dalle=replace(self.dalle, steps=fewer(self.dalle.steps)),
+            clip=replace(self.clip, steps=fewer(self.clip.steps)),
+            paintings=fewer(self.paintings),
+            held_out_paintings=fewer(self.held_out_paintings),
+            clip_pool=fewer(self.clip_pool),
+            clip_context=self.clip_context,
+        )
 
 
 class DemoTraining:
@@ -186,14 +202,7 @@ def main(
         torch.set_num_threads(threads)
     recipe = DemoRecipe()
     if scale != 1.0:
-        shorter = {
-            name: replace(r, steps=max(4, int(r.steps * scale)))
-            for name in ("vqgan", "dalle", "clip")
-            if (r := getattr(recipe, name))
-        }
-        recipe = replace(recipe, **shorter)
-        for name in ("clip_pool", "paintings", "held_out_paintings"):
-            recipe = replace(recipe, **{name: max(4, int(getattr(recipe, name) * scale))})
+        recipe = recipe.scaled(scale)
     training = DemoTraining(folder, recipe, None if base is None else read_bundle(base))
     stages = {"vqgan": training.vqgan, "dalle": training.dalle, "clip": training.clip}
     if stage == "all":
