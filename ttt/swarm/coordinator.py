@@ -255,12 +255,13 @@ class Coordinator:
         path, self.key = load_identity(self.folder)
         host, port = self.options.host or network.host, self.options.port or network.port
         dht = start_dht(
-            [*self.options.initial_peers, *known_peers(self.folder)],
+            self.options.initial_peers,
             identity=path, key=self.key, required=False,
             listen=[f"/ip4/{host}/tcp/{port}"], announce=self.options.announce or network.announce,
         )  # fmt: skip
         try:
             guard(dht, self.prefix, self.gate, self.settings.batch.global_batch)
+            reconnect(dht, known_peers(self.folder))  # the run may go on where we left it
             addresses = visible_addresses(dht)
             self.reporter.update(peer_id=str(dht.peer_id), addresses=addresses)
             print("\n".join(invitation(self.options.run, addresses)), flush=True)  # noqa: T201

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -62,6 +63,21 @@ def check_addresses(addresses: Sequence[str]) -> None:
             ) from None
 
 
+def check_ports(listen: Sequence[str]) -> None:
+    """SwarmError where another program listens there already, which libp2p would not tell."""
+    for address in listen:
+        _, kind, host, _, port, *_ = address.split("/")
+        if kind == "ip4" and port != "0":
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((host, int(port)))
+                except OSError as error:
+                    raise SwarmError(
+                        f"{host}:{port} cannot be listened on ({error.strerror}); choose another with --port"
+                    ) from None
+
+
 def start_dht(
     initial_peers: Sequence[str],
     *,
@@ -75,6 +91,7 @@ def start_dht(
 ) -> SwarmDHT:
     """Join the network; SwarmError says why that failed. `required`: without any initial peer it is a failure."""
     check_addresses(initial_peers)
+    check_ports([] if client_mode else listen)
     drop_only_bad_entries()
     network: dict[str, Any] = {"use_auto_relay": use_relay and client_mode, "use_relay": use_relay}
     if client_mode:
@@ -98,17 +115,15 @@ def start_dht(
         dht.signer = signer
         return dht
     except Exception as error:
-        raise SwarmError(_why_not(str(error), initial_peers, listen)) from None
+        raise SwarmError(_why_not(str(error), initial_peers)) from None
 
 
-def _why_not(error: str, initial_peers: Sequence[str], listen: Sequence[str]) -> str:
-    if "bootstrap failed" in error:
+def _why_not(error: str, initial_peers: Sequence[str]) -> str:
+    if "bootstrap failed" in error or "bootstrap peers" in error:
         return (
             f"none of the initial peers answered ({', '.join(initial_peers)}): is the coordinator running, is its "
             "port open to the outside, and may this machine connect to it? Spaces reach only ports 80, 443 and 8080"
         )
-    if "address already in use" in error or "failed to listen" in error:
-        return f"{', '.join(listen)} is taken by another program; choose another with --port"
     if "failed to start in" in error:
         return f"libp2p's daemon did not start within {STARTUP_SECONDS:.0f} s; the machine may be overloaded: try again"
     return f"the network could not be joined: {error}"

@@ -109,7 +109,7 @@ def run_peer(options: PeerOptions, gate: Gate | None = None) -> None:
         peer = Peer(options, settings, reporter, gate or OpenGate())
         try:
             peer.run()
-            reporter.close("stopped", peer.why_left)
+            reporter.close("starting" if peer.begin_anew else "stopped", peer.why_left)
         except Cancelled:
             reporter.close("stopped", "asked to stop")
         except BaseException as error:
