@@ -219,7 +219,7 @@ def test_figures_of_a_running_peer() -> None:
     told = dict(re.findall(r'data-field="(\w+)">([^<]*)<', html))
     assert told == {
         "samples": "12,345", "epochs": "6", "time": "2 h 5 min", "pace": "3.20", "loss": "6.543", "share": "25%",
-        "step": "40", "peers": "7", "averaged": "7 peers, 50% arrived", "sent": "0 B", "received": "0 B",
+        "step": "40", "peers": "7", "averaged": "7 peers, 50%", "sent": "0 B", "received": "0 B",
         "gpu": "5.0 GiB of 15.0 GiB",
     }  # fmt: skip
     assert 'aria-valuenow="40"' in html and 'data-state="ready"' in html
@@ -275,6 +275,7 @@ def test_the_log_is_explained_to_the_owner() -> None:
         ("step 9, averaging state: only 50% of the data arrived from a group of 3", "left in the middle"),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "memory is full"),
         ("/dev/shm has 60 MiB free, and this model needs 900 MiB of it", "too little shared memory"),
+        ("step 3: the others had averaged already; gradients were lost. Raise averaging_timeout", "before this"),
         ("OSError: [Errno 24] Too many open files", "too few files"),
         ("ValueError: local time must be within 3 seconds of others", "clock"),
         ("the peer was ended by SIGKILL: most often the system had no memory left", "ended the peer"),

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY", re.IGNORECASE)
 _TOKENS = re.compile(r"\b(?:hf|api|sk|ghp|gho|github_pat)_[A-Za-z0-9_]{10,}|(?<=[Bb]earer )\S+")
 _IN_URL = re.compile(r"(://)[^/\s:@]+:[^/\s@]+@|([?&](?:token|key|auth)=)[^&\s]+", re.IGNORECASE)
+_TROUBLE = (
+    r"error|warn|fail|could not|cannot|can't|not |no |none|only|out of|exception|kill|refus|time|broke|became|needs"
+    r"|in use|lost"
+)
 MIN_SECRET = 6
 """Shorter values of variables are not looked for: they would blank ordinary words."""
 
@@ -129,7 +133,14 @@ COMPLAINTS = (
         "Free some space: the peer keeps one backup of the model, and logs.",
     ),
     Complaint(
-        r"timed? ?out|TimeoutError",
+        r"others had averaged already|gradients were lost",
+        "The others had averaged before this peer had finished its micro-batch, so that its samples of that step were "
+        "lost.",
+        "Lower the micro-batch: this machine is slow for it. Once in a while, or when the machine is busy, it is "
+        "normal.",
+    ),
+    Complaint(
+        r"\btimed? ?out\b|TimeoutError",
         "Someone did not answer in time.",
         "It is tried again by itself. If it happens all the time, your connection or the other side is overloaded.",
     ),
@@ -159,7 +170,7 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
         if SECRET_NAME.search(name) and len(value) >= MIN_SECRET:
             text = text.replace(value, "[secret]")
     text = _TOKENS.sub("[secret]", text)
-    return _IN_URL.sub(lambda found: (f"{found[1]}[secret]@" if found[1] else f"{found[2]}[secret]"), text)
+    return _IN_URL.sub(lambda found: f"{found[1]}[secret]@" if found[1] else f"{found[2]}[secret]", text)
 
 
 def mask(text: str) -> str:
@@ -169,5 +180,4 @@ def mask(text: str) -> str:
 
 def _is_trouble(line: str) -> bool:
     """Progress reports mention clocks and relays too; only lines that sound of trouble are explained."""
-    words = r"error|warn|fail|could not|cannot|can't|not |no |none|only|out of|exception|kill|refus|time|broke|became|needs|in use"
-    return re.search(words, line, re.IGNORECASE) is not None
+    return re.search(_TROUBLE, line, re.IGNORECASE) is not None

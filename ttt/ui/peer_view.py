@@ -83,7 +83,8 @@ def figures(view: View, *, gpu: str = "", share: float | None = None) -> list[tu
     live = view.status if view.status is not None and view.peer and view.status.pid == view.peer else None
     averaged = "–"
     if live is not None and live.group_size:
-        averaged = f"{live.group_size} peers" + (f", {live.received:.0%} arrived" if live.received is not None else "")
+        partly = live.received is not None and live.received < 1
+        averaged = f"{live.group_size} peers" + (f", {live.received:.0%}" if partly else "")
     return [
         ("samples", "Samples contributed", f"{view.work.samples:,}"),
         ("epochs", "Steps taken part in", f"{view.work.epochs:,}"),
@@ -181,7 +182,7 @@ def size(count: int) -> str:
     amount = float(count)
     for unit in ("B", "KiB", "MiB"):
         if amount < 1024:
-            return f"{amount:.0f} {unit}"
+            return f"{amount:.1f} {unit}" if unit != "B" and amount < 10 else f"{amount:.0f} {unit}"
         amount /= 1024
     return f"{amount:.1f} GiB"
 
