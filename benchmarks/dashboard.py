@@ -3,13 +3,14 @@
     python -m benchmarks.dashboard [--peers 100] [--epochs 30000] [--every 20] [--runs 20]
 
 Writes a history of that size as the monitor would, point by point, then refreshes it as a page does: all curves,
-progress, leaderboard, checkpoints and pictures. The reference is the page that reads and sends every row. Prints a
-table and ends with one JSON line.
+progress, leaderboard, checkpoints and pictures. The reference is the page that reads and sends every row. Then the
+tab itself is served, and asked over HTTP as a browser asks it (`page_*`). Prints a table and ends with one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import random
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from sqlalchemy import select
 
+from benchmarks import dashboard_page
 from ttt.swarm import history_tables, summary
 from ttt.swarm.history import History
 from ttt.swarm.history_reader import HistoryReader
@@ -44,6 +46,7 @@ def main() -> int:
         with History(path, "benchmark", target_batch_size=BATCH) as history:
             figures = _fill(history, wanted)
             figures |= _measure(history, path, wanted)
+            figures |= dashboard_page.measure(history, path.parent, wanted.runs, _next_point(wanted))
     for name, value in figures.items():
         print(f"{name:32} {value:>14,.2f}")
     setting = {
@@ -143,6 +146,20 @@ def _every_row(reader: HistoryReader) -> str:
             )
         ]
     return json.dumps(rows)
+
+
+def _next_point(wanted: argparse.Namespace) -> Callable[[History], None]:
+    """What a monitor writes each time it looked."""
+    counted = itertools.count(1)
+
+    def write(history: History) -> None:
+        later = next(counted)
+        at, epoch = START + wanted.every * (wanted.epochs + later), wanted.epochs + later
+        history.add_points([Point(at, epoch, epoch * BATCH, 1.0, 0.9, 1.1, wanted.peers, BATCH / wanted.every, 1e-3)])
+        history.credit([_peer(i, epoch, at) for i in range(wanted.peers)], time=at)
+        history.set_now(Now(at, epoch, 2000, BATCH, wanted.peers, 2, BATCH / wanted.every, 1.0, 1e-3))
+
+    return write
 
 
 def _median_ms(work: Callable[[], object], runs: int, before: Callable[[], None] = lambda: None) -> float:
