@@ -70,6 +70,7 @@ class Network:
         _ip("netns", "add", space)
         self._undo.callback(_ip, "netns", "del", space)
         _ip("link", "add", outside, "type", "veth", "peer", "name", inside)
+        self._undo.callback(_ip, "link", "del", outside)  # at once; the namespace lives as long as its last process
         _ip("link", "set", inside, "netns", space)
         _ip("link", "set", outside, "master", "ttt-br")
         _ip("link", "set", outside, "up")

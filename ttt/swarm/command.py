@@ -13,6 +13,15 @@ ErrorsTold = Callable[[], AbstractContextManager[None]]
 RUNS = Path("runs")
 
 
+def _prepare() -> None:
+    """Before anything slow, and before hivemind speaks."""
+    from ttt.swarm.processes import check_machine
+    from ttt.swarm.reporter import quiet_hivemind
+
+    check_machine()
+    quiet_hivemind()
+
+
 def add_commands(app: typer.Typer, errors_told: ErrorsTold) -> None:
     """errors_told: turns our errors into a line on stderr and an exit code."""
     run = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Begin a run of your own, or set one back.")
@@ -56,9 +65,7 @@ def add_commands(app: typer.Typer, errors_told: ErrorsTold) -> None:
     ) -> None:
         """Found a run and keep it: entry point, monitor and checkpoints."""
         with errors_told():
-            from ttt.swarm.processes import check_machine
-
-            check_machine()
+            _prepare()
             from ttt.swarm.coordinator import CoordinatorOptions, run_coordinator
             from ttt.swarm.run_file import read_run_file
 
@@ -96,9 +103,7 @@ def add_commands(app: typer.Typer, errors_told: ErrorsTold) -> None:
     ) -> None:
         """Take part in a run with this machine."""
         with errors_told():
-            from ttt.swarm.processes import check_machine
-
-            check_machine()
+            _prepare()
             from ttt.swarm.peer import PeerOptions, run_peer
             from ttt.swarm.run_file import read_run_file
 

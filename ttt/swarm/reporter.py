@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,12 @@ def explain(record: RoundRecord) -> str:
 
 
 def quiet_hivemind() -> None:
-    """hivemind's logs are for developers; ours say the same to people. TTT_HIVEMIND_LOG=INFO brings them back."""
+    """hivemind's logs are for developers; ours say the same to people. TTT_HIVEMIND_LOG=INFO brings them back.
+
+    Best called before hivemind is imported: some of its warnings, and torch's about it, come with the import.
+    """
     level = os.environ.get("TTT_HIVEMIND_LOG", "CRITICAL").upper()
-    logging.getLogger("hivemind").setLevel(level)
+    for name in ("hivemind", "asyncio"):
+        logging.getLogger(name).setLevel(level)
+    for about in ("`torch.jit.script` is deprecated", "torch.quantize_per_tensor", "Detected call of `lr_scheduler"):
+        warnings.filterwarnings("ignore", message=about)
