@@ -100,8 +100,13 @@ def _of_model(place: Place, demand: Demand, pace: float) -> list[Finding]:
                          "memory by the calculator.")]  # fmt: skip
     if place.gpu is None and pace > 0:
         alone = demand.global_batch / pace
-        found.append(Finding("note", f"Expect at most {pace_words(pace)} on this processor: alone, one step of the "
-                             f"run ({demand.global_batch:,} samples) would take it {span(max(1.0, alone))}."))  # fmt: skip
+        found.append(
+            Finding(
+                "note",
+                f"Expect at most {pace_words(pace)} on this processor: alone, one step of the run "
+                f"({demand.global_batch:,} samples) would take it {span(max(1.0, alone))}.",
+            )
+        )
     if place.shared_memory is not None and place.shared_memory < demand.shared_memory:
         found.append(
             Finding(
