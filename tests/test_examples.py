@@ -1,4 +1,4 @@
-"""What people copy: notebooks, Dockerfile and the local swarm. What cannot be run here is checked against formats and CLI."""
+"""What people copy: notebooks, Dockerfile, local swarm. What cannot run here is checked against formats and options."""
 
 from __future__ import annotations
 
