@@ -30,7 +30,7 @@ from ttt.swarm.settings import RunSettings
 from ttt.swarm.status import PeerStatus, read_status
 
 ROOT = Path(__file__).resolve().parents[1]
-PEERS = {"fast": 12.0, "steady": 6.0, "slow": 2.0}
+PEERS = {"fast": 4.0, "steady": 2.0, "slow": 1.0}
 """Name -> samples a second at most, so that they differ wherever this runs."""
 ADDRESS_SECONDS, END_SECONDS = 180.0, 60.0
 
@@ -44,7 +44,7 @@ def settings(port: int) -> RunSettings:
             "data": {"source": "scenes"},
             "optimizer": {"name": "lamb8bit", "learning_rate": 5e-3, "warmup_steps": 10, "total_steps": 2000,
                           "bias_correction": True},
-            "batch": {"global_batch": 96},
+            "batch": {"global_batch": 64},
             "averaging": {"matchmaking_time": 2.0, "request_timeout": 1.0, "chunk_timeout": 10.0,
                           "averaging_timeout": 25.0, "progress_lifetime": 15.0},
             "network": {"host": "127.0.0.1", "port": port},

@@ -266,3 +266,31 @@ def test_a_visitor_of_a_space_can_duplicate_it(space: Server, context: Any) -> N
     assert page.locator("#sign-in").is_visible()
     assert "by the hour" in page.locator("#lend").inner_text()
     assert not page.locator("#peer-start").is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [375, 1280])
+def test_axe_and_width(browser: Any, space: Server, scheme: str, width: int) -> None:
+    """As a stranger, and as the owner with everything unfolded."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
+    )
+    context.set_default_timeout(40_000)
+    page = open_tab(context, space)
+    for moment in ("stranger", "owner"):
+        if moment == "owner":
+            page.get_by_label("Owner's password").fill(PASSWORD)
+            page.get_by_label("Owner's password").press("Enter")
+            page.locator("#peer-more > button").click()
+            page.locator("#peer-log > button").click()
+            page.locator("#peer-start").click()
+            page.get_by_role("alert").filter(has_text="the address of the run is missing").wait_for()
+        page.wait_for_timeout(500)  # colours fade
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, moment
+        found = Axe().run(page).response["violations"]
+        bad = {rule["id"]: [node["html"][:200] for node in rule["nodes"]][:5] for rule in found
+               if rule["id"] == "color-contrast" or rule["impact"] in ("serious", "critical")}  # fmt: skip
+        assert not bad, moment
+    context.close()
