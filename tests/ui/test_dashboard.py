@@ -223,7 +223,7 @@ def test_without_a_run_the_page_says_how_to_start_one(tmp_path: Path, served: Th
     assert first[tab.run].visible is False
     assert set(tab.show(None, "seconds", False, [], first[tab.seen])) == {tab.seen}
 
-    Simulation(end=END, epochs=30, peers=3).write(tmp_path / "born")
+    Simulation(end=END, epochs=30, peers=3).write(tmp_path / "born", painted=False)
     then = tab.show(None, "seconds", False, [], first[tab.seen])
     assert then[tab.body].visible is True
     assert then[tab.run].value == "born"
@@ -231,7 +231,7 @@ def test_without_a_run_the_page_says_how_to_start_one(tmp_path: Path, served: Th
 
 @pytest.mark.parametrize("asked", ["no-such-run", "../../etc", EVIL, "x" * 10_000])
 def test_a_run_that_is_not_there_is_told(tmp_path: Path, served: Thumbnails, asked: str) -> None:
-    Simulation(end=END, epochs=30, peers=3).write(tmp_path / "born")
+    Simulation(end=END, epochs=30, peers=3).write(tmp_path / "born", painted=False)
     tab = tab_of(RunFolders(tmp_path), served)
     answer = tab.show(asked, "seconds", False, [], {})
     assert "this server has: born" in answer[tab.parts["head"]]
@@ -247,7 +247,7 @@ def test_junk_from_the_wire_does_no_harm(run: RunData, served: Thumbnails, junk:
 
 
 def test_the_endpoints_answer_from_the_same_reading(tmp_path: Path) -> None:
-    Simulation(end=END, epochs=50, peers=6).write(tmp_path / "mine")
+    Simulation(end=END, epochs=50, peers=6).write(tmp_path / "mine", painted=False)
     source = RunFolders(tmp_path, clock=lambda: END + 1)
     swarm_status, leaderboard = make_endpoints(source)
     status = swarm_status()
@@ -272,7 +272,7 @@ def test_the_endpoints_answer_from_the_same_reading(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_questions_are_answered_in_words(tmp_path: Path, arguments: Any, message: str) -> None:
-    Simulation(end=END, epochs=30, peers=3).write(tmp_path / "mine")
+    Simulation(end=END, epochs=30, peers=3).write(tmp_path / "mine", painted=False)
     with pytest.raises(gr.Error, match=message):
         make_endpoints(RunFolders(tmp_path))[1](*arguments)
 
@@ -284,8 +284,8 @@ def test_endpoints_without_a_run_say_how_to_start_one(tmp_path: Path) -> None:
 
 
 def test_a_damaged_history_is_told_and_the_others_are_shown(tmp_path: Path, served: Thumbnails) -> None:
-    Simulation(end=END, epochs=30, peers=3).write(tmp_path / "good")
-    Simulation(end=END, epochs=30, peers=3).write(tmp_path / "bad")
+    Simulation(end=END, epochs=30, peers=3).write(tmp_path / "good", painted=False)
+    Simulation(end=END, epochs=30, peers=3).write(tmp_path / "bad", painted=False)
     file = tmp_path / "bad" / HISTORY_FILE
     file.write_bytes(file.read_bytes()[:5000])
     source = RunFolders(tmp_path)

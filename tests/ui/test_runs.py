@@ -53,9 +53,9 @@ def test_a_run_is_read_whole(tmp_path: Path) -> None:
 
 
 def test_runs_of_all_layouts_are_found_those_going_on_first(tmp_path: Path, always: None) -> None:
-    small(END - 5000).write(tmp_path / "runs" / "old")
-    small(END).write(tmp_path / "runs" / "now" / "coordinator")
-    small(END - 9000).write(tmp_path / "example")
+    small(END - 5000).write(tmp_path / "runs" / "old", painted=False)
+    small(END).write(tmp_path / "runs" / "now" / "coordinator", painted=False)
+    small(END - 9000).write(tmp_path / "example", painted=False)
     with HistoryReader(tmp_path / "example" / runs.HISTORY_FILE) as reader:
         export(reader, tmp_path / "example" / runs.EXPORT_FILE)
     (tmp_path / "example" / runs.HISTORY_FILE).unlink()
@@ -64,21 +64,21 @@ def test_runs_of_all_layouts_are_found_those_going_on_first(tmp_path: Path, alwa
     assert [name.label.endswith("running") for name in folders.names()] == [True, False, False]
     assert folders.read("example").progress.epoch == 60  # type: ignore[union-attr]
     assert folders.read("example").folder == tmp_path / "example"
-    small(END).write(tmp_path / "runs" / "new")
+    small(END).write(tmp_path / "runs" / "new", painted=False)
     assert {name.key for name in folders.names()} == {"now", "new", "old", "example"}
     folders.close()
 
 
 def test_two_runs_of_one_name_stay_apart(tmp_path: Path) -> None:
-    small().write(tmp_path / "a" / "run" / "first")
-    small().write(tmp_path / "a" / "run" / "second")
-    small().write(tmp_path / "b" / "run")
+    small().write(tmp_path / "a" / "run" / "first", painted=False)
+    small().write(tmp_path / "a" / "run" / "second", painted=False)
+    small().write(tmp_path / "b" / "run", painted=False)
     keys = {name.key for name in at(END, tmp_path / "a", tmp_path / "b").names()}
     assert keys == {"run", "run/second", "run-2"}
 
 
 def test_nothing_is_read_twice_and_everything_new_once(tmp_path: Path, always: None) -> None:
-    small().write(tmp_path / "run")
+    small().write(tmp_path / "run", painted=False)
     folders = at(END + 1, tmp_path)
     first = folders.read("run")
     assert folders.read("run") is first
@@ -94,7 +94,7 @@ def test_nothing_is_read_twice_and_everything_new_once(tmp_path: Path, always: N
 
 
 def test_many_visitors_cost_one_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small().write(tmp_path / "run")
+    small().write(tmp_path / "run", painted=False)
     folders = at(END + 1, tmp_path)
     first = folders.read("run")
     monkeypatch.setattr(runs, "_stamp", lambda path: pytest.fail("looked at the disk again"))
@@ -103,7 +103,7 @@ def test_many_visitors_cost_one_reading(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_coordinator_that_ends_is_noticed_without_a_word_from_it(tmp_path: Path, always: None) -> None:
-    small().write(tmp_path / "run")
+    small().write(tmp_path / "run", painted=False)
     moment = [END + 10]
     folders = RunFolders(tmp_path, clock=lambda: moment[0])
     going = folders.read("run")
@@ -120,7 +120,7 @@ def test_what_is_wrong_is_told(tmp_path: Path, always: None) -> None:
     assert folders.names() == []
     with pytest.raises(InvalidInput, match="make swarm"):
         folders.read("run")
-    small().write(tmp_path / "run")
+    small().write(tmp_path / "run", painted=False)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / runs.HISTORY_FILE).write_bytes(b"hello")
     assert [name.label for name in folders.names()][-1] == "broken (cannot be read)"
@@ -133,12 +133,12 @@ def test_what_is_wrong_is_told(tmp_path: Path, always: None) -> None:
 
 
 def test_a_run_may_be_replaced_by_another_of_its_name(tmp_path: Path, always: None) -> None:
-    small().write(tmp_path / "run")
+    small().write(tmp_path / "run", painted=False)
     folders = at(END + 1, tmp_path)
     assert folders.read("run").progress.epoch == 60  # type: ignore[union-attr]
     for file in (tmp_path / "run").glob("history*"):
         file.rename(tmp_path / f"moved-{file.name}")
-    Simulation(end=END, epochs=30, peers=3).write(tmp_path / "run")
+    Simulation(end=END, epochs=30, peers=3).write(tmp_path / "run", painted=False)
     assert folders.read("run").progress.epoch == 30  # type: ignore[union-attr]
 
 

@@ -55,8 +55,10 @@ def empty() -> str:
         "<dl><div><dt>See a swarm in two minutes, on this machine alone</dt><dd><code>make swarm</code></dd></div>"
         "<div><dt>Begin a run of your own</dt><dd><code>python -m ttt run new run.toml</code><br>"
         "<code>python -m ttt coordinator --run run.toml</code></dd></div>"
-        "<div><dt>Look at a run that was finished</dt><dd>put its folder with <code>history.sqlite</code> into "
-        "<code>runs/</code>, or start the app with <code>--runs FOLDER</code></dd></div></dl></section>"
+        "<div><dt>Look at a run that was finished</dt><dd>put its folder, with <code>history.sqlite</code> or an "
+        "exported <code>history.json</code>, into <code>runs/</code>, or start the app with "
+        "<code>--runs FOLDER</code></dd></div>"
+        "</dl></section>"
     )
 
 

@@ -111,8 +111,10 @@ class Simulation:
                 Image.blend(noise, picture(prompt, self.seed, 0), clear).save(folder / path)
                 yield Picture(checkpoint.time, checkpoint.epoch, prompt, path)
 
-    def write(self, folder: Path, run: str = "simulated", title: str = "A simulated run") -> Path:
-        """Make the history as a coordinator would have left it; returns its file."""
+    def write(
+        self, folder: Path, run: str = "simulated", title: str = "A simulated run", *, painted: bool = True
+    ) -> Path:
+        """Make the history as a coordinator would have left it, with pictures or without; returns its file."""
         from ttt.swarm.history import History  # locks files, which Windows does otherwise
 
         with History(folder / HISTORY_FILE, run, title=title, target_batch_size=self.batch) as history:
@@ -124,8 +126,8 @@ class Simulation:
                 history.add_event(event)
             for checkpoint in self.checkpoints():
                 history.add_checkpoint(checkpoint)
-            for painted in self.pictures(folder):
-                history.add_picture(painted)
+            for one in self.pictures(folder) if painted else ():
+                history.add_picture(one)
             history.set_now(self.now())
         return folder / HISTORY_FILE
 

@@ -18,7 +18,7 @@ FOLDERS = ("", "*/", "*/*/")
 """A folder of a run, of runs, or of runs with a coordinator's folder each (what `ttt coordinator` makes)."""
 MAX_RUNS = 100
 LOOK_SECONDS = 10.0
-"""Between two searches for new runs."""
+"""Between two searches for new runs, as long as there is one."""
 CHECK_SECONDS = 1.0
 """Between two looks at whether a history changed, whoever asks."""
 MAX_PLACES = 1000
@@ -62,12 +62,15 @@ class RunFolders:
         self._roots, self._clock = roots, clock
         self._lock = threading.Lock()
         self._runs: dict[str, _Run] = {}
-        self._looked = float("-inf")
+        self._names: list[RunName] = []
+        self._looked = self._named = float("-inf")
 
     def names(self) -> list[RunName]:
         """Those that go on now first, then the newest; a history that cannot be read says so when it is chosen."""
-        found = [self._label(run) for run in self._known()]
-        return [RunName(key, label) for _, key, label in sorted(found)]
+        if not self._names or time.monotonic() - self._named >= LOOK_SECONDS:
+            found = sorted(self._label(run) for run in self._known())
+            self._names, self._named = [RunName(key, label) for _, key, label in found], time.monotonic()
+        return self._names
 
     def read(self, key: str) -> RunData:
         """InvalidInput names the runs there are; SwarmError says what is wrong with a history."""
