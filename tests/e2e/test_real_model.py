@@ -78,7 +78,8 @@ def test_the_mcp_server_offers_generate(real_server: Server) -> None:
     properties = tool["inputSchema"]["properties"]
     assert "from 4 to 128" in properties["candidates"]["description"]
     assert tool["inputSchema"]["required"] == ["prompt"]
-    assert {tool["name"] for tool in schema} <= {"generate", "estimate_memory"}
+    ours = {"generate", "estimate_memory", "swarm_status", "leaderboard", "start_peer", "stop_peer"}
+    assert {tool["name"] for tool in schema} <= ours
 
 
 @pytest.mark.browser

@@ -199,7 +199,7 @@ def span(seconds: float) -> str:
     if whole < 60:
         return f"{whole} s"
     parts: Sequence[tuple[int, str]] = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
-    words = []
+    words: list[str] = []
     for length, unit in parts:
         if whole >= length and len(words) < 2:
             words.append(f"{whole // length} {unit}")
