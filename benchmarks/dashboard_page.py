@@ -33,14 +33,14 @@ class Visitor:
         self._url, self._body = f"{url}gradio_api/run/predict", {"fn_index": event, "session_hash": f"visitor{number}"}
         self._client = httpx.Client(timeout=60)
 
-    def ask(self) -> tuple[float, int]:
-        """(milliseconds, bytes of the answer)."""
+    def ask(self) -> tuple[float, float, int]:
+        """(milliseconds, those of CPU, bytes of the answer): the CPU is the server's and the client's together."""
         asked = {**self._body, "data": [None, "seconds", False, None, None], "trigger_id": None}
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         answer = self._client.post(self._url, json=asked)
-        took = 1000 * (time.perf_counter() - began)
+        took, cpu = 1000 * (time.perf_counter() - began), 1000 * (time.process_time() - busy)
         answer.raise_for_status()
-        return took, len(answer.content)
+        return took, cpu, len(answer.content)
 
 
 def measure(history: History, folder: Path, repeats: int, news: Callable[[History], None]) -> dict[str, float]:
@@ -71,19 +71,19 @@ def _event(page: gr.Blocks, live: Live) -> int:
 def _ask(url: str, event: int, history: History, repeats: int, news: Callable[[History], None]) -> dict[str, float]:
     one = Visitor(url, event, 0)
     figures: dict[str, float] = {}
-    figures["page_cold_ms"], size = one.ask()
+    figures["page_cold_ms"], _, size = one.ask()
     figures["page_opened_bytes"] = float(size)
     opened = [Visitor(url, event, number).ask()[0] for number in range(1, 1 + repeats)]
     figures["page_opened_ms"] = statistics.median(opened)
     after_news = [_after(news, history, one) for _ in range(repeats)]
     quiet = [one.ask() for _ in range(repeats)]
     for name, asked in (("page_news", after_news), ("page_no_news", quiet)):
-        figures[f"{name}_ms"] = statistics.median(took for took, _ in asked)
-        figures[f"{name}_bytes"] = float(statistics.median(size for _, size in asked))
+        for unit, values in zip(("ms", "cpu_ms", "bytes"), zip(*asked, strict=True), strict=True):
+            figures[f"{name}_{unit}"] = float(statistics.median(values))
     return {**figures, **_many(url, event, history, news)}
 
 
-def _after(news: Callable[[History], None], history: History, visitor: Visitor) -> tuple[float, int]:
+def _after(news: Callable[[History], None], history: History, visitor: Visitor) -> tuple[float, float, int]:
     news(history)
     return visitor.ask()
 
@@ -98,6 +98,7 @@ def _many(url: str, event: int, history: History, news: Callable[[History], None
 
         everybody()
         news(history)
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         everybody()
-        return {f"page_{VISITORS}_visitors_ms": 1000 * (time.perf_counter() - began)}
+        took, cpu = 1000 * (time.perf_counter() - began), 1000 * (time.process_time() - busy)
+        return {f"page_{VISITORS}_visitors_ms": took, f"page_{VISITORS}_visitors_cpu_ms": cpu}

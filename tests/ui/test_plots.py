@@ -64,6 +64,12 @@ def test_ticks_are_round_and_inside(low: float, high: float) -> None:
     assert f"{float(steps.pop()):e}".split("e")[0].rstrip("0") in ("1.", "2.", "2.5", "5.")
 
 
+def test_there_is_no_half_peer() -> None:
+    html = plots.plot("Peers", [(0, 0.0), (1, 1.0)], TIME, Axis("Peers", "whole", str), zero=True)
+    beside = html.split('class="ttt-y">')[1].split("</div>")[0]
+    assert re.findall(r">([^<]+)</span>", beside) == ["0", "1"]
+
+
 @pytest.mark.parametrize("span", [90, 600, 3 * HOUR, DAY, 9 * DAY, 100 * DAY, 3000 * DAY])
 def test_times_have_a_few_labels_that_differ(span: float) -> None:
     marks = plots.time_ticks(1_795_000_000, 1_795_000_000 + span)

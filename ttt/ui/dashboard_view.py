@@ -227,7 +227,7 @@ def gallery(run: RunData, url: PictureUrl) -> str:
     """For each fixed prompt what the model painted, checkpoint by checkpoint."""
     strips = [strip for prompt, several in run.pictures.items() if (strip := _strip(prompt, several, url))]
     if not strips:
-        return '<p class="ttt-small">Pictures appear with the first checkpoints.</p>'
+        return '<p class="ttt-small">No pictures of its checkpoints yet.</p>'
     return "".join(strips)
 
 

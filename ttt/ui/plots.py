@@ -114,7 +114,7 @@ def plot(
     area = f'<polygon points="{_points([*upper, *lower])}"/>' if band else ""
     end = place(*known[-1])
     dot = f'<i class="ttt-dot-now" style="left:{end[0] / 10:g}%;top:{end[1] / 10:g}%"></i>'
-    marks = [(b, number(b)) for b in ticks(low, high, 4)]
+    marks = [(b, number(b)) for b in ticks(low, high, 4) if y.kind != "whole" or b == int(b)]
     rules = "".join(f'<path d="M0 {place(left, b)[1]}H{GRID}"/>' for b, _ in marks)
     beside = "".join(f'<span style="top:{place(left, b)[1] / 10:g}%">{text}</span>' for b, text in marks)
     below = "".join(_below(place(a, low)[0], text) for a, text in _x_marks(left, right, x))
