@@ -431,12 +431,13 @@ def test_the_loss_of_a_closure_comes_back() -> None:
     assert float(ours.step(closure).detach()) < float(first.detach())
 
 
-SWARM = Path(__file__).with_name("lamb_in_hivemind.py")
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="hivemind is for Linux alone")
 def test_it_works_inside_hivemind() -> None:
     """One peer, offloaded; its state travels as hivemind sends it. In a process of its own, as hivemind needs."""
-    done = subprocess.run([sys.executable, str(SWARM)], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-m", "tests.train.lamb_in_hivemind"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split()[-1] == "good"
