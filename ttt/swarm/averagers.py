@@ -18,117 +18,40 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, AsyncIterator  # noqa: UP035 (hivemind reads the annotations of rpc_* and knows these alone)
 
-import hivemind.averaging.averager as hivemind_averager
 import torch
 from hivemind.averaging.averager import DecentralizedAverager
 from hivemind.averaging.control import StepControl
 from hivemind.averaging.group_info import GroupInfo
-from hivemind.averaging.key_manager import GroupKeyManager
-from hivemind.averaging.matchmaking import Matchmaking
 from hivemind.compression import CompressionInfo, deserialize_torch_tensor
 from hivemind.optim.grad_averager import GradientAverager
 from hivemind.optim.power_sgd_averager import PowerSGDGradientAverager
 from hivemind.optim.state_averager import TrainingStateAverager
 from hivemind.p2p import P2PContext, PeerID
 from hivemind.proto import averaging_pb2
-from hivemind.utils import MSGPackSerializer, get_logger
+from hivemind.utils import get_logger
 from hivemind.utils.asyncio import aiter_with_timeout
 from hivemind.utils.streaming import combine_from_streaming
 from torch import Tensor
 
 from ttt.errors import CheckpointError
 from ttt.swarm.gate import Entrance, Gate, OpenGate
+from ttt.swarm.matchmaking import (
+    RECEIVED,
+    SENT,
+    STATE_RECEIVED,
+    STATE_SENT,
+    MeasuredRunner,
+    count,
+    count_into,
+    gathered_epoch,
+)
 from ttt.swarm.processes import become_child
-from ttt.swarm.reducer import Aggregator, CheckedRunner
+from ttt.swarm.reducer import Aggregator
 from ttt.swarm.state import TrainingState, restore, snapshot
 from ttt.swarm.status import RoundRecord
 
 logger = get_logger(__name__)
 STATE_FORMAT = 1
-COUNT_SECONDS, COUNT_TIMEOUT = 0.5, 5.0
-_SENT, _RECEIVED = 0, 1
-_traffic: Any = None
-"""Bytes sent and received by the averager of this process; shared with the process that trains."""
-
-
-class EpochKeys(GroupKeyManager):
-    """Groups of one epoch only: its number is part of the key under which peers look for each other."""
-
-    epoch = 0
-
-    @property
-    def current_key(self) -> str:
-        return f"{self.prefix}-{self.epoch}.0b{self.group_bits}"
-
-
-class EpochMatchmaking(Matchmaking):
-    """Looks for a group of the epoch that the step gathers, and begins as soon as everybody who trains is in it.
-
-    hivemind begins after matchmaking_time, or with a fixed number of peers. Here that time can be generous: a group
-    that is full begins at once, and it is full when it has as many members as the DHT just now knows of the run.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        keys: GroupKeyManager = self.group_key_manager
-        self.group_key_manager: EpochKeys = EpochKeys(keys.dht, keys.prefix, keys.group_bits, keys.target_group_size)
-        self.most_peers: int | None = keys.target_group_size
-        self.target_group_size: int | None = keys.target_group_size
-        self._progress_key = keys.prefix.removesuffix("_grad_averager").removesuffix("_state_averager") + "_progress"
-
-    @contextlib.asynccontextmanager
-    async def looking_for_group(self, step_control: StepControl) -> AsyncIterator[None]:
-        async with super().looking_for_group(step_control):
-            self.group_key_manager.epoch = _gathered(step_control.data_for_gather)
-            self.target_group_size = self.most_peers
-            counting = asyncio.create_task(self._count_peers())
-            try:
-                yield
-            finally:
-                counting.cancel()
-
-    async def _count_peers(self) -> None:
-        while True:
-            with contextlib.suppress(asyncio.TimeoutError):
-                found = await asyncio.wait_for(
-                    self.group_key_manager.dht.get(self._progress_key, latest=True, return_future=True), COUNT_TIMEOUT
-                )
-                entries = found.value.values() if found is not None and isinstance(found.value, dict) else ()
-                known = sum(isinstance(entry.value, dict) for entry in entries)
-                self.target_group_size = min(max(known, 2), self.most_peers or known + 2)
-            await asyncio.sleep(COUNT_SECONDS)
-
-
-class MeasuredRunner(CheckedRunner):
-    """One all-reduce, checked; counts the bytes of its tensors."""
-
-    def refused(self) -> list[tuple[str, str]]:
-        """Groupmates that sent something unusable, and what."""
-        return [*self.findings.bad_parts, *self.findings.bad_results]
-
-    def _get_peer_stub(self, peer: PeerID) -> Any:
-        return _CountingStub(super()._get_peer_stub(peer))
-
-    async def rpc_aggregate_part(
-        self, stream: AsyncIterator[averaging_pb2.AveragingData], context: P2PContext
-    ) -> AsyncIterator[averaging_pb2.AveragingData]:
-        async for message in super().rpc_aggregate_part(_counted(stream, _RECEIVED), context):
-            _count(_SENT, message)
-            yield message
-
-
-class _CountingStub:
-    def __init__(self, stub: Any) -> None:
-        self._stub = stub
-
-    async def rpc_aggregate_part(self, parts: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        return _counted(await self._stub.rpc_aggregate_part(_counted(parts, _SENT)), _RECEIVED)
-
-
-def install() -> None:
-    """Make hivemind use these classes; before any averager is made."""
-    hivemind_averager.Matchmaking = EpochMatchmaking
-    hivemind_averager.AllReduceRunner = MeasuredRunner
 
 
 class Reporting(DecentralizedAverager):
@@ -149,15 +72,14 @@ class Reporting(DecentralizedAverager):
         self.gate, self.threads = gate or OpenGate(), threads
         self.max_weight, self.aggregator = max_weight, aggregator
         self.reports, self._report = mp.Pipe(duplex=False)
-        self.traffic: Any = mp.Array("q", 2)
+        self.traffic: Any = mp.Array("q", 4)
         self._runners: list[MeasuredRunner] = []
         super().__init__(*args, **kwargs)
 
     def run(self) -> None:
         become_child(self._parent_pid)
         torch.set_num_threads(self.threads)
-        global _traffic
-        _traffic = self.traffic
+        count_into(self.traffic)
         super().run()
 
     def take_reports(self) -> list[RoundRecord]:
@@ -190,14 +112,14 @@ class Reporting(DecentralizedAverager):
         arrived = sum(sum(reducer.num_parts_received) for reducer in reducers)
         return {
             "kind": self.kind,
-            "epoch": _gathered(group.gathered[group.peer_ids.index(self.peer_id)]),
+            "epoch": gathered_epoch(group.gathered[group.peer_ids.index(self.peer_id)]),
             "time": time.time(),
             "seconds": time.time() - began,
             "group_size": len(group.peer_ids),
             "received": 1 - lost / size if size else 0.0,
             "gathered": arrived / expected if expected else 1.0,
-            "sent_bytes": self.traffic[_SENT] - before[_SENT],
-            "received_bytes": self.traffic[_RECEIVED] - before[_RECEIVED],
+            "sent_bytes": self.traffic[SENT] - before[SENT],
+            "received_bytes": self.traffic[RECEIVED] - before[RECEIVED],
             "peers": sorted(str(peer) for peer in group.peer_ids),
             "weights": {peer: weight for runner in self._runners for peer, weight in runner.findings.weights.items()},
             "refused": sorted({f"{peer}: {why}" for runner in self._runners for peer, why in runner.refused()})[:16],
@@ -238,7 +160,7 @@ class Reporting(DecentralizedAverager):
     ) -> AsyncIterator[averaging_pb2.DownloadData]:
         if self._may(context, Entrance.STATE_DOWNLOAD):
             async for message in super().rpc_download_state(request, context):
-                _count(_SENT, message)
+                count(STATE_SENT, message)
                 yield message
 
     def _may(self, context: P2PContext, entrance: Entrance) -> bool:
@@ -354,7 +276,7 @@ class SwarmStateAverager(Reporting, TrainingStateAverager):
         tensors: list[Tensor] = []
         parts: list[Any] = []
         async for message in aiter_with_timeout(stream, self.next_chunk_timeout):
-            _count(_RECEIVED, message)
+            count(STATE_RECEIVED, message)
             size += message.ByteSize()
             if size > self._most_bytes:
                 raise CheckpointError(f"it sends more than {self._most_bytes} bytes")
@@ -394,24 +316,3 @@ def _received_state(metadata: Any, tensors: list[Tensor]) -> TrainingState:
     if not isinstance(scalars, dict):
         raise CheckpointError("its numbers are missing")
     return TrainingState(epoch, dict(zip(names, tensors, strict=True)), scalars)
-
-
-def _gathered(data: bytes) -> int:
-    """Epoch of a step's gathered data `[bandwidth, mode, epoch]`; 0 for nonsense, which another peer may send."""
-    try:
-        epoch = MSGPackSerializer.loads(MSGPackSerializer.loads(data)[2])
-    except Exception:
-        return 0
-    return epoch if type(epoch) is int else 0
-
-
-async def _counted(stream: AsyncIterator[Any], direction: int) -> AsyncIterator[Any]:
-    async for message in stream:
-        _count(direction, message)
-        yield message
-
-
-def _count(direction: int, message: Any) -> None:
-    if _traffic is not None:
-        with _traffic.get_lock():
-            _traffic[direction] += message.ByteSize()

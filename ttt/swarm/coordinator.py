@@ -17,7 +17,6 @@ from pathlib import Path
 from ttt.bundle import Bundle
 from ttt.errors import CheckpointError, SwarmError
 from ttt.hub import find_bundle
-from ttt.swarm import averagers
 from ttt.swarm.averagers import SwarmStateAverager
 from ttt.swarm.checkpoints import BUNDLE, FOLDER, Checkpoint, CheckpointStore, load_state, only
 from ttt.swarm.dht import (
@@ -34,6 +33,7 @@ from ttt.swarm.generation import Announcement, read_generation, write_generation
 from ttt.swarm.history import HISTORY_FILE, History
 from ttt.swarm.history_types import Checkpoint as HistoryCheckpoint
 from ttt.swarm.identity import load_identity
+from ttt.swarm.matchmaking import install
 from ttt.swarm.metrics import Monitor
 from ttt.swarm.optimizer import make_state_keeper
 from ttt.swarm.peer import _signals
@@ -271,7 +271,7 @@ class Coordinator:
 
     @contextmanager
     def _keeper(self, task: Task) -> Iterator[SwarmStateAverager]:
-        averagers.install()
+        install()
         keeper = make_state_keeper(self.dht, self.prefix, task.trainee(), self.settings.averaging, self.gate)
         try:
             yield keeper

@@ -255,7 +255,7 @@ class SwarmOptimizer(hivemind.Optimizer):
     def traffic(self) -> tuple[int, int]:
         """Bytes of tensors sent and received so far."""
         pairs = [list(self.grad_averager.traffic), list(self.state_averager.traffic)]
-        return sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
+        return sum(pair[0] + pair[2] for pair in pairs), sum(pair[1] + pair[3] for pair in pairs)
 
     def learning_rate(self) -> float:
         return float(self.opt.param_groups[0]["lr"])

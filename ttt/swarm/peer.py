@@ -22,7 +22,6 @@ from ttt.bundle import Bundle
 from ttt.errors import Cancelled, InvalidInput, TTTError
 from ttt.hub import find_bundle
 from ttt.sampling.device import choose_device
-from ttt.swarm import averagers
 from ttt.swarm.backup import load_backup, save_backup
 from ttt.swarm.dht import (
     SwarmDHT,
@@ -38,6 +37,7 @@ from ttt.swarm.fingerprint import fingerprint
 from ttt.swarm.gate import Gate, OpenGate
 from ttt.swarm.generation import Announcement
 from ttt.swarm.identity import load_identity
+from ttt.swarm.matchmaking import install
 from ttt.swarm.optimizer import Hooks, SwarmOptimizer
 from ttt.swarm.processes import (
     check_machine,
@@ -333,7 +333,7 @@ class Peer:
 
     @contextmanager
     def _swarm_optimizer(self, task: Task) -> Iterator[SwarmOptimizer]:
-        averagers.install()
+        install()
         self.reporter.say("connecting", "preparing to average with others")
         optimizer = SwarmOptimizer(
             dht=self.dht,
