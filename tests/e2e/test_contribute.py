@@ -111,6 +111,7 @@ def test_a_stranger_starts_nothing(place: Place, stranger: str) -> None:
     assert place.view.phase == "off"
 
 
+@pytest.mark.timeout(600)  # four starts of real processes: on a busy machine each takes a minute
 def test_the_owner_lends_this_machine_and_takes_it_back(place: Place, context: Any, browser: Any) -> None:
     """Start, samples rise, strangers change nothing, the app dies and comes back, Pause, Go on, Stop."""
     page = open_tab(context, place.server)
