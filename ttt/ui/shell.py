@@ -16,7 +16,7 @@ from ttt.ui.settings import Settings
 from ttt.ui.store import ResultStore
 
 TITLE = "Training Transformers Together"
-LEAD = "Type a prompt. The model paints up to 128 candidates before your eyes, and CLIP picks the best."
+LEAD = "Paint pictures from a prompt, train the model that paints them together with others, plan one of your own."
 MAX_UPLOAD = "20mb"
 CACHE_SECONDS = (3600, 24 * 3600)
 """How often Gradio's own copies of files are swept, and how old they are then."""
