@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import os
 import shutil
 import signal
@@ -25,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ttt.swarm.launcher import Launcher
+from ttt.swarm.processes import die_with_parent
 from ttt.swarm.run_file import write_run_file
 from ttt.swarm.settings import RunSettings
 from ttt.swarm.status import PeerStatus, read_status
@@ -70,7 +70,7 @@ class Swarm:
             output = file if log else None
             self.members[name] = subprocess.Popen(
                 [sys.executable, *command], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output,
-                stderr=output, start_new_session=True, preexec_fn=lambda: end_with(parent),
+                stderr=output, start_new_session=True, preexec_fn=lambda: die_with_parent(parent),
             )  # fmt: skip
 
     def member(self, name: str, command: str, *options: str) -> None:
@@ -102,13 +102,6 @@ class Swarm:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         self.volunteer.wait_until_off(END_SECONDS)
-
-
-def end_with(parent: int) -> None:
-    """In a new process: SIGTERM comes when its parent dies, even by `kill -9` (Linux)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 @contextlib.contextmanager
