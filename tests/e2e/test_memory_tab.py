@@ -26,7 +26,7 @@ def says(page: Page, words: str, where: str = "#calc-verdict") -> None:
 
 
 def choose(page: Page, label: str, option: str) -> None:
-    field = page.get_by_label(label, exact=True)
+    field = page.get_by_label(label, exact=True).filter(visible=True)
     field.click()
     page.get_by_role("option", name=option, exact=True).click()
 

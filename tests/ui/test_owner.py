@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import gradio as gr
 import httpx
 import pytest
 
@@ -194,7 +195,6 @@ def test_a_short_password_is_refused() -> None:
 @contextmanager
 def app_that_tells_callers() -> Iterator[str]:
     """A real gradio app whose one endpoint says what `caller_of` saw."""
-    import gradio as gr
 
     def who(request: gr.Request) -> dict[str, Any]:
         caller = caller_of(request)
