@@ -33,7 +33,7 @@ HIVEMIND: tuple[tuple[str, dict[str, Any]], ...] = (
 def hivemind_rows() -> list[Row]:
     """Bytes in RAM and, of what does not come from the model's own step, on the GPU."""
     child = [sys.executable, "-m", "benchmarks.calculator_hivemind"]
-    done = subprocess.run(child, capture_output=True, text=True, timeout=240, start_new_session=True)
+    done = subprocess.run(child, capture_output=True, text=True, timeout=900, start_new_session=True)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     rows = []
