@@ -97,7 +97,8 @@ def test_what_peers_publish_is_read_by_all_and_lies_hide_nothing(swarm: Swarm) -
 
 def test_a_record_in_anothers_name_is_refused(swarm: Swarm) -> None:
     ada, eve = swarm.ada, swarm.eve
-    publish(ada.dht, RUN, of(eve, name="Forged"), ada.signer)
+    assert not publish(ada.dht, RUN, of(eve, name="Forged"), ada.signer)
+    ada.tell(metrics_key(RUN), of(eve, name="Forged").model_dump())  # the nodes refuse it too
     eve.tell(metrics_key(RUN), of(ada, name="Forged", epoch=99).model_dump())
     names = [one.name for one in read_all(swarm.bob.dht, RUN).records.values()]
     assert "Forged" not in names

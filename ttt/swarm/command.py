@@ -66,7 +66,8 @@ def add_commands(app: typer.Typer, errors_told: ErrorsTold) -> None:
         """Found a run and keep it: entry point, monitor and checkpoints."""
         with errors_told():
             _prepare()
-            from ttt.swarm.coordinator import CoordinatorOptions, run_coordinator
+            from ttt.swarm.coordinator import run_coordinator
+            from ttt.swarm.options import CoordinatorOptions
             from ttt.swarm.run_file import read_run_file
 
             run_coordinator(
@@ -104,7 +105,8 @@ def add_commands(app: typer.Typer, errors_told: ErrorsTold) -> None:
         """Take part in a run with this machine."""
         with errors_told():
             _prepare()
-            from ttt.swarm.peer import PeerOptions, run_peer
+            from ttt.swarm.options import PeerOptions
+            from ttt.swarm.peer import run_peer
             from ttt.swarm.run_file import read_run_file
 
             run_peer(

@@ -6,12 +6,11 @@ or its newest checkpoint; peers with newer ones are asked first.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ttt.bundle import Bundle
@@ -19,37 +18,24 @@ from ttt.errors import CheckpointError, SwarmError
 from ttt.hub import find_bundle
 from ttt.swarm.averagers import SwarmStateAverager
 from ttt.swarm.checkpoints import BUNDLE, FOLDER, Checkpoint, CheckpointStore, load_state, only
-from ttt.swarm.dht import (
-    SwarmDHT,
-    announce_run,
-    guard,
-    prefix,
-    reconnect,
-    start_dht,
-    visible_addresses,
-)
+from ttt.swarm.company import invitation, keep_company, known_peers
+from ttt.swarm.dht import SwarmDHT, announce_run, guard, prefix, reconnect, start_dht, visible_addresses
 from ttt.swarm.gate import Gate, OpenGate
 from ttt.swarm.generation import Announcement, read_generation, write_generation
 from ttt.swarm.history import HISTORY_FILE, History
 from ttt.swarm.history_types import Checkpoint as HistoryCheckpoint
 from ttt.swarm.identity import load_identity
 from ttt.swarm.matchmaking import install
+from ttt.swarm.member import signals, taking_part
 from ttt.swarm.metrics import Monitor
 from ttt.swarm.optimizer import make_state_keeper
-from ttt.swarm.peer import _signals
-from ttt.swarm.processes import (
-    check_machine,
-    check_shared_memory,
-    leave_out_compiler,
-    own_folder,
-    sockets_in_own_folder,
-)
+from ttt.swarm.options import CoordinatorOptions
+from ttt.swarm.processes import check_machine, check_shared_memory
 from ttt.swarm.progress import read_progress
 from ttt.swarm.records import read_all
-from ttt.swarm.reporter import Reporter, quiet_hivemind
+from ttt.swarm.reporter import Reporter
 from ttt.swarm.run_file import read_run_file
 from ttt.swarm.settings import RunSettings
-from ttt.swarm.status import write_atomically
 from ttt.swarm.task import Task, load_task
 from ttt.swarm.uploader import Uploader
 
@@ -58,43 +44,15 @@ UPLOAD_SECONDS = 120.0
 """That an upload under way may take once the coordinator is asked to stop."""
 ANNOUNCE_SECONDS = 60.0
 LOOK_AROUND_SECONDS = 15.0
-PEERS_FILE = "peers.json"
-MAX_KNOWN_PEERS = 50
-
-
-@dataclass(frozen=True, kw_only=True)
-class CoordinatorOptions:
-    """What an organiser chooses beside the run file."""
-
-    run: str
-    folder: Path
-    host: str = ""
-    port: int = 0
-    announce: tuple[str, ...] = ()
-    initial_peers: tuple[str, ...] = ()
-    """Of a network that exists already; usually none."""
 
 
 def run_coordinator(options: CoordinatorOptions, gate: Gate | None = None) -> None:
     """Keep a run until SIGTERM. TTTError where that cannot begin."""
     check_machine()
     settings = read_run_file(options.run)
-    quiet_hivemind()
-    leave_out_compiler()
-    with own_folder(options.folder), sockets_in_own_folder():
-        reporter = Reporter(
-            options.folder,
-            run=settings.run.name,
-            name="coordinator",
-            role="coordinator",
-            global_batch=settings.batch.global_batch,
-        )
-        try:
-            Coordinator(options, settings, reporter, gate or OpenGate()).run()
-            reporter.close("stopped", "asked to stop; the swarm goes on without its coordinator")
-        except BaseException as error:
-            reporter.close("failed", str(error) or type(error).__name__)
-            raise
+    with taking_part(options, settings, name="coordinator", role="coordinator") as reporter:
+        Coordinator(options, settings, reporter, gate or OpenGate()).run()
+        reporter.close("stopped", "asked to stop; the swarm goes on without its coordinator")
 
 
 class Coordinator:
@@ -117,7 +75,7 @@ class Coordinator:
 
     def run(self) -> None:
         with ExitStack() as stack:
-            stack.enter_context(_signals(self.stop))
+            stack.enter_context(signals(self.stop))
             bundle = find_bundle(self.settings.model.bundle)
             task = load_task(self.settings, bundle)
             check_shared_memory(task.parameters // 2)
@@ -126,11 +84,12 @@ class Coordinator:
             self.history = stack.enter_context(self._history())
             self.monitor = Monitor(self.history, self.settings.batch.global_batch)
             self.keeper = stack.enter_context(self._keeper(task))
-            stack.enter_context(_signals(self.stop))  # hivemind has set its own
+            stack.enter_context(signals(self.stop))  # hivemind has set its own
             self._begin(bundle, task)
             write_generation(self.folder, self.announcement)
             self._watch(bundle, task)
             self.reporter.say("stopping", "writing a last checkpoint")
+            self._look()  # what happened since the last look belongs to the history and to that checkpoint
             self._checkpoint(bundle, task)
             self.uploader.wait(UPLOAD_SECONDS)
 
@@ -170,7 +129,7 @@ class Coordinator:
                 announce_run(self.dht, self.settings.run.name, self.announcement)
             if now - looked >= LOOK_AROUND_SECONDS:
                 looked = now
-                self._keep_company()
+                keep_company(self.dht, self.folder)
             if now - saved >= self.settings.checkpoints.every_seconds:
                 saved = now
                 self._checkpoint(bundle, task)
@@ -235,14 +194,6 @@ class Coordinator:
         self.keeper.state_sharing_priority = self.keeper.local_epoch
         self.keeper.allow_state_sharing = True
 
-    def _keep_company(self) -> None:
-        """Remember where peers are: after a restart, this is the way back to them."""
-        known = known_peers(self.folder)
-        reconnect(self.dht, known)
-        now = [address for address in connected(self.dht) if address not in known]
-        if now:
-            write_atomically(self.folder / PEERS_FILE, json.dumps([*now, *known][:MAX_KNOWN_PEERS]).encode())
-
     def _history(self) -> History:
         run = self.settings.run
         return History(
@@ -277,42 +228,3 @@ class Coordinator:
             yield keeper
         finally:
             keeper.shutdown()
-
-
-def invitation(run: str, addresses: list[str]) -> list[str]:
-    """The line for volunteers: the address that most of them reach, public ones before those of this network."""
-    best = sorted(addresses, key=lambda address: (_is_local(address), len(address)))[:1]
-    joined = " ".join(f"--initial-peer {address}" for address in best)
-    return ["Volunteers take part with:", f"python -m ttt peer --run {run} {joined}"]
-
-
-def _is_local(address: str) -> int:
-    import ipaddress
-
-    parts = address.split("/")
-    if len(parts) < 3 or not parts[1].startswith("ip"):
-        return 0  # a name was announced on purpose
-    ip = ipaddress.ip_address(parts[2])
-    return 2 if ip.is_loopback else int(not ip.is_global)
-
-
-def connected(dht: SwarmDHT) -> list[str]:
-    """Addresses of the peers that this one talks to, as they appear from here."""
-    future = dht.run_coroutine(_list_peers, return_future=True)
-    try:
-        return list(future.result(10.0))
-    except Exception:
-        return []
-
-
-async def _list_peers(_dht: SwarmDHT, node: object) -> list[str]:
-    peers = await node.p2p.list_peers()  # type: ignore[attr-defined]
-    return [f"{address}/p2p/{peer.peer_id}" for peer in peers for address in peer.addrs[:1]]
-
-
-def known_peers(folder: Path) -> list[str]:
-    try:
-        found = json.loads((folder / PEERS_FILE).read_text())
-        return [address for address in found if isinstance(address, str)][:MAX_KNOWN_PEERS]
-    except (OSError, ValueError, TypeError):
-        return []

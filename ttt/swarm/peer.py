@@ -5,116 +5,54 @@ from __future__ import annotations
 import math
 import os
 import random
-import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 
 from ttt import __version__
 from ttt.bundle import Bundle
-from ttt.errors import Cancelled, InvalidInput, TTTError
 from ttt.hub import find_bundle
 from ttt.sampling.device import choose_device
-from ttt.swarm.backup import load_backup, save_backup
-from ttt.swarm.dht import (
-    SwarmDHT,
-    find_donors,
-    find_run,
-    guard,
-    prefix,
-    reconnect,
-    start_dht,
-    visible_addresses,
-)
+from ttt.swarm.dht import SwarmDHT, guard, prefix, start_dht, visible_addresses
 from ttt.swarm.fingerprint import fingerprint
 from ttt.swarm.gate import Gate, OpenGate
-from ttt.swarm.generation import Announcement
 from ttt.swarm.identity import load_identity
+from ttt.swarm.lookout import Lookout
 from ttt.swarm.matchmaking import install
+from ttt.swarm.member import signals, taking_part
 from ttt.swarm.optimizer import Hooks, SwarmOptimizer
-from ttt.swarm.processes import (
-    check_machine,
-    check_shared_memory,
-    leave_out_compiler,
-    own_folder,
-    sockets_in_own_folder,
-)
+from ttt.swarm.options import PeerOptions
+from ttt.swarm.processes import check_machine, check_shared_memory
 from ttt.swarm.publisher import Publisher
 from ttt.swarm.records import describe
-from ttt.swarm.reporter import Reporter, quiet_hivemind
+from ttt.swarm.recovery import Recovery
+from ttt.swarm.reporter import Reporter
 from ttt.swarm.run_file import read_run_file
 from ttt.swarm.settings import RunSettings
-from ttt.swarm.state import is_finite
 from ttt.swarm.status import EpochRecord, append_record
 from ttt.swarm.task import Task, load_task
 from ttt.train.step import TrainingStep
 
-BAD_LOSSES = 3
-"""Micro-batches without a finite loss in a row, after which a peer distrusts its parameters."""
-LOOK_AROUND_SECONDS = 10.0
 AUXILIARY_PAUSE = 0.2
 SHUTDOWN_SECONDS = 90.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class PeerOptions:
-    """What a volunteer chooses; the command line reads the helps."""
-
-    run: str
-    """Run file, or its URL."""
-    initial_peers: tuple[str, ...]
-    """Addresses to join at, the coordinator's first."""
-    folder: Path
-    """For status, identity and backup."""
-    name: str = ""
-    device: str = "auto"
-    precision: str = "auto"
-    micro_batch: int = 8
-    limit: float = 0.0
-    """Samples per second not to exceed; 0: as fast as possible."""
-    host: str = "0.0.0.0"
-    port: int = 0
-    announce: tuple[str, ...] = ()
-    client: bool = False
-    relay: bool = True
-    auxiliary: bool = False
-    until: int = 0
-    """Leave after this step; 0: stay."""
-    seed: int | None = None
-    backup_seconds: float = 300.0
 
 
 def run_peer(options: PeerOptions, gate: Gate | None = None) -> None:
     """Take part until SIGTERM, the run's last step, or `until`. TTTError where that cannot begin."""
     check_machine()
     settings = read_run_file(options.run)
-    _check(options)
-    quiet_hivemind()
-    leave_out_compiler()
-    with own_folder(options.folder), sockets_in_own_folder():
-        reporter = Reporter(
-            options.folder,
-            run=settings.run.name,
-            name=options.name,
-            role="auxiliary" if options.auxiliary else "peer",
-            global_batch=settings.batch.global_batch,
-        )
+    options.check()
+    with taking_part(
+        options, settings, name=options.name, role="auxiliary" if options.auxiliary else "peer"
+    ) as reporter:
         peer = Peer(options, settings, reporter, gate or OpenGate())
-        try:
-            peer.run()
-            reporter.close("starting" if peer.begin_anew else "stopped", peer.why_left)
-        except Cancelled:
-            reporter.close("stopped", "asked to stop")
-        except BaseException as error:
-            reporter.close("failed", str(error) or type(error).__name__)
-            raise
+        peer.run()
+        reporter.close("starting" if peer.begin_anew else "stopped", peer.why_left)
     if peer.begin_anew:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
@@ -136,14 +74,14 @@ class Peer:
     """The parts of a running peer."""
 
     optimizer: SwarmOptimizer
+    lookout: Lookout
+    recovery: Recovery
 
     def __init__(self, options: PeerOptions, settings: RunSettings, reporter: Reporter, gate: Gate) -> None:
         self.options, self.settings, self.reporter, self.gate = options, settings, reporter, gate
         self.stop, self.begin_anew, self.why_left = threading.Event(), False, "asked to stop"
         self.generation = 0
         self.epoch, self._finished = _Epoch(), dict[int, _Epoch]()
-        self._backed_up = time.monotonic()
-        self._bad_losses = 0
         self._reports_lock = threading.Lock()
 
     @property
@@ -153,28 +91,36 @@ class Peer:
     def run(self) -> None:
         """From nothing to a clean end."""
         with ExitStack() as stack:
-            stack.enter_context(_signals(self.stop))
+            stack.enter_context(signals(self.stop))
             device = choose_device(self.options.device)
             bundle = find_bundle(self.settings.model.bundle)
             self.reporter.say("connecting", "joining the network")
             self.dht = stack.enter_context(self._dht())
-            self.generation = self._wait_for_run().generation
+            self.lookout = Lookout(self.dht, self.options, self.settings.run.name, self.reporter, self.stop)
+            self.generation = self.lookout.wait_for_run().generation
             guard(self.dht, self.prefix, self.gate, self.settings.batch.global_batch)
             task = load_task(self.settings, bundle, device, remember=True)
             check_shared_memory(task.parameters)
-            self._wait_for_donor()
+            self.lookout.wait_for_donor(self.prefix)
             self.optimizer = stack.enter_context(self._swarm_optimizer(task))
-            stack.enter_context(_signals(self.stop))  # hivemind has set its own
+            self.recovery = Recovery(
+                self.optimizer, self.reporter, self.options.folder, generation=self.generation,
+                every_seconds=self.options.backup_seconds, forget=self._begin_epoch,
+            )  # fmt: skip
+            stack.enter_context(signals(self.stop))  # hivemind has set its own
             if not self.options.auxiliary:
                 self.optimizer.load_state_from_peers()
-            stack.enter_context(self._looking_around())
+            stack.enter_context(self.lookout.watching(self.generation, self._rolled_back))
             self.publisher = stack.enter_context(closing(self._publisher(device)))
-            self.epoch = _Epoch()
+            self._begin_epoch()
             if self.options.auxiliary:
                 self._help()
             else:
                 self._train(task, bundle)
             self.reporter.say("stopping", "leaving the swarm")
+
+    def _begin_epoch(self) -> None:
+        self.epoch = _Epoch()
 
     def _train(self, task: Task, bundle: Bundle) -> None:
         options, step = self.options, TrainingStep(task.dalle, precision=self.options.precision)
@@ -186,7 +132,7 @@ class Peer:
                 return
             started = time.monotonic()
             loss = step.backward(batch)
-            if self._loss_is_good(loss):
+            if self.recovery.loss_is_good(loss):
                 size = len(batch.text)
                 self.epoch.samples += size
                 self.epoch.losses += loss * size
@@ -215,8 +161,8 @@ class Peer:
         self._take_reports()
         if self.optimizer.local_epoch == before:
             return
-        if not self.options.auxiliary and not is_finite(self.optimizer.parameters()):
-            self._restore("parameters became NaN or infinite")
+        if not self.options.auxiliary:
+            self.recovery.check_parameters()
         self.reporter.say("helping" if self.options.auxiliary else "computing")
         self._tell_progress()
 
@@ -258,45 +204,8 @@ class Peer:
                 ),
             )  # fmt: skip
         self.reporter.update(loss=done.loss, epochs_done=status.epochs_done + 1)
-        if math.isfinite(norm) and time.monotonic() - self._backed_up >= self.options.backup_seconds:
-            self._back_up()
-
-    def _back_up(self) -> None:
-        self._backed_up = time.monotonic()
-        try:
-            save_backup(self.options.folder, self.optimizer.state_averager.state(copy=True), self.generation)
-        except OSError as error:
-            self.reporter.problem(f"the backup could not be written: {error}")
-
-    def _loss_is_good(self, loss: float) -> bool:
-        if math.isfinite(loss):
-            self._bad_losses = 0
-            return True
-        self.optimizer.forget_gradients()
-        self.epoch = _Epoch()
-        self._bad_losses += 1
-        self.reporter.problem(f"step {self.optimizer.local_epoch}: the loss is {loss}; this peer's gradients dropped")
-        if self._bad_losses >= BAD_LOSSES:
-            self._bad_losses = 0
-            self._restore(f"{BAD_LOSSES} losses in a row were not finite")
-        return False
-
-    def _restore(self, why: str) -> None:
-        """Take the state of the swarm, or our own backup where nobody has a sound one."""
-        self.reporter.say("restoring", f"{why}; taking the state of the swarm")
-        source, averager = "the swarm", self.optimizer.state_averager
-        if not averager.load_state_from_peers(timeout=self.settings.averaging.averaging_timeout):
-            backup = load_backup(self.options.folder, self.generation)
-            if backup is None:
-                self.reporter.problem(f"{why}, and neither a donor nor a backup is there; waiting for a donor")
-                self.optimizer.load_state_from_peers()
-            else:
-                source = f"its own backup of step {backup.epoch}"
-                averager.load(replace(backup, epoch=averager.local_epoch))
-        self.optimizer.begin_from_here()
-        self.epoch = _Epoch()
-        self.reporter.update(restored=self.reporter.status.restored + 1)
-        self.reporter.problem(f"step {self.optimizer.local_epoch}: {why}; restored from {source}")
+        if math.isfinite(norm):
+            self.recovery.back_up_in_time()
 
     def _should_leave(self) -> bool:
         epoch = self.optimizer.local_epoch
@@ -308,8 +217,12 @@ class Peer:
             return False
         if not self.options.auxiliary:
             self.optimizer.state_averager.step(wait_for_delayed_updates=True, apply_delayed_updates=True)
-            self._back_up()
+            self.recovery.back_up()
         return True
+
+    def _rolled_back(self) -> None:
+        self.why_left, self.begin_anew = "the run was rolled back; joining it anew", True
+        self.stop.set()
 
     def _too_fast(self, began: float, counted: int) -> bool:
         """Wait where the limit asks for it; True when asked to stop meanwhile."""
@@ -371,81 +284,9 @@ class Peer:
             auxiliary=options.auxiliary, device=describe(device_name(device), 60), software=f"ttt {__version__}",
         )  # fmt: skip
 
-    def _wait_for_run(self) -> Announcement:
-        coordinators = [address.rpartition("/p2p/")[2] for address in self.options.initial_peers]
-        while (found := find_run(self.dht, self.settings.run.name, coordinators)) is None:
-            self.reporter.say(
-                "waiting for a donor",
-                f"nobody has announced the run {self.settings.run.name!r} yet; is its coordinator running?",
-            )
-            self._pause()
-        return found
-
-    def _wait_for_donor(self) -> None:
-        while not find_donors(self.dht, self.prefix):
-            self.reporter.say(
-                "waiting for a donor",
-                "neither the coordinator nor any peer offers the state of the run; a peer never begins a run by itself",
-            )
-            self._pause()
-
-    def _pause(self) -> None:
-        if self.stop.wait(1.0):
-            raise Cancelled("asked to stop")
-
-    @contextmanager
-    def _looking_around(self) -> Iterator[None]:
-        """A thread that finds the way back into a network that was cut, and notices a roll-back."""
-        done = threading.Event()
-        thread = threading.Thread(target=self._look_around, args=(done,), daemon=True, name="network")
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join(timeout=35)
-
-    def _look_around(self, done: threading.Event) -> None:
-        coordinators = [address.rpartition("/p2p/")[2] for address in self.options.initial_peers]
-        while not done.wait(LOOK_AROUND_SECONDS):
-            reconnect(self.dht, self.options.initial_peers)
-            found = find_run(self.dht, self.settings.run.name, coordinators)
-            if found is not None and found.generation > self.generation:
-                self.why_left, self.begin_anew = "the run was rolled back; joining it anew", True
-                self.stop.set()
-
 
 def device_name(device: torch.device) -> str:
     """In words, for the leaderboard."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     return f"{device.type.upper()}, {os.cpu_count()} cores"
-
-
-@contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and Ctrl-C ask for a clean end; a second Ctrl-C does not wait for it."""
-
-    def ask(number: int, _frame: Any) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            os._exit(130)
-        stop.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _check(options: PeerOptions) -> None:
-    if not options.initial_peers:
-        raise InvalidInput("--initial-peer is needed: the address that the coordinator prints")
-    if options.micro_batch < 1:
-        raise InvalidInput(f"--micro-batch must be at least 1, got {options.micro_batch}")
-    if options.client and options.auxiliary:
-        raise InvalidInput("--auxiliary needs to be reachable by others: leave --client out")
-
-
-__all__ = ["PeerOptions", "TTTError", "run_peer"]

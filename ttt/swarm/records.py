@@ -138,10 +138,14 @@ def publish(
 ) -> bool:
     """Store a record under the signer's key for `lifetime` seconds; False where the DHT did not take it in time.
 
-    The DHT must have been made with this signer among its validators (`validation.validators`), which signs.
+    False too for a record in another's name, which is not sent: every honest node would refuse it, yet hivemind calls
+    a record stored as soon as one node says so. The DHT must have been made with this signer among its validators
+    (`validation.validators`), which signs.
     """
     from hivemind.utils import get_dht_time
 
+    if record.peer_id != owner_of(signer.local_public_key):
+        return False
     future = dht.store(
         metrics_key(run),
         subkey=signer.local_public_key,

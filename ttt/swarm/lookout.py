@@ -1,0 +1,67 @@
+"""How a peer finds its run, a donor of the state, the way back after a cut; sees a roll-back. Knows no tensors."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ttt.errors import Cancelled
+from ttt.swarm.dht import SwarmDHT, find_donors, find_run, reconnect
+from ttt.swarm.generation import Announcement
+from ttt.swarm.options import PeerOptions
+from ttt.swarm.reporter import Reporter
+
+LOOK_AROUND_SECONDS = 10.0
+
+
+class Lookout:
+    """The eyes of one peer on its network."""
+
+    def __init__(self, dht: SwarmDHT, options: PeerOptions, run: str, reporter: Reporter, stop: threading.Event):
+        self.dht, self.options, self.run, self.reporter, self.stop = dht, options, run, reporter, stop
+
+    def wait_for_run(self) -> Announcement:
+        """The announcement of a coordinator that the peer was told; Cancelled when asked to stop meanwhile."""
+        while (found := self._announced()) is None:
+            self.reporter.say(
+                "waiting for a donor",
+                f"nobody has announced the run {self.run!r} yet; is its coordinator running?",
+            )
+            self._pause()
+        return found
+
+    def wait_for_donor(self, run_prefix: str) -> None:
+        """Until somebody offers the state; Cancelled when asked to stop meanwhile."""
+        while not find_donors(self.dht, run_prefix):
+            self.reporter.say(
+                "waiting for a donor",
+                "neither the coordinator nor any peer offers the state of the run; a peer never begins a run by itself",
+            )
+            self._pause()
+
+    @contextmanager
+    def watching(self, generation: int, rolled_back: Callable[[], None]) -> Iterator[None]:
+        """A thread that finds the way back into a network that was cut, and tells of a roll-back."""
+        done = threading.Event()
+        thread = threading.Thread(target=self._watch, args=(done, generation, rolled_back), daemon=True, name="network")
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join(timeout=35)
+
+    def _watch(self, done: threading.Event, generation: int, rolled_back: Callable[[], None]) -> None:
+        while not done.wait(LOOK_AROUND_SECONDS):
+            reconnect(self.dht, self.options.initial_peers)
+            found = self._announced()
+            if found is not None and found.generation > generation:
+                rolled_back()
+
+    def _announced(self) -> Announcement | None:
+        return find_run(self.dht, self.run, self.options.coordinators)
+
+    def _pause(self) -> None:
+        if self.stop.wait(1.0):
+            raise Cancelled("asked to stop")

@@ -1,0 +1,57 @@
+"""What peer and coordinator have in common: a folder of their own, a status, signals, a clean end. Knows no work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from ttt.errors import Cancelled
+from ttt.swarm.options import CoordinatorOptions, PeerOptions
+from ttt.swarm.processes import leave_out_compiler, own_folder, sockets_in_own_folder
+from ttt.swarm.reporter import Reporter, quiet_hivemind
+from ttt.swarm.settings import RunSettings
+
+
+@contextmanager
+def taking_part(
+    options: PeerOptions | CoordinatorOptions,
+    settings: RunSettings,
+    *,
+    name: str,
+    role: Literal["peer", "auxiliary", "coordinator"],
+) -> Iterator[Reporter]:
+    """A folder locked for this process and a reporter in it, which tells how the block ended if it did not itself."""
+    quiet_hivemind()
+    leave_out_compiler()
+    with own_folder(options.folder), sockets_in_own_folder():
+        reporter = Reporter(
+            options.folder, run=settings.run.name, name=name, role=role, global_batch=settings.batch.global_batch
+        )
+        try:
+            yield reporter
+        except Cancelled:
+            reporter.close("stopped", "asked to stop")
+        except BaseException as error:
+            reporter.close("failed", str(error) or type(error).__name__)
+            raise
+
+
+@contextmanager
+def signals(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM and Ctrl-C ask for a clean end; a second Ctrl-C does not wait for it."""
+
+    def ask(number: int, _frame: Any) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            os._exit(130)
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,62 @@
+"""What a volunteer and an organiser choose beside the run file. The command line reads the helps; knows no network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ttt.errors import InvalidInput
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerOptions:
+    """What a volunteer chooses; InvalidInput from `check` where it cannot work."""
+
+    run: str
+    """Run file, or its URL."""
+    initial_peers: tuple[str, ...]
+    """Addresses to join at, the coordinator's first."""
+    folder: Path
+    """For status, identity and backup."""
+    name: str = ""
+    device: str = "auto"
+    precision: str = "auto"
+    micro_batch: int = 8
+    limit: float = 0.0
+    """Samples per second not to exceed; 0: as fast as possible."""
+    host: str = "0.0.0.0"
+    port: int = 0
+    announce: tuple[str, ...] = ()
+    client: bool = False
+    relay: bool = True
+    auxiliary: bool = False
+    until: int = 0
+    """Leave after this step; 0: stay."""
+    seed: int | None = None
+    backup_seconds: float = 300.0
+
+    @property
+    def coordinators(self) -> list[str]:
+        """libp2p ids of those whose announcements of the run count."""
+        return [address.rpartition("/p2p/")[2] for address in self.initial_peers]
+
+    def check(self) -> None:
+        if not self.initial_peers:
+            raise InvalidInput("--initial-peer is needed: the address that the coordinator prints")
+        if self.micro_batch < 1:
+            raise InvalidInput(f"--micro-batch must be at least 1, got {self.micro_batch}")
+        if self.client and self.auxiliary:
+            raise InvalidInput("--auxiliary needs to be reachable by others: leave --client out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoordinatorOptions:
+    """What an organiser chooses beside the run file."""
+
+    run: str
+    folder: Path
+    host: str = ""
+    port: int = 0
+    announce: tuple[str, ...] = ()
+    initial_peers: tuple[str, ...] = ()
+    """Of a network that exists already; usually none."""
