@@ -113,9 +113,9 @@ def test_a_child_dies_with_its_parent() -> None:
         "parent = os.getpid()\n"
         "if (child := os.fork()) == 0:\n"
         "    become_child(parent)\n"
-        "    print('ready', flush=True)\n"
+        "    os.write(1, b'ready\\n')\n"  # one write a line, or the two mix
         "    time.sleep(60)\n"
-        "print(child, flush=True)\n"
+        "os.write(1, f'{child}\\n'.encode())\n"
         "time.sleep(60)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
