@@ -23,10 +23,9 @@ from tests.support.tiny import (
     tiny_clip,
     tiny_dalle,
     tiny_vqgan,
-    write_tiny_bundle,
     write_tokenizer,
 )
-from ttt.bundle import DEMO_FOLDER, ClipSpec, load_dalle_from, load_vqgan_from, read_bundle, write_bundle
+from ttt.bundle import DEMO_FOLDER, Bundle, ClipSpec, load_dalle_from, load_vqgan_from, read_bundle, write_bundle
 from ttt.bundle_io import read_safetensors
 from ttt.errors import BundleError, CheckpointError
 
@@ -37,8 +36,8 @@ TEXT = torch.tensor([[2, 3, 6, 0, 0, 0], [2, 5, 7, 8, 4, 1]])
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny").root
+def original(bundle: Bundle) -> Path:
+    return bundle.root
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from tests.support.tiny import TINY_DALLE, tiny_dalle, tiny_vqgan, write_published_files, write_tiny_bundle
 from ttt import SamplingParams, TextToImage
 from ttt.__main__ import app
-from ttt.bundle import read_bundle
+from ttt.bundle import Bundle, read_bundle
 from ttt.results import read_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,22 +35,17 @@ HEAVY = (
 )
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny").root
-
-
 def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, [str(a) for a in arguments], terminal_width=200)
 
 
-def test_generate_saves_what_the_api_returns(bundle: Path, tmp_path: Path) -> None:
+def test_generate_saves_what_the_api_returns(bundle: Bundle, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
     result = run("generate", "a red circle", "--candidates", 6, "--keep", 2, "--seed", 3, "--top-k", "off",
-                 "--model", bundle, "--out", out)  # fmt: skip
+                 "--model", bundle.root, "--out", out)  # fmt: skip
     assert result.exit_code == 0, result.stderr
     params = SamplingParams(candidates=6, keep=2, seed=3, top_k=None)
-    best = TextToImage.from_pretrained(bundle)("a red circle", params)
+    best = TextToImage.from_pretrained(bundle.root)("a red circle", params)
     lines = result.stdout.strip().splitlines()
     assert len(lines) == 2
     for line, ranked in zip(lines, best, strict=True):
@@ -65,8 +60,8 @@ def test_generate_saves_what_the_api_returns(bundle: Path, tmp_path: Path) -> No
     assert len(record["ranking"]) == 6
 
 
-def test_few_candidates_need_no_keep(bundle: Path, tmp_path: Path) -> None:
-    result = run("generate", "a star", "--candidates", 2, "--model", bundle, "--out", tmp_path)
+def test_few_candidates_need_no_keep(bundle: Bundle, tmp_path: Path) -> None:
+    result = run("generate", "a star", "--candidates", 2, "--model", bundle.root, "--out", tmp_path)
     assert result.exit_code == 0, result.stderr
     assert len(result.stdout.strip().splitlines()) == 2
 
@@ -91,9 +86,9 @@ def test_few_candidates_need_no_keep(bundle: Path, tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
-    bundle: Path, tmp_path: Path, arguments: list[str], message: str
+    bundle: Bundle, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    model = [] if "--model" in arguments else ["--model", str(bundle)]
+    model = [] if "--model" in arguments else ["--model", str(bundle.root)]
     result = run("generate", *arguments, *model, "--out", tmp_path / "out")
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
@@ -101,7 +96,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_broken_bundle(bundle: Path, tmp_path: Path) -> None:
+def test_a_broken_bundle(bundle: Bundle, tmp_path: Path) -> None:
     write_tiny_bundle(tmp_path / "bundle")
     os.truncate(tmp_path / "bundle" / "vqgan.safetensors", 100)
     result = run("generate", "a star", "--model", tmp_path / "bundle", "--out", tmp_path / "out")
@@ -109,20 +104,20 @@ def test_a_broken_bundle(bundle: Path, tmp_path: Path) -> None:
     assert "vqgan.safetensors is broken or only partly downloaded" in result.stderr
 
 
-def test_a_folder_that_cannot_be_written(bundle: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    result = run("generate", "a star", "--candidates", 1, "--model", bundle, "--out", tmp_path / "file")
+    result = run("generate", "a star", "--candidates", 1, "--model", bundle.root, "--out", tmp_path / "file")
     assert result.exit_code == 1
     assert result.stderr.strip().splitlines()[-1].startswith("Error: ")
 
 
-def test_interrupted(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> Iterator[None]:
         raise KeyboardInterrupt
         yield
 
     monkeypatch.setattr(TextToImage, "stream", interrupt)
-    result = run("generate", "a star", "--model", bundle)
+    result = run("generate", "a star", "--model", bundle.root)
     assert result.exit_code == 130
     assert "Stopped." in result.stderr
 

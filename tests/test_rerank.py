@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from tests.support.tiny import TINY_CLIP, tiny_clip, write_tiny_bundle, write_tokenizer
-from ttt.bundle import ClipSpec
+from tests.support.tiny import TINY_CLIP, tiny_clip, write_tokenizer
+from ttt.bundle import Bundle, ClipSpec
 from ttt.errors import BundleError, CheckpointError
 from ttt.rerank import ClipScorer, load_in_background, text_ids
 
@@ -32,8 +32,8 @@ def as_tensor(images: list[Image.Image]) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def local_spec(tmp_path_factory: pytest.TempPathFactory) -> ClipSpec:
-    return write_tiny_bundle(tmp_path_factory.mktemp("clip") / "bundle").clip
+def local_spec(bundle: Bundle) -> ClipSpec:
+    return bundle.clip
 
 
 @pytest.fixture(scope="module")

@@ -32,11 +32,6 @@ RECIPE = Recipe(steps=30, batch_size=6, learning_rate=0.02, state_bits=8)
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return write_tiny_bundle(tmp_path_factory.mktemp("parts") / "tiny")
-
-
-@pytest.fixture(scope="module")
 def shards(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 captioned images, encoded by the command line into 4 shards."""
     images, out = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("data") / "shards"
