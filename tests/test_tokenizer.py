@@ -18,6 +18,13 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
     return TextTokenizer.from_file(write_tokenizer(tmp_path_factory.mktemp("tokenizer") / "t.json"), 6, pad_id=0)
 
 
+def test_the_tokenizer_of_the_tests_is_one(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(write_tokenizer(tmp_path / "t.json")))
+    assert tokenizer.encode("a red circle", add_special_tokens=False).ids == [2, 3, 6]
+
+
 def test_prompts_are_padded_and_cut(tokenizer: TextTokenizer):
     tokens = tokenizer(["a red circle", "a red circle above a blue square on white"])
     assert tokens.tolist() == [[2, 3, 6, 0, 0, 0], [2, 3, 6, 8, 2, 5]]

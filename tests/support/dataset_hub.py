@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from tests.support.http import Handler, serve
 from tests.support.range_server import RangeServer, serve_ranges
 
 _reserved: list[socket.socket] = []
@@ -44,27 +43,20 @@ def serve_dataset(folder: Path, repo_id: str, token: str) -> Iterator[DatasetHub
     with serve_ranges(folder, cut_after=400, cuts=10) as storage:
         hub = DatasetHub(folder, repo_id, token, storage)
 
-        class Handler(_Handler):
+        class Answers(_Answers):
             state = hub
 
-        host, port = _reserved[0].getsockname()
+        address = _reserved[0].getsockname()
         _reserved.pop().close()
-        server = ThreadingHTTPServer((host, port), Handler)
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        try:
-            yield hub
-        finally:
-            hub.leaked += [text for text in storage.headers_seen if token in text]
-            server.shutdown()
-            server.server_close()
+        with serve(Answers, address):
+            try:
+                yield hub
+            finally:
+                hub.leaked += [text for text in storage.headers_seen if token in text]
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Answers(Handler):
     state: DatasetHub
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: object) -> None: ...
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -91,11 +83,8 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.state
         if not (hub.folder / name).is_file():
             return self._error("EntryNotFound", 404)
-        self.send_response(302)
-        self.send_header("Location", f"{hub.storage.url}/{name}".replace("127.0.0.1", "localhost"))
-        self.send_header("X-Repo-Commit", hub.commit)
-        self.send_header("Content-Length", "0")
-        return self.end_headers()
+        elsewhere = f"{hub.storage.url}/{name}".replace("127.0.0.1", "localhost")
+        return self.answer(302, Location=elsewhere, X_Repo_Commit=hub.commit)
 
     def _json(self, value: object) -> None:
         body = json.dumps(value).encode()
@@ -107,8 +96,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _error(self, code: str, status: int) -> None:
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("X-Repo-Commit", self.state.commit)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
+        self.answer(status, X_Error_Code=code, X_Repo_Commit=self.state.commit)

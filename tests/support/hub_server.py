@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from tests.support.http import Handler, serve
+
+ID = "someone/tiny"
+NOBODY = "http://127.0.0.1:9"
+"""An address where no server answers."""
 
 
 @dataclass
@@ -62,32 +68,29 @@ class FakeHub:
 def serve_hub() -> Iterator[FakeHub]:
     hub = FakeHub()
 
-    class Handler(_Handler):
+    class Answers(_Answers):
         state = hub
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
+    with serve(Answers) as hub.url:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
-class _Handler(BaseHTTPRequestHandler):
+def point_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """huggingface_hub asks there: it reads HF_ENDPOINT once, at import."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+
+
+class _Answers(Handler):
     state: FakeHub
-    protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
         self._answer(body=False)
 
     def do_GET(self) -> None:
         self._answer(body=True)
-
-    def log_message(self, format: str, *args: object) -> None: ...
 
     def _answer(self, body: bool) -> None:
         hub, path = self.state, unquote(urlsplit(self.path).path)
@@ -98,10 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
         before, _, after = path.partition("/resolve/")
         repo_id, (revision, _, name) = before.strip("/"), after.partition("/")
         if repo_id in hub.moved:
-            self.send_response(307)
-            self.send_header("Location", f"/{hub.moved[repo_id]}/resolve/{after}")
-            self.send_header("Content-Length", "0")
-            return self.end_headers()
+            return self.answer(307, Location=f"/{hub.moved[repo_id]}/resolve/{after}")
         repo = hub.repos.get(repo_id)
         if repo is None or (repo.token and self.headers.get("Authorization") != f"Bearer {repo.token}"):
             return self._error(401, "RepoNotFound", "Repository not found")
@@ -139,10 +139,5 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data[start:])
 
     def _error(self, status: int, code: str, message: str, sha: str | None = None) -> None:
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("X-Error-Message", message)
-        if sha:
-            self.send_header("X-Repo-Commit", sha)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
+        commit = {"X_Repo_Commit": sha} if sha else {}
+        self.answer(status, X_Error_Code=code, X_Error_Message=message, **commit)

@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from tests.support.http import Handler, serve
 
 
 @dataclass
@@ -48,27 +49,15 @@ class RangeServer:
 def serve_ranges(folder: Path, **settings: object) -> Iterator[RangeServer]:
     state = RangeServer(folder, **settings)  # type: ignore[arg-type]
 
-    class Handler(_Handler):
+    class Ranges(_Ranges):
         server_state = state
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    state.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
+    with serve(Ranges) as state.url:
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Ranges(Handler):
     server_state: RangeServer
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: object) -> None: ...
 
     def do_GET(self) -> None:
         state, name = self.server_state, unquote(urlsplit(self.path).path).lstrip("/")
@@ -78,13 +67,13 @@ class _Handler(BaseHTTPRequestHandler):
         time.sleep(state.delay)
         path = state.folder / name
         if state.take("refuse"):
-            return self._plain(state.status)
+            return self.answer(state.status)
         if name in state.gone or not path.is_file():
-            return self._plain(404)
+            return self.answer(404)
         size = path.stat().st_size
         start, end = self._asked(size) if state.ranges else (0, size)
         if start >= size and "Range" in self.headers and state.ranges:
-            return self._plain(416)
+            return self.answer(416)
         with path.open("rb") as file:
             file.seek(start)
             self._send(file.read(end - start), start, size)
@@ -115,8 +104,3 @@ class _Handler(BaseHTTPRequestHandler):
         with state.lock:
             state.sent += len(body)
         self.close_connection = self.close_connection or cut
-
-    def _plain(self, status: int) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
