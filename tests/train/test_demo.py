@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ttt import SamplingParams, TextToImage
-from ttt.bundle import read_bundle
+from ttt.bundle import load_dalle_from, read_bundle
 from ttt.config import DEMO, DEMO_VQGAN
 from ttt.data.checker import judge
 from ttt.data.shapes import scene_is_held_out
@@ -74,6 +74,11 @@ def test_all_stages_make_a_bundle_that_paints_and_another_can_be_built_on_it(tmp
     assert (second / "vqgan.safetensors").read_bytes() == (first / "vqgan.safetensors").read_bytes()
     assert (second / "dalle.safetensors").read_bytes() != (first / "dalle.safetensors").read_bytes()
     assert "## vqgan" not in (second / "PROVENANCE.md").read_text()
+    kept = DemoTraining(tmp_path / "kept", recipe, read_bundle(first), keep_dalle=True).dalle().state_dict()
+    assert all(
+        torch.equal(kept[name], weights) for name, weights in load_dalle_from(read_bundle(first)).state_dict().items()
+    )
+    assert not (tmp_path / "kept" / "dalle.jsonl").exists(), "it was trained"
 
 
 @pytest.fixture(scope="module")

@@ -67,9 +67,15 @@ class DemoRecipe:
 class DemoTraining:
     """The stages, in a folder of their own."""
 
-    def __init__(self, folder: Path, recipe: DemoRecipe, base: Bundle | None = None) -> None:
-        """base: a bundle whose VQGAN and tokenizer are kept, and whose DALL-E and CLIP go on learning."""
+    def __init__(
+        self, folder: Path, recipe: DemoRecipe, base: Bundle | None = None, *, keep_dalle: bool = False
+    ) -> None:
+        """base: a bundle whose VQGAN and tokenizer are kept, and whose DALL-E and CLIP go on learning.
+
+        keep_dalle: of the base, such as one that a swarm trained: only its CLIP goes on learning.
+        """
         self.folder, self.recipe, self.base = folder, recipe, base
+        self.keep_dalle = keep_dalle and base is not None
         folder.mkdir(parents=True, exist_ok=True)
 
     def tokenizer_file(self) -> Path:
@@ -90,6 +96,8 @@ class DemoTraining:
 
     def dalle(self) -> Any:
         """Activations are remembered, not computed again: a model this small has memory to spare."""
+        if self.base is not None and self.keep_dalle:
+            return load_dalle_from(self.base)
         recipe, vqgan, tokenize = self.recipe.dalle, self.vqgan(), self.tokenize()
         torch.manual_seed(recipe.seed)
         dalle = Dalle(replace(DEMO, reversible=False))
@@ -194,6 +202,7 @@ def main(
     base: Annotated[
         Path | None, typer.Option(help="A bundle whose VQGAN is kept, and whose DALL-E and CLIP go on learning.")
     ] = None,
+    keep_dalle: Annotated[bool, typer.Option("--keep-dalle", help="Train only the base's CLIP.")] = False,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.", min=0)] = 0,
     scale: Annotated[float, typer.Option(help="Share of the steps: 0.01 tries the whole chain out.", min=0.0)] = 1.0,
 ) -> None:
@@ -203,7 +212,9 @@ def main(
     recipe = DemoRecipe()
     if scale != 1.0:
         recipe = recipe.scaled(scale)
-    training = DemoTraining(folder, recipe, None if base is None else read_bundle(base))
+    if keep_dalle and base is None:
+        raise typer.BadParameter("--keep-dalle keeps the transformer of --base, which is missing")
+    training = DemoTraining(folder, recipe, None if base is None else read_bundle(base), keep_dalle=keep_dalle)
     stages = {"vqgan": training.vqgan, "dalle": training.dalle, "clip": training.clip}
     if stage == "all":
         training.bundle(out)
