@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 
+from tests.support.cores import cores
 from ttt.errors import Cancelled, TTTError
 from ttt.sampling.crew import Crew
 from ttt.sampling.memory import available, budget, is_out_of_memory
@@ -100,9 +101,7 @@ def test_closing_the_iterator_stops_all_threads():
 
 
 def test_the_number_of_threads_of_the_process_is_left_as_it_was():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    with cores(2):
         inside: list[int] = []
         meanwhile: list[int] = []
 
@@ -125,8 +124,6 @@ def test_the_number_of_threads_of_the_process_is_left_as_it_was():
         thread.start()
         thread.join()
         assert seen == [2]
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("size", "pieces"), [(128, [64, 64]), (110, [32] * 4), (50, [22] * 5 + [18])])

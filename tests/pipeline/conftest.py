@@ -1,0 +1,13 @@
+"""One pipeline for all tests of this folder: a tiny bundle with all its real parts."""
+
+from __future__ import annotations
+
+import pytest
+
+from ttt import TextToImage
+from ttt.bundle import Bundle
+
+
+@pytest.fixture(scope="session")
+def pipe(bundle: Bundle) -> TextToImage:
+    return TextToImage.from_pretrained(bundle.root, device="cpu")
