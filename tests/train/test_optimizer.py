@@ -1,77 +1,23 @@
-"""LAMB against the formula, its 8-bit state against the calculator's bytes, and its life in checkpoints and swarms."""
+"""LAMB against the formula, and its 8-bit state against the calculator's bytes."""
 
 from __future__ import annotations
 
 import copy
-import io
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from calculator import Architecture, TrainingSetup, estimate
+from tests.support.lamb import LARGE, Oracle, distance, give_gradients, parameters, same
 from tests.support.tiny import TINY_DALLE, tiny_dalle
 from ttt.config import DalleConfig
-from ttt.errors import CheckpointError, InvalidInput
 from ttt.model.dalle import Dalle
 from ttt.train import moments, optimizer
-from ttt.train.optimizer import Lamb, linear_schedule, parameter_groups
-
-LARGE = (320, 256)
-"""81,920 elements: 8-bit state, 20 blocks."""
-
-
-class Oracle:
-    """You et al. 2020, algorithm 2, line by line; the norm of the weights clamped as in the 2021 run."""
-
-    def __init__(self, params: list[Tensor], decay: float = 0.045, debias: bool = False) -> None:
-        self.params = [p.detach().float().clone() for p in params]
-        self.m = [torch.zeros_like(p) for p in self.params]
-        self.v = [torch.zeros_like(p) for p in self.params]
-        self.decay, self.debias, self.t = decay, debias, 0
-
-    def step(self, gradients: list[Tensor], lr: float = 2.5e-3, clamp: float = 1e4, most: float = 4.0) -> None:
-        self.t += 1
-        gradients = [g.float().clone() for g in gradients]
-        norm = torch.cat([g.flatten() for g in gradients]).norm()
-        scale = (most / (norm + 1e-6)).clamp(max=1.0)
-        for x, m, v, g in zip(self.params, self.m, self.v, gradients, strict=True):
-            g *= scale
-            m.copy_(0.9 * m + 0.1 * g)
-            v.copy_(0.96 * v + 0.04 * g**2)
-            m_hat = m / (1 - 0.9**self.t) if self.debias else m
-            v_hat = v / (1 - 0.96**self.t) if self.debias else v
-            update = m_hat / (v_hat.sqrt() + 1e-6) + self.decay * x
-            ratio = x.norm().clamp(0, clamp) / update.norm()
-            x -= lr * (ratio if x.norm() > 0 and update.norm() > 0 else 1.0) * update
-
-
-def parameters(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32, scale: float = 0.02) -> list[nn.Parameter]:
-    torch.manual_seed(0)
-    return [nn.Parameter((torch.randn(s) * scale).to(dtype)) for s in shapes]
-
-
-def give_gradients(params: list[nn.Parameter], seed: int, scale: float = 1.0) -> list[Tensor]:
-    """Elements of very different sizes, as real gradients have them."""
-    generator = torch.Generator().manual_seed(seed)
-    for p in params:
-        spread = torch.randn(p.shape, generator=generator).exp()
-        p.grad = (torch.randn(p.shape, generator=generator) * spread * scale).to(p.dtype)
-    return [p.grad for p in params if p.grad is not None]
-
-
-def distance(params: list[Tensor], oracle: Oracle, start: list[Tensor]) -> float:
-    """Of two ends of training, in units of the way from the start."""
-    ours, theirs, first = (
-        torch.cat([x.detach().float().flatten() for x in xs]) for xs in (params, oracle.params, start)
-    )
-    return float((ours - theirs).norm() / (theirs - first).norm())
+from ttt.train.optimizer import Lamb, parameter_groups
 
 
 @pytest.mark.parametrize("debias", [False, True])
@@ -215,81 +161,6 @@ def test_a_step_with_gradients_that_are_not_finite_changes_nothing(bad: float) -
     assert ours.skipped == 1 and not torch.equal(params[0].detach(), weights[0])
 
 
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) and a.dtype == b.dtype if isinstance(a, Tensor) else bool(a == b)
-
-
-@pytest.mark.parametrize("bits", [8, 32])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_resuming_goes_on_as_if_nothing_had_happened(bits: Any, dtype: torch.dtype) -> None:
-    def started() -> tuple[list[nn.Parameter], Lamb, Any]:
-        params = parameters(LARGE, (11,), dtype=dtype)
-        ours = Lamb(params, state_bits=bits, bias_correction=True)
-        return params, ours, linear_schedule(ours, total_steps=10, warmup_steps=2)
-
-    def run(state: tuple[list[nn.Parameter], Lamb, Any], steps: range) -> None:
-        for i in steps:
-            give_gradients(state[0], i)
-            state[1].step()
-            state[2].step()
-
-    whole, first, second = started(), started(), started()
-    run(whole, range(6))
-    run(first, range(3))
-    file = io.BytesIO()
-    torch.save([first[0], first[1].state_dict(), first[2].state_dict()], file)
-    file.seek(0)
-    weights, state, schedule = torch.load(file, weights_only=True)
-    with torch.no_grad():
-        for p, w in zip(second[0], weights, strict=True):
-            p.copy_(w)
-    second[1].load_state_dict(state)
-    second[2].load_state_dict(schedule)
-    assert same(second[1].state_dict(), first[1].state_dict())
-    run(second, range(3, 6))
-    assert all(torch.equal(p, q) for p, q in zip(whole[0], second[0], strict=True))
-    assert same(whole[1].state_dict(), second[1].state_dict())
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda d: d["state"][0].update(exp_avg_codes=torch.zeros(3)), "uint8"),
-        (lambda d: d["state"][0].pop("exp_avg_codes"), "state_bits"),
-        (lambda d: d["state"].pop(0), "nothing"),
-        (lambda d: d["state"][0]["exp_avg_scales"].fill_(float("nan")), "impossible"),
-        (lambda d: d["state"][1]["exp_avg_sq"].fill_(-1.0), "impossible"),
-        (lambda d: d["param_groups"][0].update(lr=-1.0), "lr"),
-        (lambda d: d["param_groups"][0].update(betas=("a", 0)), "out of range"),
-        (lambda d: d["param_groups"][0]["params"].pop(), "parameters"),
-    ],
-)
-def test_state_that_does_not_fit_is_refused_and_changes_nothing(damage: Any, message: str) -> None:
-    params = parameters(LARGE, (9,))
-    ours = Lamb(params)
-    give_gradients(params, 0)
-    ours.step()
-    before = copy.deepcopy(ours.state_dict())
-    damaged = copy.deepcopy(before)
-    damage(damaged)
-    with pytest.raises(CheckpointError, match=message):
-        ours.load_state_dict(damaged)
-    assert same(before, ours.state_dict())
-
-
-def test_a_copy_of_the_optimizer_keeps_its_settings() -> None:
-    ours = Lamb(parameters(LARGE), max_grad_norm=None)
-    twin = copy.deepcopy(ours)
-    assert (twin.state_bits, twin.max_grad_norm, twin.skipped) == (8, None, 0)
-    give_gradients(twin.param_groups[0]["params"], 0)
-    twin.step()
-    assert not same(twin.state_dict()["state"], ours.state_dict()["state"])
-
-
 @pytest.mark.parametrize("dim", [16, 64, 256])
 def test_state_has_the_bytes_of_the_calculator(dim: int) -> None:
     config = DalleConfig(**{**TINY_DALLE.to_dict(), "dim": dim, "num_text_tokens": 1000})
@@ -363,81 +234,3 @@ def test_quantization_takes_the_nearest_code(seed: int, n: int, scale: float, sp
         best = (wanted[:, None] - allowed.double()).abs().amin(1)
         error = (back / largest.repeat_interleave(4096)[:n] - wanted).abs()
         assert (error <= best + 2e-3 * wanted.abs() + 1e-7).all()
-
-
-@pytest.mark.parametrize(
-    ("settings_", "message"),
-    [
-        ({"lr": -1.0}, "lr must be"), ({"lr": float("nan")}, "lr must be"), ({"betas": (1.0, 0.9)}, "betas must be"),
-        ({"betas": (0.9, -0.1)}, "betas must be"), ({"eps": 0.0}, "eps must be"),
-        ({"weight_decay": -1.0}, "weight_decay must be"), ({"clamp_value": 0.0}, "clamp_value must be"),
-        ({"state_bits": 16}, "8 or 32"), ({"max_grad_norm": 0.0}, "max_grad_norm must be"),
-    ],
-)  # fmt: skip
-def test_settings_out_of_range_are_refused(settings_: dict[str, Any], message: str) -> None:
-    with pytest.raises(InvalidInput, match=message):
-        Lamb(parameters((3,)), **settings_)
-
-
-def test_complex_parameters_and_sparse_gradients_are_refused() -> None:
-    with pytest.raises(InvalidInput, match="complex64"):
-        Lamb([nn.Parameter(torch.zeros(2, dtype=torch.complex64))])
-    table = nn.Embedding(5, 3, sparse=True)
-    ours = Lamb(table.parameters())
-    table(torch.tensor([1])).sum().backward()
-    with pytest.raises(InvalidInput, match="sparse=False"):
-        ours.step()
-
-
-def test_without_bitsandbytes_the_error_names_32_bits() -> None:
-    program = """
-import sys; sys.modules["bitsandbytes"] = None
-import torch; from ttt.train.optimizer import Lamb; from ttt.errors import InvalidInput
-p = torch.nn.Parameter(torch.ones(70_000)); p.grad = torch.ones(70_000)
-Lamb([p], state_bits=32).step()
-try: Lamb([p])
-except InvalidInput as error: print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "state_bits=32" in done.stdout
-
-
-def test_the_schedule_warms_up_and_ends_at_zero() -> None:
-    ours = Lamb(parameters((3,)), state_bits=32)
-    schedule = linear_schedule(ours, total_steps=40, warmup_steps=4)
-    rates = []
-    for _ in range(42):
-        rates.append(schedule.get_last_lr()[0])
-        ours.step()
-        schedule.step()
-    assert rates[:5] == pytest.approx([0, 2.5e-3 / 4, 2.5e-3 / 2, 2.5e-3 * 3 / 4, 2.5e-3])
-    assert rates[22] == pytest.approx(1.25e-3) and rates[40:] == [0, 0]
-    for total, warmup in ((0, 0), (5, 6), (5, -1)):
-        with pytest.raises(InvalidInput, match="total_steps"):
-            linear_schedule(ours, total_steps=total, warmup_steps=warmup)
-
-
-def test_the_loss_of_a_closure_comes_back() -> None:
-    (p,) = parameters((4,))
-    ours = Lamb([p], state_bits=32)
-
-    def closure() -> Tensor:
-        ours.zero_grad()
-        loss = p.square().sum()
-        loss.backward()
-        return loss
-
-    first = ours.step(closure)
-    assert float(ours.step(closure).detach()) < float(first.detach())
-
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="hivemind is for Linux alone")
-def test_it_works_inside_hivemind() -> None:
-    """One peer, offloaded; its state travels as hivemind sends it. In a process of its own, as hivemind needs."""
-    command = [sys.executable, "-m", "tests.train.lamb_in_hivemind"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split()[-1] == "good"
