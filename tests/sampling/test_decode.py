@@ -5,47 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.sampling.oracle import KINDS, SIZES, config_of, plain_logits, request
 from tests.support.tiny import tiny_dalle
-from ttt.config import DEMO, PAPER, DalleConfig
+from ttt.config import DEMO, PAPER
 from ttt.errors import CheckpointError
 from ttt.model.dalle import Dalle
 from ttt.sampling.cache import Cache, bytes_per_candidate, unseen_slots
 from ttt.sampling.decode import decode_one_code, prefill
 from ttt.sampling.weights import DecoderWeights
-
-SIZES = {
-    "tiny": {"dim": 16, "depth": 5, "heads": 2, "dim_head": 8, "text_seq_len": 6, "image_fmap_size": 4},
-    "odd head": {"dim": 32, "depth": 6, "heads": 3, "dim_head": 7, "text_seq_len": 3, "image_fmap_size": 7},
-    "wide": {"dim": 64, "depth": 4, "heads": 2, "dim_head": 36, "text_seq_len": 9, "image_fmap_size": 6},
-}
-KINDS = {
-    "paper": (("row", "column", "row", "row"), "conv"),
-    "row": (("row",), None),
-    "column": (("column",), None),
-    "conv": (("conv",), None),
-    "full": (("full",), None),
-    "mixed": (("conv", "full", "column"), "row"),
-}
-
-
-def config_of(size: str, kinds: str, **more: object) -> DalleConfig:
-    cycle, last = KINDS[kinds]
-    return DalleConfig(
-        **SIZES[size],  # type: ignore[arg-type]
-        num_text_tokens=20,
-        num_image_tokens=30,
-        attention_cycle=cycle,  # type: ignore[arg-type]
-        last_attention=last,  # type: ignore[arg-type]
-        **more,  # type: ignore[arg-type]
-    )
-
-
-def request(config: DalleConfig, b: int, seed: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
-    """A random prompt and random codes."""
-    generator = torch.Generator().manual_seed(seed)
-    text = torch.randint(0, config.num_text_tokens, (1, config.text_seq_len), generator=generator)
-    codes = torch.randint(0, config.num_image_tokens, (b, config.image_seq_len), generator=generator)
-    return text, codes
 
 
 @torch.inference_mode()
@@ -58,14 +25,6 @@ def cached_logits(dalle: Dalle, text: torch.Tensor, codes: torch.Tensor, **how: 
     logits = [prompt.logits.expand(b, -1)]
     logits += [decode_one_code(weights, cache, codes[:, i], i) for i in range(n - 1)]
     return torch.stack(logits, dim=1)
-
-
-@torch.inference_mode()
-def plain_logits(dalle: Dalle, text: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """The same from the model's own forward, which knows no cache."""
-    config = dalle.config
-    logits = dalle(text.expand(len(codes), -1), codes)
-    return logits[:, config.text_seq_len : config.text_seq_len + codes.shape[1], config.text_vocab :]
 
 
 @pytest.mark.parametrize("b", [1, 5])

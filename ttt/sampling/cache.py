@@ -42,8 +42,7 @@ class ImageKeys:
         self, kind: AttentionKind, config: DalleConfig, b: int, dtype: torch.dtype, device: torch.device, unseen: Tensor
     ) -> None:
         """unseen: the kind's own of `unseen_slots`."""
-        self.kind, self.fmap, self.unseen = kind, config.image_fmap_size, unseen
-        self.window = min(config.conv_kernel, config.image_fmap_size)
+        self.kind, self.fmap, self.window, self.unseen = kind, config.image_fmap_size, window_of(config), unseen
         groups, slots = slots_of(kind, config)
         self.buffer = torch.zeros(groups, 2, config.heads * b, slots, config.dim_head, dtype=dtype, device=device)
 
@@ -51,12 +50,8 @@ class ImageKeys:
         """Store kv [2, h * b, d] of the code at `position`; -> keys and values [2, h * b, k, d] of its group, and
         which of these the code does not see, bool [k]; itself it sees.
         """
-        row, column = divmod(position, self.fmap)
-        if self.kind == "conv":
-            self.buffer[0][:, :, row % self.window * self.fmap + column] = kv
-            return self.buffer[0], self.unseen[position]
-        group, slot = {"row": (0, column), "column": (column, row), "full": (0, position)}[self.kind]
-        keys, unseen = self.buffer[group], self.unseen[slot]
+        group, slot = place_of(self.kind, position, self.fmap, self.window)
+        keys, unseen = self.buffer[group], self.unseen[position if self.kind == "conv" else slot]
         keys[:, :, slot] = kv
         if self.kind == "full":
             read = -(-(slot + 1) // READ_MULTIPLE) * READ_MULTIPLE
@@ -93,11 +88,24 @@ class Cache:
         self.feed_forward_shifts = [ShiftState(config, b, dtype, device) for _ in config.layer_kinds]
 
 
+def window_of(config: DalleConfig) -> int:
+    """Rows of codes, its own among them, that a code of a convolutional layer sees."""
+    return min(config.conv_kernel, config.image_fmap_size)
+
+
 def slots_of(kind: AttentionKind, config: DalleConfig) -> tuple[int, int]:
     """(groups, slots in a group) of keys that a layer keeps of one candidate."""
     fmap = config.image_fmap_size
-    window = min(config.conv_kernel, fmap)
-    return {"row": (1, fmap), "column": (fmap, fmap), "conv": (1, window * fmap), "full": (1, fmap * fmap)}[kind]
+    ring = window_of(config) * fmap
+    return {"row": (1, fmap), "column": (fmap, fmap), "conv": (1, ring), "full": (1, fmap * fmap)}[kind]
+
+
+def place_of(kind: AttentionKind, position: int, fmap: int, window: int) -> tuple[int, int]:
+    """(group, slot) of the key of the code at `position`."""
+    row, column = divmod(position, fmap)
+    if kind == "conv":
+        return 0, row % window * fmap + column
+    return {"row": (0, column), "column": (column, row), "full": (0, position)}[kind]
 
 
 def unseen_slots(kind: AttentionKind, config: DalleConfig) -> Tensor:
@@ -107,7 +115,7 @@ def unseen_slots(kind: AttentionKind, config: DalleConfig) -> Tensor:
     fmap, (_, slots) = config.image_fmap_size, slots_of(kind, config)
     if kind != "conv":
         return torch.ones(slots, slots, dtype=torch.bool).triu(1)
-    window = min(config.conv_kernel, fmap)
+    window = window_of(config)
     lines = torch.arange(fmap)
     age = (lines[:, None] - torch.arange(window)) % window  # of each line of the ring, when row `lines` is painted
     behind = lines[:, None] - lines  # columns to the right, or not yet painted, are negative

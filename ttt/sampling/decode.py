@@ -34,10 +34,10 @@ def prefill(weights: DecoderWeights, text: Tensor) -> Prompt:
     for layer in weights.layers:
         added, k, v = _attend_text(weights, layer, x2)
         x1 = x1 + added
-        x2 = x2 + _feed(layer, shift_tokens(_normed(layer.feed_forward_norm, x1, weights)[None], config.text_len, 1)[0])
+        x2 = x2 + _feed(layer, shift_tokens(normed(layer.feed_forward_norm, x1, weights)[None], config.text_len, 1)[0])
         keys.append(k)
         values.append(v)
-    logits = _logits(weights, x1[-1:], x2[-1:])[0]
+    logits = logits_after(weights, x1[-1:], x2[-1:])[0]
     if not torch.isfinite(logits).all():
         raise CheckpointError("the model's logits are not finite numbers: its weights are broken; fetch it again")
     return Prompt(keys, values, logits)
@@ -49,11 +49,11 @@ def decode_one_code(weights: DecoderWeights, cache: Cache, codes: Tensor, positi
     x1 = F.embedding(codes, weights.embedding)  # [b, c]
     x2 = x1.clone()
     for i, layer in enumerate(weights.layers):
-        x = cache.attention_shifts[i].shift(_normed(layer.attention_norm, x2, weights), column)
+        x = cache.attention_shifts[i].shift(normed(layer.attention_norm, x2, weights), column)
         x1.addcmul_(_attend_code(weights, layer, cache, i, x, position), layer.attention_scale)
-        x = cache.feed_forward_shifts[i].shift(_normed(layer.feed_forward_norm, x1, weights), column)
-        x2.addcmul_(_feed_body(layer, x), layer.feed_forward_scale)
-    return _logits(weights, x1, x2)
+        x = cache.feed_forward_shifts[i].shift(normed(layer.feed_forward_norm, x1, weights), column)
+        x2.addcmul_(feed_body(layer, x), layer.feed_forward_scale)
+    return logits_after(weights, x1, x2)
 
 
 def pick(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> Tensor:
@@ -111,7 +111,8 @@ def _attend_code(
 ) -> Tensor:
     """Attention of layer i for one code: x [b, c] -> [b, c], not yet scaled."""
     b, (h, d) = len(x), (weights.config.heads, weights.config.dim_head)
-    qkv = weights.rotary.code(layer.to_qkv(x).view(b, 3 * h, d), position).to(weights.dtype)  # [3h, b, d]
+    angle = weights.rotary.angle(position)
+    qkv = weights.rotary.code(layer.to_qkv(x).view(b, 3 * h, d), angle).to(weights.dtype)  # [3h, b, d]
     own, unseen = cache.images[i].add(qkv[h:].view(2, h * b, d), position)
     return layer.to_out(attend(qkv[:h], cache.prompt.keys[i], cache.prompt.values[i], own, unseen))
 
@@ -119,25 +120,25 @@ def _attend_code(
 def _attend_text(weights: DecoderWeights, layer: LayerWeights, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """x [t, c] -> what attention adds [t, c], keys and values [h, t, d]."""
     t, (h, d) = len(x), (weights.config.heads, weights.config.dim_head)
-    shifted = shift_tokens(_normed(layer.attention_norm, x, weights)[None], t, 1)[0]
+    shifted = shift_tokens(normed(layer.attention_norm, x, weights)[None], t, 1)[0]
     qkv = layer.to_qkv(shifted).view(t, 3, h, d).permute(1, 2, 0, 3)  # [3, h, t, d]
     q, k, v = weights.rotary.text(qkv).to(weights.dtype).unbind(0)
     out = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, scale=1.0)[0]
     return layer.to_out(out.transpose(0, 1).reshape(t, h * d)) * layer.attention_scale, k.contiguous(), v.contiguous()
 
 
-def _normed(norm: Norm, x: Tensor, weights: DecoderWeights) -> Tensor:
+def normed(norm: Norm, x: Tensor, weights: DecoderWeights) -> Tensor:
     return norm(x).to(weights.dtype)
 
 
 def _feed(layer: LayerWeights, x: Tensor) -> Tensor:
-    return _feed_body(layer, x) * layer.feed_forward_scale
+    return feed_body(layer, x) * layer.feed_forward_scale
 
 
-def _feed_body(layer: LayerWeights, x: Tensor) -> Tensor:
+def feed_body(layer: LayerWeights, x: Tensor) -> Tensor:
     value, gate = layer.up(x).chunk(2, dim=-1)
     return layer.down(value * F.gelu(gate))
 
 
-def _logits(weights: DecoderWeights, x1: Tensor, x2: Tensor) -> Tensor:
+def logits_after(weights: DecoderWeights, x1: Tensor, x2: Tensor) -> Tensor:
     return weights.to_logits(weights.norm((x1 + x2) / 2))

@@ -116,12 +116,16 @@ class Rotary:
         pairs = torch.view_as_complex(qkv.float().unflatten(-1, (-1, 2)))
         return torch.view_as_real(pairs * self.turns[: self.text_len]).flatten(-2)
 
-    def code(self, qkv: Tensor, position: int) -> Tensor:
-        """[b, 3h, d] of the code at `position` -> [3h, b, d], rotated, float32, contiguous."""
-        b, g, d = qkv.shape
+    def angle(self, position: int | Tensor) -> tuple[Tensor, ...]:
+        """What `code` turns by, of the code at `position`: a number, or int64 [1], which stays on its device."""
+        tables = (self.cos, self.sin) if self.turns is None else (self.turns,)
         place = self.text_len + position
+        return tuple(t[place] if isinstance(place, int) else t.index_select(0, place) for t in tables)
+
+    def code(self, qkv: Tensor, angle: tuple[Tensor, ...]) -> Tensor:
+        """[b, g, ..., d] of codes at one position -> [g, b, ..., d], rotated, float32, contiguous."""
         if self.turns is None:
-            return rotate(qkv.float().transpose(0, 1).contiguous(), self.cos[place], self.sin[place])
-        pairs = torch.view_as_complex(qkv.float().view(b, g, d // 2, 2)).transpose(0, 1)
-        out = torch.empty(g, b, d // 2, dtype=torch.complex64, device=qkv.device)
-        return torch.view_as_real(torch.mul(pairs, self.turns[place], out=out)).view(g, b, d)
+            return rotate(qkv.float().transpose(0, 1).contiguous(), *angle)
+        pairs = torch.view_as_complex(qkv.float().view(*qkv.shape[:-1], -1, 2)).transpose(0, 1)
+        out = torch.empty(pairs.shape, dtype=torch.complex64, device=qkv.device)
+        return torch.view_as_real(torch.mul(pairs, angle[0], out=out)).flatten(-2)

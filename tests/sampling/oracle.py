@@ -1,0 +1,50 @@
+"""Configurations with every kind of mask, and the plain forward, which knows no cache: what fast paths must equal."""
+
+from __future__ import annotations
+
+import torch
+
+from ttt.config import DalleConfig
+from ttt.model.dalle import Dalle
+
+SIZES = {
+    "tiny": {"dim": 16, "depth": 5, "heads": 2, "dim_head": 8, "text_seq_len": 6, "image_fmap_size": 4},
+    "odd head": {"dim": 32, "depth": 6, "heads": 3, "dim_head": 7, "text_seq_len": 3, "image_fmap_size": 7},
+    "wide": {"dim": 64, "depth": 4, "heads": 2, "dim_head": 36, "text_seq_len": 9, "image_fmap_size": 6},
+}
+KINDS = {
+    "paper": (("row", "column", "row", "row"), "conv"),
+    "row": (("row",), None),
+    "column": (("column",), None),
+    "conv": (("conv",), None),
+    "full": (("full",), None),
+    "mixed": (("conv", "full", "column"), "row"),
+}
+
+
+def config_of(size: str, kinds: str, **more: object) -> DalleConfig:
+    cycle, last = KINDS[kinds]
+    return DalleConfig(
+        **SIZES[size],  # type: ignore[arg-type]
+        num_text_tokens=20,
+        num_image_tokens=30,
+        attention_cycle=cycle,  # type: ignore[arg-type]
+        last_attention=last,  # type: ignore[arg-type]
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def request(config: DalleConfig, b: int, seed: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    """A random prompt and random codes."""
+    generator = torch.Generator().manual_seed(seed)
+    text = torch.randint(0, config.num_text_tokens, (1, config.text_seq_len), generator=generator)
+    codes = torch.randint(0, config.num_image_tokens, (b, config.image_seq_len), generator=generator)
+    return text, codes
+
+
+@torch.inference_mode()
+def plain_logits(dalle: Dalle, text: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """Logits [b, n, v] before each of the codes, from the model's own forward."""
+    config = dalle.config
+    logits = dalle(text.expand(len(codes), -1), codes)
+    return logits[:, config.text_seq_len : config.text_seq_len + codes.shape[1], config.text_vocab :]

@@ -1,0 +1,157 @@
+"""The step whose position is data: its logits against the plain forward, its codes against the loop, on a tape that
+allows what a CUDA graph allows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.sampling.oracle import KINDS, SIZES, config_of, plain_logits, request
+from tests.sampling.tape import NotRecordable, taped
+from tests.support.tiny import tiny_dalle
+from ttt.config import DEMO, PAPER
+from ttt.model.dalle import Dalle
+from ttt.sampling.crew import Crew
+from ttt.sampling.decode import prefill
+from ttt.sampling.graph import Recorder
+from ttt.sampling.paint import Canvas, memory_per_candidate, painting
+from ttt.sampling.params import SamplingParams
+from ttt.sampling.static import StaticStep, static_bytes_per_candidate
+from ttt.sampling.weights import DecoderWeights
+
+CPU = torch.device("cpu")
+PARAMS = SamplingParams(candidates=11, seed=3, top_k=12, top_p=0.9)
+
+
+@torch.inference_mode()
+def static_logits(dalle: Dalle, text: torch.Tensor, codes: torch.Tensor, **how: object) -> torch.Tensor:
+    """Logits [b, m, v] before each of the codes."""
+    b, m = codes.shape
+    weights = DecoderWeights(dalle, **how)  # type: ignore[arg-type]
+    prompt = prefill(weights, text)
+    step = StaticStep(weights, prompt, SamplingParams(candidates=b), b)
+    logits = [prompt.logits.expand(b, -1)]
+    step.codes[:m] = codes.t()
+    for position in range(m - 1):
+        step.position.fill_(position)
+        logits.append(step.decode())
+    return torch.stack(logits, dim=1)
+
+
+@torch.inference_mode()
+def painted(
+    weights: DecoderWeights, params: SamplingParams, size: int, recorder: Recorder | None = None
+) -> torch.Tensor:
+    """Codes [candidates, n], in pieces of `size`."""
+    text, _ = request(weights.config, 1)
+    canvas = Canvas(params.candidates, weights.config)
+    work = painting(weights, prefill(weights, text), params, canvas, recorder)
+    for _ in Crew(params.candidates, size, work, weights.device, cores=1).run():
+        pass
+    assert canvas.fraction == 1
+    return canvas.codes
+
+
+@pytest.mark.parametrize("b", [1, 5])
+@pytest.mark.parametrize("kinds", KINDS)
+@pytest.mark.parametrize("size", SIZES)
+def test_logits_equal_the_plain_forward_at_every_position(size: str, kinds: str, b: int):
+    dalle = tiny_dalle(3, config_of(size, kinds))
+    text, codes = request(dalle.config, b)
+    expected = plain_logits(dalle, text, codes)
+    assert expected.abs().max() > 0.5, "logits near zero would prove nothing"
+    torch.testing.assert_close(static_logits(dalle, text, codes), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("more", [{"share_layers": False}, {"reversible": False}, {"conv_kernel": 3}, {"ff_mult": 1}])
+def test_every_other_option_is_followed_too(more: dict[str, object]):
+    dalle = tiny_dalle(4, config_of("tiny", "paper", **more))
+    text, codes = request(dalle.config, 3)
+    torch.testing.assert_close(static_logits(dalle, text, codes), plain_logits(dalle, text, codes), atol=1e-4, rtol=0)
+
+
+def test_the_demo_size_is_equal_too():
+    dalle = Dalle(DEMO).eval()
+    with torch.no_grad():
+        for parameter in dalle.parameters():
+            parameter.normal_(std=0.1)
+    text, codes = request(DEMO, 2)
+    codes = codes[:, : 5 * DEMO.image_fmap_size + 3]
+    torch.testing.assert_close(static_logits(dalle, text, codes), plain_logits(dalle, text, codes), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bits_keep_the_distribution(dtype: torch.dtype, seed: int):
+    dalle = tiny_dalle(6, config_of("wide", "paper"))
+    text, codes = request(dalle.config, 4, seed)
+    expected = plain_logits(dalle, text, codes).log_softmax(-1)
+    logits = static_logits(dalle, text, codes, dtype=dtype)
+    assert logits.dtype == torch.float32
+    kl = F.kl_div(logits.log_softmax(-1), expected, reduction="none", log_target=True).sum(-1)
+    assert kl.mean() < 1e-2
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+@pytest.mark.parametrize("size", SIZES)
+def test_one_recording_paints_the_codes_of_the_loop(size: str, kinds: str):
+    """Recorded at one position, replayed at all: nothing that depends on the position may have stayed in Python."""
+    weights = DecoderWeights(tiny_dalle(3, config_of(size, kinds)))
+    recorder = Recorder(CPU, taped)
+    assert torch.equal(painted(weights, PARAMS, 11, recorder), painted(weights, PARAMS, 11))
+    assert not recorder.failed
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4, 7])
+def test_odd_chunks_of_a_recording_paint_the_same(chunk: int):
+    weights = DecoderWeights(tiny_dalle(3, config_of("tiny", "mixed")))
+    recorder = Recorder(CPU, taped)
+    assert torch.equal(painted(weights, PARAMS, chunk, recorder), painted(weights, PARAMS, 11))
+    assert not recorder.failed
+
+
+@pytest.mark.parametrize(
+    "cut", [{"top_k": None, "top_p": None}, {"top_k": 5, "top_p": None}, {"top_k": None, "top_p": 0.6},
+            {"top_k": 1000, "top_p": 1.0, "temperature": 2.5}, {"temperature": 1e-9}],
+)  # fmt: skip
+def test_every_way_of_choosing_a_code_can_be_recorded(cut: dict[str, object]):
+    weights, params = DecoderWeights(tiny_dalle(3)), SamplingParams(candidates=5, keep=1, seed=9, **cut)  # type: ignore[arg-type]
+    recorder = Recorder(CPU, taped)
+    assert torch.equal(painted(weights, params, 5, recorder), painted(weights, params, 5))
+    assert not recorder.failed
+
+
+def test_a_recording_in_16_bits_paints_what_its_step_paints():
+    weights = DecoderWeights(tiny_dalle(6, config_of("wide", "paper")), torch.bfloat16)
+    of_tape, of_step = (painted(weights, PARAMS, 6, Recorder(CPU, capture)) for capture in (taped, lambda s, d: s))
+    assert torch.equal(of_tape, of_step)
+
+
+def test_the_tape_is_as_strict_as_a_graph():
+    x, seen = torch.zeros(3), []
+
+    def decides_in_python() -> None:
+        seen.append(len(seen))
+        x.add_(seen[-1])
+
+    replay = taped(decides_in_python, CPU)
+    replay()
+    assert x.tolist() == [0, 0, 0], "the 0 of the recording, not the 1 of a second call"
+    for asks in (lambda: x.sum().item(), lambda: x[x > 0], lambda: x.nonzero(), lambda: x + torch.tensor([1.0])):
+        with pytest.raises(NotRecordable):
+            taped(asks, CPU)
+
+
+def test_the_stated_bytes_are_those_allocated():
+    config = config_of("wide", "mixed")
+    weights = DecoderWeights(tiny_dalle(0, config))
+    with torch.inference_mode():
+        step = StaticStep(weights, prefill(weights, request(config, 1)[0]), PARAMS, 3)
+    tensors = [*step.keys, step.shifts, step.codes, step.random]
+    assert sum(t.numel() * t.element_size() for t in tensors) == 3 * static_bytes_per_candidate(config, torch.float32)
+
+
+def test_the_papers_caches_take_less_than_80_mb_a_candidate():
+    assert 76e6 < static_bytes_per_candidate(PAPER, torch.bfloat16) < 80e6
+    assert memory_per_candidate(PAPER, torch.bfloat16) > static_bytes_per_candidate(PAPER, torch.bfloat16)
