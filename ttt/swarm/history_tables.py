@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import (
     Column,
@@ -22,6 +23,7 @@ from sqlalchemy import (
     event,
 )
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.types import TypeEngine
 
 from ttt.errors import SwarmError
 
@@ -30,79 +32,86 @@ SCHEMA_VERSION = 1
 _MAGIC = b"SQLite format 3\0"
 
 metadata = MetaData()
-about = Table("about", metadata, Column("key", String, primary_key=True), Column("value", String, nullable=False))
+
+
+def _required(name: str, kind: type[TypeEngine[Any]], default: str | float | None = None) -> Column[Any]:
+    """A column that is never NULL; without a default every row names it."""
+    return Column(name, kind, nullable=False, default=default)
+
+
+about = Table("about", metadata, Column("key", String, primary_key=True), _required("value", String))
 points = Table(
     "points",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("time", Float, nullable=False),
-    Column("epoch", Integer, nullable=False),
-    Column("samples", Integer, nullable=False),
+    _required("time", Float),
+    _required("epoch", Integer),
+    _required("samples", Integer),
     Column("loss", Float),
     Column("loss_low", Float),
     Column("loss_high", Float),
-    Column("peers", Float, nullable=False),
+    _required("peers", Float),
     Column("samples_per_second", Float),
     Column("learning_rate", Float),
-    Column("merged", Integer, nullable=False, default=1),
+    _required("merged", Integer, 1),
     Index("points_by_time", "time"),
 )
 peers = Table(
     "peers",
     metadata,
     Column("peer_id", String, primary_key=True),
-    Column("name", String, nullable=False, default=""),
-    Column("device", String, nullable=False, default=""),
-    Column("first_seen", Float, nullable=False),
-    Column("last_seen", Float, nullable=False),
-    Column("epoch", Integer, nullable=False, default=0),
-    Column("samples", Float, nullable=False, default=0.0),
-    Column("seconds", Float, nullable=False, default=0.0),
-    Column("claimed_samples", Float, nullable=False, default=0.0),
-    Column("claimed_seconds", Float, nullable=False, default=0.0),
-    Column("samples_per_second", Float, nullable=False, default=0.0),
-    Column("client_mode", Integer, nullable=False, default=0),
-    Column("auxiliary", Integer, nullable=False, default=0),
-    Column("cursor", String, nullable=False, default=""),
+    _required("name", String, ""),
+    _required("device", String, ""),
+    _required("first_seen", Float),
+    _required("last_seen", Float),
+    _required("epoch", Integer, 0),
+    _required("samples", Float, 0.0),
+    _required("seconds", Float, 0.0),
+    _required("claimed_samples", Float, 0.0),
+    _required("claimed_seconds", Float, 0.0),
+    _required("samples_per_second", Float, 0.0),
+    _required("client_mode", Integer, 0),
+    _required("auxiliary", Integer, 0),
+    _required("cursor", String, ""),
 )
 contributions = Table(
     "contributions",
     metadata,
     Column("start", Integer, primary_key=True),
     Column("peer_id", String, primary_key=True),
-    Column("samples", Float, nullable=False),
-    Column("seconds", Float, nullable=False),
+    _required("samples", Float),
+    _required("seconds", Float),
 )
 events = Table(
     "events",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("time", Float, nullable=False),
-    Column("kind", String, nullable=False),
-    Column("peer_id", String, nullable=False, default=""),
-    Column("text", String, nullable=False, default=""),
+    _required("time", Float),
+    _required("kind", String),
+    _required("peer_id", String, ""),
+    _required("text", String, ""),
     Index("events_by_time", "time"),
 )
 checkpoints = Table(
     "checkpoints",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("time", Float, nullable=False),
-    Column("epoch", Integer, nullable=False),
-    Column("samples", Integer, nullable=False),
+    _required("time", Float),
+    _required("epoch", Integer),
+    _required("samples", Integer),
     Column("loss", Float),
-    Column("path", String, nullable=False),
-    Column("checksum", String, nullable=False),
-    Column("url", String, nullable=False, default=""),
+    _required("path", String),
+    _required("checksum", String),
+    _required("url", String, ""),
 )
 pictures = Table(
     "pictures",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("time", Float, nullable=False),
-    Column("epoch", Integer, nullable=False),
-    Column("prompt", String, nullable=False),
-    Column("path", String, nullable=False),
+    _required("time", Float),
+    _required("epoch", Integer),
+    _required("prompt", String),
+    _required("path", String),
     Index("pictures_by_prompt", "prompt", "epoch"),
 )
 
