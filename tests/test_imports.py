@@ -23,7 +23,7 @@ ROOMS = {
     "ttt.tokenizer": "text",
     "ttt.sampling": "sampling",
     "ttt.preview": "painting", "ttt.rerank": "painting", "ttt.request": "painting", "ttt.results": "painting",
-    "ttt.pipeline": "pipeline",
+    "ttt.pipeline": "pipeline", "ttt.fixed_prompts": "pipeline",
     "ttt.data": "data", "ttt.train": "train", "ttt.swarm": "swarm",
     "ttt.ui": "ui",
     "ttt.__main__": "command line",

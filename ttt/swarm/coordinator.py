@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from ttt.swarm.member import signals, taking_part
 from ttt.swarm.metrics import Monitor
 from ttt.swarm.optimizer import make_state_keeper
 from ttt.swarm.options import CoordinatorOptions
+from ttt.swarm.painter import Painter
 from ttt.swarm.processes import check_machine, check_shared_memory
 from ttt.swarm.progress import read_progress
 from ttt.swarm.records import read_all
@@ -82,6 +83,7 @@ class Coordinator:
             self.reporter.say("connecting", "opening the network")
             self.dht = stack.enter_context(self._dht())
             self.history = stack.enter_context(self._history())
+            self.painter = stack.enter_context(closing(self._painter()))
             self.monitor = Monitor(self.history, self.settings.batch.global_batch)
             self.keeper = stack.enter_context(self._keeper(task))
             stack.enter_context(signals(self.stop))  # hivemind has set its own
@@ -106,6 +108,9 @@ class Coordinator:
         else:
             how = "founded the run, from its first weights"
             self._save(bundle, task)
+        self.painter.forget_after(self.keeper.local_epoch)
+        if newest is not None:
+            self.painter.offer(newest)
         self._offer()
         announce_run(self.dht, self.settings.run.name, self.announcement)
         self.reporter.say("watching", how)
@@ -174,6 +179,7 @@ class Coordinator:
             self.history.add_checkpoint(self._described(saved))
         self.history.forget_checkpoints(self._name(path) for path in before - {one.path for one in self.store.all()})
         self.uploader.offer(saved)
+        self.painter.offer(saved)
 
     def _described(self, saved: Checkpoint) -> HistoryCheckpoint:
         samples = saved.epoch * self.settings.batch.global_batch
@@ -199,6 +205,9 @@ class Coordinator:
         return History(
             self.folder / HISTORY_FILE, run.name, title=run.title, target_batch_size=self.settings.batch.global_batch
         )
+
+    def _painter(self) -> Painter:
+        return Painter(self.folder, self.settings.pictures, self.history, self.reporter.problem)
 
     @contextmanager
     def _dht(self) -> Iterator[SwarmDHT]:

@@ -2,7 +2,8 @@
 
 How it thins (`THINNING`): points stay as they are for a day, then one a minute remains, after a week one in ten
 minutes, after a month one an hour; a merged point keeps the extremes of the loss. Contributions are kept by the hour,
-after a month by the day. Events beyond the newest `MAX_EVENTS` go. Checkpoints, pictures and peers stay.
+after a month by the day. Events beyond the newest `MAX_EVENTS` go. Peers stay; checkpoints and pictures
+until their keepers forget them.
 """
 
 from __future__ import annotations
@@ -128,6 +129,19 @@ class History:
     def add_picture(self, picture: Picture) -> None:
         with self._writing() as connection:
             connection.execute(insert(tables.pictures), [asdict(picture)])
+
+    def pictures(self) -> list[Picture]:
+        """All that were kept."""
+        columns = [column for column in tables.pictures.c if column.name != "id"]
+        with self._writing() as connection:
+            return [Picture(**row._asdict()) for row in connection.execute(select(*columns))]
+
+    def forget_pictures(self, paths: Iterable[str]) -> None:
+        """Their files are deleted by whoever painted them."""
+        if rows := [{"gone": path} for path in paths]:
+            with self._writing() as connection:
+                gone = delete(tables.pictures).where(tables.pictures.c.path == bindparam("gone"))
+                connection.execute(gone, rows)
 
     def peers(self) -> dict[str, Peer]:
         """What the ledger starts from."""

@@ -6,12 +6,13 @@ All peers of a run need the same values, but for [network], which each may overr
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ttt.config import DalleConfig
 from ttt.errors import InvalidInput
+from ttt.tokenizer import check_prompt
 
 NAME = r"[a-z0-9][a-z0-9-]{0,62}"
 MOST_BATCHES = 2
@@ -206,6 +207,30 @@ class MetricsSection(_Section):
     every_seconds: float = Field(default=20.0, ge=1, le=3600, description="Seconds between two reports of a peer.")
 
 
+class PicturesSection(_Section):
+    """What the coordinator paints from each checkpoint, so that people see the model learn."""
+
+    prompts: list[Annotated[str, Field(min_length=1, max_length=1000)]] = Field(
+        default=[
+            "a red circle above a blue square",
+            "a small green star on a white background",
+            "a big orange heart",
+            "a purple ring to the left of a yellow diamond",
+        ],
+        max_length=16,
+        description="Painted with the same seed each time, so that pictures differ by the weights alone.",
+    )
+    candidates: int = Field(
+        default=4, ge=0, le=128, description="Painted for each prompt; the one that CLIP likes best is kept. 0: none."
+    )
+    keep: int = Field(default=60, ge=2, le=1000, description="Checkpoints whose pictures stay, spread over the run.")
+
+    @field_validator("prompts")
+    @classmethod
+    def _readable(cls, prompts: list[str]) -> list[str]:
+        return [check_prompt(prompt) for prompt in prompts]
+
+
 class JoinSection(_Section):
     """Who may take part."""
 
@@ -226,6 +251,7 @@ class RunSettings(_Section):
     network: NetworkSection = NetworkSection()
     checkpoints: CheckpointSection = CheckpointSection()
     metrics: MetricsSection = MetricsSection()
+    pictures: PicturesSection = PicturesSection()
     join: JoinSection = JoinSection()
 
 
