@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,12 @@ def test_another_machine_may_not(address: str) -> None:
 )
 def test_a_forwarded_request_is_not_local(header: str) -> None:
     assert not Owner({}).check(Caller("127.0.0.1", {**HERE, header: "127.0.0.1"}))
+
+
+def test_who_speaks_mcp_is_not_local() -> None:
+    verdict = Owner({}).check(Caller("127.0.0.1", {**HERE, "x-gradio-user": "mcp"}))
+    assert not verdict and "Only the owner" in verdict.why
+    assert Owner({}).check(Caller("127.0.0.1", {**HERE, "x-gradio-user": "api"}))  # gradio_client on this machine
 
 
 @pytest.mark.parametrize(
@@ -204,11 +211,31 @@ def app_that_tells_callers() -> Iterator[str]:
 
     with gr.Blocks(analytics_enabled=False) as page:
         gr.api(who, api_name="who")
-    _, url, _ = page.launch(prevent_thread_lock=True, server_name="127.0.0.1", server_port=None, quiet=True)
+    _, url, _ = page.launch(prevent_thread_lock=True, server_name="127.0.0.1", quiet=True, mcp_server=True)
     try:
         yield url
     finally:
         page.close()
+
+
+def test_gradio_calls_in_the_name_of_who_speaks_mcp_and_that_is_not_the_owner() -> None:
+    """The tool is called from loopback, whoever asked for it and whatever host they named."""
+    with app_that_tells_callers() as url:
+        assert '"allowed": true' in call(url)
+        told = asyncio.run(call_tool(f"{url}gradio_api/mcp/", "who"))
+        assert "'address': '127.0.0.1'" in told and "'allowed': False" in told
+
+
+async def call_tool(url: str, name: str) -> str:
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamable_http_client
+    from mcp.types import TextContent
+
+    async with streamable_http_client(url) as (read, write, _), ClientSession(read, write) as session:
+        await session.initialize()
+        tools = [tool.name for tool in (await session.list_tools()).tools]
+        answer = await session.call_tool(next(tool for tool in tools if tool.endswith(name)), {})
+        return "".join(part.text for part in answer.content if isinstance(part, TextContent))
 
 
 def call(url: str, **headers: str) -> str:
