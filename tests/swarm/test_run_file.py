@@ -51,6 +51,7 @@ def test_every_setting_is_there_with_its_default_and_help() -> None:
         ("model", "dalle = { dimm = 3 }", ["line 2", "[model]", "no field dimm", "image_fmap_size"]),
         ("optimizer", "learning_rate = nan", ["line 3", "learning_rate", "finite"]),
         ("optimizer", "total_steps = 10", ["line 2", "[optimizer]", "warmup_steps must be less than total_steps"]),
+        ("join", 'mode = "invited"', ["line 3", "[join] mode", "'open'"]),
         ("swarm", "x = 1", ["line 2", "swarm", "unknown", "averaging"]),
     ],
 )
@@ -63,7 +64,10 @@ def test_mistakes_are_told(tmp_path: Path, section: str, line: str, told: list[s
         assert part in str(error.value)
 
 
-@pytest.mark.parametrize(("content", "told"), [("a = [", "not valid TOML"), ("x" * 70_000, "not a run file")])
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [("a = [", "not valid TOML"), ("a = " + "[" * 30_000, "not valid TOML"), ("x" * 70_000, "not a run file")],
+)
 def test_what_is_no_run_file(tmp_path: Path, content: str, told: str) -> None:
     path = tmp_path / "run.toml"
     path.write_text(content)
@@ -91,6 +95,8 @@ def test_a_run_file_may_be_a_url(tmp_path: Path) -> None:
             read_run_file(f"{url}/missing.toml")
         with pytest.raises(InvalidInput, match="larger"):
             read_run_file(f"{url}/large")
+        with pytest.raises(InvalidInput, match="cannot be read"):
+            read_run_file("http://a:b:c/run.toml")
         server.shutdown()
 
 
@@ -106,5 +112,9 @@ def test_a_run_changes_the_dimensions_that_its_bundle_leaves_free() -> None:
     other_codes = RunSettings.model_validate({"model": {"dalle": {"image_fmap_size": 32}}})
     with pytest.raises(InvalidInput, match="image_fmap_size must be 8"):
         dalle_config(other_codes, DEMO)
+    for values, told in (({"depth": 10**9}, "depth must be"), ({"attention_cycle": 5}, "attention_cycle must be")):
+        hostile = RunSettings.model_validate({"model": {"dalle": values}})
+        with pytest.raises(InvalidInput, match=told):
+            dalle_config(hostile, DEMO)
     with pytest.raises(ValueError, match="from_bundle must be false"):
         RunSettings.model_validate({"model": {"dalle": {"dim": 256}, "from_bundle": True}})

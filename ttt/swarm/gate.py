@@ -122,7 +122,7 @@ class BanList(Gate):
 
     def _write(self, bans: dict[str, str]) -> None:
         if len(bans) > MAX_BANS:
-            raise InvalidInput(f"{self.path} may hold at most {MAX_BANS} bans; ask for tokens instead ([join] mode)")
+            raise InvalidInput(f"{self.path} may hold at most {MAX_BANS} bans; lift some first")
         temporary = self.path.with_name(f".{self.path.name}.new")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

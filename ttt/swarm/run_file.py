@@ -54,7 +54,7 @@ def read_run_file(source: str | Path) -> RunSettings:
     text, name = _text(source), str(source)
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise InvalidInput(f"{name} is not valid TOML: {error}") from None
     try:
         return RunSettings.model_validate(values)
@@ -88,7 +88,7 @@ def _fetched(url: str) -> str:
                 if len(data) > MAX_BYTES:
                     raise InvalidInput(f"{url} is larger than {MAX_BYTES} bytes: not a run file")
         return data.decode()
-    except (httpx.HTTPError, UnicodeDecodeError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeDecodeError) as error:
         raise InvalidInput(f"{url} cannot be read: {error}") from None
 
 

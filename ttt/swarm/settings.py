@@ -6,12 +6,14 @@ All peers of a run need the same values, but for [network], which each may overr
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from ttt.bundle import checked_config
 from ttt.config import DalleConfig
-from ttt.errors import InvalidInput
+from ttt.errors import BundleError, InvalidInput
 from ttt.tokenizer import check_prompt
 
 NAME = r"[a-z0-9][a-z0-9-]{0,62}"
@@ -234,9 +236,7 @@ class PicturesSection(_Section):
 class JoinSection(_Section):
     """Who may take part."""
 
-    mode: Literal["open", "invited"] = Field(
-        default="open", description="open: whoever has this file; invited: only with a token of the coordinator."
-    )
+    mode: Literal["open"] = Field(default="open", description="open: whoever has this file. There is no other way yet.")
 
 
 class RunSettings(_Section):
@@ -257,7 +257,10 @@ class RunSettings(_Section):
 
 def dalle_config(settings: RunSettings, of_bundle: DalleConfig) -> DalleConfig:
     """The transformer's configuration: the bundle's, with the run's changes; InvalidInput where they do not fit."""
-    config = DalleConfig.from_dict({**of_bundle.to_dict(), **settings.model.dalle})
+    try:
+        config = checked_config(DalleConfig, {**of_bundle.to_dict(), **settings.model.dalle}, Path("[model] dalle"))
+    except BundleError as error:
+        raise InvalidInput(str(error)) from None
     for field in ("image_fmap_size", "num_image_tokens", "num_text_tokens"):
         if getattr(config, field) != getattr(of_bundle, field):
             raise InvalidInput(
