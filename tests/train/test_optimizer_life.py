@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tests.support.lamb import LARGE, give_gradients, parameters, same
 from ttt.errors import CheckpointError, InvalidInput
+from ttt.train import moments
 from ttt.train.optimizer import Lamb, linear_schedule
 
 
@@ -109,17 +110,14 @@ def test_complex_parameters_and_sparse_gradients_are_refused() -> None:
         ours.step()
 
 
-def test_without_bitsandbytes_the_error_names_32_bits() -> None:
-    program = """
-import sys; sys.modules["bitsandbytes"] = None
-import torch; from ttt.train.optimizer import Lamb; from ttt.errors import InvalidInput
-p = torch.nn.Parameter(torch.ones(70_000)); p.grad = torch.ones(70_000)
-Lamb([p], state_bits=32).step()
-try: Lamb([p])
-except InvalidInput as error: print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "state_bits=32" in done.stdout
+def test_without_bitsandbytes_the_error_names_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    moments.bitsandbytes.cache_clear()
+    params = [nn.Parameter(torch.ones(70_000))]
+    params[0].grad = torch.ones(70_000)
+    Lamb(params, state_bits=32).step()
+    with pytest.raises(InvalidInput, match="state_bits=32"):
+        Lamb(params)
 
 
 def test_the_schedule_warms_up_and_ends_at_zero() -> None:

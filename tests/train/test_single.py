@@ -53,10 +53,9 @@ def command(arguments: list[str]) -> list[str]:
     return [sys.executable, "-m", "ttt", *arguments]
 
 
-def ran(arguments: list[str]) -> str:
-    done = subprocess.run(command(arguments), cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def ran(arguments: list[str]) -> None:
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.stderr
 
 
 def options(bundle: Bundle, recipe: Recipe = RECIPE) -> list[str]:
