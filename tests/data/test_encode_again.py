@@ -107,6 +107,14 @@ def test_a_folder_of_another_run_is_refused(bundle: Bundle, tmp_path: Path) -> N
     assert content(out) == before
 
 
+def test_killed_at_its_first_moment_it_can_begin_again(bundle: Bundle, tmp_path: Path) -> None:
+    folder, out = write_folder(tmp_path / "images", 12), tmp_path / "out"
+    out.mkdir()
+    (out / ".dataset.json-123.partial").write_text('{"format')
+    assert encode(find_images(str(folder)), out, bundle, SETTINGS).complete
+    assert not list(out.glob(".*"))
+
+
 def test_a_finished_folder_is_left_as_it_is(bundle: Bundle, tmp_path: Path) -> None:
     folder, out = write_folder(tmp_path / "images", 12), tmp_path / "out"
     manifest = encode(find_images(str(folder)), out, bundle, SETTINGS)

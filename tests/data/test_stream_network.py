@@ -87,6 +87,25 @@ def test_a_server_without_ranges_is_read_through_a_temporary_file(server: RangeS
     stream.close()
 
 
+def test_a_server_without_ranges_cannot_fill_the_disk(server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.ranges = False
+    monkeypatch.setattr(WebFile, "most_spooled", 100)
+    stream = open_stream(addresses(server))
+    with pytest.raises(DataError, match="no row of a whole epoch"):
+        take(stream, 1)
+    stream.close()
+
+
+@pytest.mark.parametrize("total", ["*", "x", "-1", "\u00b2"])
+def test_a_file_of_untold_size_is_missing(server: RangeServer, total: str) -> None:
+    server.total = total
+    stream = open_stream(addresses(server))
+    with pytest.raises(DataError, match="no row of a whole epoch"):
+        take(stream, 1)
+    assert stream.counts["missing_shards"] == len(SIZES)
+    stream.close()
+
+
 def test_only_what_is_needed_is_fetched(tmp_path: Path) -> None:
     """Going on in the midst of a shard fetches its footer, that window, and the two that are read ahead."""
     noise = random.Random(0)

@@ -30,6 +30,8 @@ class RangeServer:
     """Names that are answered with 404."""
     ranges: bool = True
     """False: as simple servers do, every answer is the whole file."""
+    total: str = ""
+    """What a Content-Range says instead of the file's size."""
     delay: float = 0.0
     requests: Counter[str] = field(default_factory=Counter)
     headers_seen: list[str] = field(default_factory=list)
@@ -91,7 +93,7 @@ class _Ranges(Handler):
         partial = state.ranges and "Range" in self.headers
         self.send_response(206 if partial else 200)
         if partial:
-            self.send_header("Content-Range", f"bytes {start}-{start + len(body) - 1}/{size}")
+            self.send_header("Content-Range", f"bytes {start}-{start + len(body) - 1}/{state.total or size}")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         cut = state.cut_after is not None and len(body) > state.cut_after and state.take("cuts")

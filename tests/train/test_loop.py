@@ -137,6 +137,21 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tm
     assert torch.load(tmp_path / "line.pt", weights_only=True)["step"] == 10
 
 
+def test_what_follows_a_checkpoint_is_made_good_where_a_kill_came_between(tmp_path: Path) -> None:
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Loop(Line(), RECIPE, tmp_path, after_save=killed).run()
+    written = Line()
+    again = Loop(
+        task := Line(), RECIPE, tmp_path, after_save=lambda: written.module.load_state_dict(task.module.state_dict())
+    )
+    again.run()
+    assert again.step == RECIPE.steps
+    assert same(written.module.state_dict(), torch.load(tmp_path / "line.pt", weights_only=True)["model"])
+
+
 @pytest.mark.parametrize("settings", [{"steps": 0}, {"batch_size": 0}, {"warmup": 1.5}])
 def test_a_recipe_says_what_is_allowed(settings: dict[str, float]) -> None:
     with pytest.raises(InvalidInput, match=next(iter(settings))):

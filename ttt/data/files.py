@@ -94,7 +94,7 @@ class Web:
                 if status in GONE:
                     raise Missing(f"{what} answers with status {status}") from None
                 failures, why = failures + 1, f"status {status}"
-                asked = float(said) if said.isdigit() else 0.0
+                asked = float(said) if said.isascii() and said.isdigit() else 0.0
             except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
                 if isinstance(error, httpx2.UnsupportedProtocol):
                     raise Missing(f"{what} is not an HTTP address") from None
@@ -129,6 +129,9 @@ def _told(error: Exception) -> str:
 
 class WebFile(io.RawIOBase):
     """A file behind HTTP, read by ranges; where the server knows no ranges, through a temporary file."""
+
+    most_spooled = 4 << 30
+    """Bytes of such a file: no shard of the published sets has a tenth of it."""
 
     def __init__(self, url: str, web: Web) -> None:
         super().__init__()
@@ -179,14 +182,17 @@ class WebFile(io.RawIOBase):
                 if answer.status_code == 416:  # an empty file has no byte 0
                     return True
                 answer.raise_for_status()
-                if answer.status_code == 206:
-                    size = int(answer.headers.get("Content-Range", "").rpartition("/")[2])
-                    return True
-                size = self._spool(answer)
+                size = self._told_size(answer) if answer.status_code == 206 else self._spool(answer)
                 return True
 
         self.web.persist(self.url, attempt)
         return size
+
+    def _told_size(self, answer: httpx2.Response) -> int:
+        size = answer.headers.get("Content-Range", "").rpartition("/")[2]
+        if not (size.isascii() and size.isdigit()):
+            raise Missing(f"{self.url} does not tell its size")
+        return int(size)
 
     def _spool(self, answer: httpx2.Response) -> int:
         """No ranges: this one shard, and no other, is on the disk while it is read."""
@@ -194,6 +200,8 @@ class WebFile(io.RawIOBase):
         try:
             for part in answer.iter_bytes(READ_BYTES):
                 whole.write(part)
+                if whole.tell() > self.most_spooled:
+                    raise Missing(f"{self.url} is larger than {self.most_spooled:,} bytes, and knows no ranges")
         except BaseException:
             whole.close()
             raise

@@ -55,9 +55,9 @@ class ShardFolder:
             there = Manifest.from_json(path.read_bytes(), str(path))
             self._check_same(there)
             self.finished = there if there.complete else None
-        elif any(root.iterdir()):
+        elif any(not _is_left_over(one) for one in root.iterdir()):
             raise InvalidInput(f"{root} is not empty and was not made by `ttt encode`; name a new folder")
-        for left in root.glob(".*.partial"):
+        for left in filter(_is_left_over, root.iterdir()):
             left.unlink(missing_ok=True)  # of a run that was killed
         self.done = self._read_done()
         if not path.is_file():
@@ -143,6 +143,11 @@ class ShardFolder:
         with _atomically(self.root / MANIFEST) as partial:
             partial.write_text(self.manifest.to_json(), encoding="utf-8")
         return self.manifest
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether `_atomically` was killed while it wrote this."""
+    return path.name.startswith(".") and path.name.endswith(".partial")
 
 
 @contextmanager

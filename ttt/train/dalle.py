@@ -39,8 +39,9 @@ class DalleTask:
     def evaluate(self) -> dict[str, float]:
         if not self.held_out:
             return {}
-        losses = [self.step.loss(part).item() for batch in self.held_out for part in split(batch, self.micro_batch)]
-        return {"held_out_loss": sum(losses) / len(losses)}
+        parts = [part for batch in self.held_out for part in split(batch, self.micro_batch)]
+        total = sum(self.step.loss(part).item() * len(part.text) for part in parts)
+        return {"held_out_loss": total / sum(len(part.text) for part in parts)}
 
     def state_dict(self) -> dict[str, Any]:
         return {"stream": self.stream.state_dict(), "scale": self.step.scale}

@@ -91,6 +91,8 @@ class Loop:
         self.running: dict[str, float] = {}
         if self.checkpoint.exists():
             self._resume()
+            if self.after_save:  # which a kill may have kept from following the checkpoint
+                self.after_save()
 
     @property
     def checkpoint(self) -> Path:
@@ -134,8 +136,8 @@ class Loop:
         self.optimizer.step()
         if self.optimizer.skipped > skipped:
             raise CheckpointError(
-                f"{self.task.name}: the gradient of step {self.step} is not finite. Start again from the last "
-                "checkpoint with a lower learning rate"
+                f"{self.task.name}: the gradient of step {self.step} is not finite; the last checkpoint is whole. "
+                "Train on from its weights in a new folder, with a lower learning rate"
             )
         self.schedule.step()
         self.step += 1
