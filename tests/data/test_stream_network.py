@@ -91,7 +91,7 @@ def test_a_server_without_ranges_cannot_fill_the_disk(server: RangeServer, monke
     server.ranges = False
     monkeypatch.setattr(WebFile, "most_spooled", 100)
     stream = open_stream(addresses(server))
-    with pytest.raises(DataError, match="no row of a whole epoch"):
+    with pytest.raises(DataError, match="no row of a whole epoch.*is larger than 100 bytes"):
         take(stream, 1)
     stream.close()
 
@@ -100,9 +100,8 @@ def test_a_server_without_ranges_cannot_fill_the_disk(server: RangeServer, monke
 def test_a_file_of_untold_size_is_missing(server: RangeServer, total: str) -> None:
     server.total = total
     stream = open_stream(addresses(server))
-    with pytest.raises(DataError, match="no row of a whole epoch"):
+    with pytest.raises(DataError, match="no row of a whole epoch.*does not tell its size"):
         take(stream, 1)
-    assert stream.counts["missing_shards"] == len(SIZES)
     stream.close()
 
 
