@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlencode
 
 from calculator.page import from_query as calculator_link
 from calculator.tab import build_tab
+from ttt.errors import TTTError
 from ttt.ui.board import Board
 from ttt.ui.contribute import ContributeTab
 from ttt.ui.contribute_api import add_peer_endpoints
@@ -20,7 +22,7 @@ from ttt.ui.models import ModelShelf, Painter, load_real, sources
 from ttt.ui.owner import Owner
 from ttt.ui.peer_desk import PeerDesk
 from ttt.ui.runs import RunFolders
-from ttt.ui.settings import passing_folder, read_settings
+from ttt.ui.settings import Settings, passing_folder, read_settings
 from ttt.ui.shell import Live, Tab, create_app, launch_options
 from ttt.ui.store import ResultStore
 from ttt.ui.studio import Studio
@@ -32,7 +34,15 @@ EXAMPLE_RUN = Path(__file__).parent / "ttt" / "demo"
 
 
 def main(arguments: list[str] | None = None, load: Callable[[str], Painter] = load_real) -> None:
-    settings = read_settings(arguments)
+    """Serve until Ctrl-C; what a setting has wrong is one line and exit code 2."""
+    try:
+        serve(read_settings(arguments), load)
+    except (TTTError, OSError) as error:  # a port that is taken, a folder that cannot be written
+        sys.stderr.write(f"Error: {error}\n")
+        raise SystemExit(2) from None
+
+
+def serve(settings: Settings, load: Callable[[str], Painter]) -> None:
     offered = sources(settings.bundles)
     shelf = ModelShelf(offered, load)
     studio = Studio(shelf, ResultStore(settings.results_folder()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,35 @@ def test_the_first_model() -> None:
     assert Settings(bundles=("/x/mine",), model="demo").first_model(offered) == "demo"
     with pytest.raises(BundleError, match="demo, published, mine"):
         Settings(bundles=("/x/mine",), model="nope").first_model(offered)
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "told"),
+    [(["--model", "nope"], {}, "no model 'nope'"), ([], {"TTT_OWNER_PASSWORD": "short"}, "at least 8 characters")],
+)
+def test_the_app_tells_what_is_wrong_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    options: list[str], variables: dict[str, str], told: str,
+) -> None:  # fmt: skip
+    import app
+
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as stopped:
+        app.main(["--runs", str(tmp_path), "--port", "0", *options])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert told in said and "Traceback" not in said
+
+
+def test_the_app_tells_that_its_port_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import app
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(SystemExit) as stopped:
+            app.main(["--runs", str(tmp_path), "--port", str(other.getsockname()[1])])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Error: ") and "port" in said and "Traceback" not in said
