@@ -13,13 +13,20 @@ FILE = "backup.safetensors"
 
 
 def save_backup(folder: Path, state: TrainingState, generation: int) -> None:
-    """Replace the last one, whole or not at all."""
+    """Replace the last one, whole or not at all; CheckpointError where it cannot be written."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     temporary = folder / f".{FILE}.partial"
     about = {"epoch": str(state.epoch), "generation": str(generation), "scalars": json.dumps(state.scalars)}
-    save_file({name: tensor.contiguous() for name, tensor in state.tensors.items()}, temporary, metadata=about)
-    temporary.replace(folder / FILE)
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in state.tensors.items()}, temporary, metadata=about)
+        temporary.replace(folder / FILE)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / FILE} could not be written: {error}; free some space") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def load_backup(folder: Path, generation: int | None = None) -> TrainingState | None:

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ttt.bundle import Bundle
 from ttt.bundle_io import write_bundle_like
-from ttt.errors import CheckpointError
+from ttt.errors import BundleError, CheckpointError
 from ttt.model.dalle import Dalle
 from ttt.swarm.settings import CheckpointSection
 from ttt.swarm.state import TrainingState
@@ -68,30 +68,23 @@ class CheckpointStore:
         self.root, self.run, self.policy = folder / FOLDER, run, policy
 
     def save(self, state: TrainingState, dalle: Dalle, like: Bundle, generation: int) -> Checkpoint:
-        """Write a checkpoint, then forget those that the policy does not keep.
+        """Write a checkpoint, then forget those that the policy does not keep. CheckpointError where that fails.
 
+        One of this step and generation that is as it was written stays as it is.
         dalle: a model to hold the parameters, which are copied into it; like: the bundle with its other parts.
         """
-        name = f"step-{state.epoch:08d}"
-        target = self.root / name
-        if target.exists():
-            if (found := read_checkpoint(target)) is not None and found.manifest.generation == generation:
-                return found
-            shutil.rmtree(target)
-        self.root.mkdir(parents=True, exist_ok=True)
-        stage = self.root / f".{name}.partial"
-        shutil.rmtree(stage, ignore_errors=True)
-        stage.mkdir()
+        from safetensors import SafetensorError
+
+        target = self.root / f"step-{state.epoch:08d}"
         try:
-            self._write(stage, state, dalle, like, generation)
-            stage.rename(target)
-        except OSError as error:
+            found = read_checkpoint(target)
+            if found is None or found.manifest.generation != generation or damaged(found):
+                self._write_whole(target, state, dalle, like, generation)
+            write_atomically(self.root / LATEST, target.name.encode())
+            self.prune()
+            return Checkpoint(target, _manifest(target))
+        except (OSError, BundleError, SafetensorError) as error:
             raise CheckpointError(f"{target} could not be written: {error}; free some space") from None
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
-        write_atomically(self.root / LATEST, name.encode())
-        self.prune()
-        return Checkpoint(target, _manifest(target))
 
     def all(self) -> list[Checkpoint]:
         """Whole checkpoints, oldest first; their content is checked when it is read."""
@@ -117,14 +110,36 @@ class CheckpointStore:
         """Forget what came later: the run goes on from there."""
         for checkpoint in self.all():
             if checkpoint.epoch > epoch:
-                shutil.rmtree(checkpoint.path)
+                self._drop(checkpoint.path)
 
     def prune(self) -> None:
         everything = self.all()
         keep = to_keep([one.manifest.time for one in everything], self.policy)
         for index, checkpoint in enumerate(everything):
             if index not in keep:
-                shutil.rmtree(checkpoint.path)
+                self._drop(checkpoint.path)
+
+    def _drop(self, path: Path) -> None:
+        """Under another name first: a folder that is half deleted is no checkpoint."""
+        gone = path.with_name(f".{path.name}.gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def _write_whole(self, target: Path, state: TrainingState, dalle: Dalle, like: Bundle, generation: int) -> None:
+        """Beside its place, which it takes at the end."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        for stale in self.root.glob(".step-*"):  # of a writer that was killed
+            shutil.rmtree(stale, ignore_errors=True)
+        stage = self.root / f".{target.name}.partial"
+        try:
+            stage.mkdir()
+            self._write(stage, state, dalle, like, generation)
+            if target.exists():
+                self._drop(target)
+            stage.rename(target)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
 
     def _write(self, stage: Path, state: TrainingState, dalle: Dalle, like: Bundle, generation: int) -> None:
         from safetensors.torch import save_file
