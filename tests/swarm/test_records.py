@@ -20,15 +20,12 @@ from ttt.swarm.records import MAX_RECORD_BYTES, MAX_SEEN, PeerRecord, describe, 
 if sys.platform != "linux":
     pytest.skip("hivemind is for Linux alone", allow_module_level=True)
 
-from hivemind.dht.routing import DHTID
-from hivemind.dht.validation import CompositeValidator, DHTRecord
 from hivemind.utils import MSGPackSerializer
 from hivemind.utils.crypto import RSAPrivateKey
 
-from ttt.swarm.gate import Decision, Entrance, Gate
 from ttt.swarm.identity import peer_id_of
-from ttt.swarm.records import metrics_key, owner_of, parse, parse_all
-from ttt.swarm.validation import RecordRules, StrictSignatures
+from ttt.swarm.records import owner_of, parse, parse_all
+from ttt.swarm.validation import StrictSignatures
 
 KEY = RSAPrivateKey()
 SIGNER = StrictSignatures(KEY)
@@ -137,100 +134,6 @@ def test_junk_is_dropped_and_never_raises(whole: Any, value: Any, name: str) -> 
         assert len(reading.records) + sum(reading.dropped.values()) == 1
 
 
-# The DHT's own check
-
-
-def dht_record(key: str, value: Any, subkey: Any = SIGNER.local_public_key, lifetime: float = 60.0) -> DHTRecord:
-    return DHTRecord(
-        DHTID.generate(source=key).to_bytes(),
-        MSGPackSerializer.dumps(subkey),
-        value if isinstance(value, bytes) else MSGPackSerializer.dumps(value),
-        time.time() + lifetime,
-    )
-
-
-def signed(record: DHTRecord) -> DHTRecord:
-    from dataclasses import replace
-
-    return replace(record, value=SIGNER.sign_value(record))
-
-
-def accepts(record: DHTRecord, gate: Gate | None = None, max_samples: int = 100) -> bool:
-    rules = CompositeValidator([SIGNER, RecordRules(RUN, gate, max_samples=max_samples)])
-    return rules.validate(record)
-
-
-def progress(**fields: Any) -> dict[str, Any]:
-    import base58
-
-    good = {
-        "peer_id": base58.b58decode(OWNER), "epoch": 3, "samples_accumulated": 5, "samples_per_second": 1.0,
-        "time": time.time(), "client_mode": False,
-    }  # fmt: skip
-    return {**good, **fields}
-
-
-def test_the_dht_takes_what_is_signed_and_right() -> None:
-    assert accepts(signed(dht_record(metrics_key(RUN), mine())))
-    assert accepts(signed(dht_record(f"{RUN}_progress", progress())))
-    assert accepts(signed(dht_record(f"{RUN}_progress", None)))  # goodbye
-    assert accepts(dht_record(f"{RUN}_state_averager.all_averagers", 5.0, subkey=b"\x12\x20" + bytes(32)))
-    assert accepts(dht_record("anything else", {"a": 1}, subkey="x"))
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        dht_record(metrics_key(RUN), mine()),  # no signature
-        signed(dht_record(metrics_key(RUN), mine(), subkey=b"[owner:nobody]")),
-        signed(dht_record(metrics_key(RUN), mine(), subkey="ada")),
-        signed(dht_record(metrics_key(RUN), record("bob").model_dump())),
-        signed(dht_record(metrics_key(RUN), {**mine(), "extra": 1})),
-        signed(dht_record(metrics_key(RUN), b"\xc1garbage")),
-        signed(dht_record(metrics_key(RUN), mine(), lifetime=1e6)),
-        signed(dht_record(metrics_key(RUN), mine(), lifetime=float("inf"))),
-        signed(dht_record(f"{RUN}_progress", progress(epoch=10**9))),
-        signed(dht_record(f"{RUN}_progress", progress(epoch=-1))),
-        signed(dht_record(f"{RUN}_progress", progress(samples_accumulated=101))),
-        signed(dht_record(f"{RUN}_progress", progress(samples_per_second=float("inf")))),
-        signed(dht_record(f"{RUN}_progress", progress(samples_per_second=float("nan")))),
-        signed(dht_record(f"{RUN}_progress", progress(peer_id=b"\x12\x20" + bytes(32)))),
-        signed(dht_record(f"{RUN}_progress", progress(time=time.time() + 3600))),
-        signed(dht_record(f"{RUN}_progress", progress(), subkey=None)),
-        dht_record(f"{RUN}_state_averager.all_averagers", float("inf"), subkey=b"\x12\x20" + bytes(32)),
-        dht_record(f"{RUN}_state_averager.all_averagers", "high", subkey=b"\x12\x20" + bytes(32)),
-        dht_record(f"{RUN}_state_averager.all_averagers", 5.0, subkey=b"short"),
-        dht_record("anything else", "x" * 70_000, subkey="x"),
-    ],
-)
-def test_the_dht_refuses_the_rest(record: DHTRecord) -> None:
-    assert not accepts(record)
-
-
-def test_a_tampered_record_is_refused() -> None:
-    good = signed(dht_record(metrics_key(RUN), mine()))
-    from dataclasses import replace
-
-    assert not accepts(replace(good, expiration_time=good.expiration_time + 1))
-    assert not accepts(replace(good, value=good.value.replace(b"ada", b"eve")))
-    assert not accepts(replace(good, value=good.value + b"[signature:YWJj]"))
-
-
-def test_the_gate_is_asked() -> None:
-    asked: list[tuple[str, Entrance]] = []
-
-    class Closed(Gate):
-        def allows(self, peer_id: str, entrance: Entrance) -> Decision:
-            asked.append((peer_id, entrance))
-            return Decision(False, "closed")
-
-    assert not accepts(signed(dht_record(metrics_key(RUN), mine())), Closed())
-    assert not accepts(signed(dht_record(f"{RUN}_progress", progress())), Closed())
-    assert not accepts(dht_record(f"{RUN}_state_averager.all_averagers", 5.0, subkey=b"\x12\x20" + bytes(32)), Closed())
-    assert {entrance for _, entrance in asked} == {Entrance.DHT_RECORD}
-    assert asked[0][0] == asked[1][0] == OWNER
-
-
 # Names
 
 
@@ -272,12 +175,3 @@ def test_towers_of_accents_are_cut() -> None:
 
 def test_a_record_is_plain_json_too() -> None:
     assert json.loads(record("ada").model_dump_json())["name"] == "ada"
-
-
-def test_the_rules_travel_to_the_process_of_the_dht() -> None:
-    """`DHT.add_validators` pickles them, between processes of one machine."""
-    import pickle
-
-    rules = pickle.loads(pickle.dumps(RecordRules(RUN, max_samples=100)))
-    assert rules.validate(dht_record(f"{RUN}_progress", progress()))
-    assert not rules.validate(dht_record(f"{RUN}_progress", progress(epoch=-1)))

@@ -57,7 +57,8 @@ class StrictSignatures(RSASignatureValidator):
 
 
 class RecordRules(RecordValidatorBase):
-    """Rules for the keys of one run; other keys are limited in size alone. Goes with `StrictSignatures`."""
+    """Rules for the keys of one run; under others, what is signed, and peers that look for a group. Goes with
+    `StrictSignatures`."""
 
     def __init__(self, run: str, gate: Gate | None = None, *, max_samples: int = MAX_SAMPLES) -> None:
         """max_samples: no peer may claim more samples for one epoch (the run's global batch)."""
@@ -72,14 +73,15 @@ class RecordRules(RecordValidatorBase):
 
     def validate(self, record: DHTRecord) -> bool:
         try:
-            rule = self._rules.get(record.key)
-            if rule is None:
-                return len(record.value) <= MAX_OTHER_BYTES
-            if len(record.value) > MAX_RECORD_BYTES or not _in_time(record.expiration_time):
-                return False
             if record.subkey in DHTProtocol.RESERVED_SUBKEYS:
                 return False  # a plain value would hide everybody's
-            return rule(record, MSGPackSerializer.loads(record.subkey), MSGPackSerializer.loads(record.value))
+            subkey = MSGPackSerializer.loads(record.subkey)
+            rule = self._rules.get(record.key, self._group)
+            if rule == self._group and not _is_peer_id(subkey):  # such as the coordinator's announcement: signed
+                return bool(owner_of(subkey)) and len(record.value) <= MAX_OTHER_BYTES
+            if len(record.value) > MAX_RECORD_BYTES or not _in_time(record.expiration_time):
+                return False
+            return rule(record, subkey, MSGPackSerializer.loads(record.value))
         except Exception:  # msgpack has a dozen errors for broken bytes
             return False
 
@@ -103,13 +105,16 @@ class RecordRules(RecordValidatorBase):
         )
 
     def _donor(self, record: DHTRecord, subkey: Any, value: Any) -> bool:
-        low, high = PRIORITY_RANGE
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
-        return self._is_peer(subkey) and (value is None or number)
+        return self._is_peer(subkey) and (value is None or _is_priority(value))
+
+    def _group(self, record: DHTRecord, subkey: Any, value: Any) -> bool:
+        """A peer looks for a group, or no longer. The epoch is part of the key, of which we see the digest alone, so
+        that this holds for every key without a rule of its own; another run's donors may use the network too."""
+        return self._is_peer(subkey) and (value is None or isinstance(value, bool) or _is_priority(value))
 
     def _is_peer(self, subkey: Any) -> bool:
         """This record is unsigned: anybody may write it in anybody's name, but not in a banned peer's."""
-        return isinstance(subkey, bytes) and len(subkey) == 34 and self._may_speak(_base58(subkey))
+        return _is_peer_id(subkey) and self._may_speak(_base58(subkey))
 
     def _may_speak(self, peer_id: str) -> bool:
         return self._gate.allows(peer_id, Entrance.DHT_RECORD).allowed
@@ -139,6 +144,15 @@ def _without_bad_entries(self: DHTProtocol, key: bytes, dictionary: Any) -> bool
             if not self._validate_record(key, self.serializer.dumps(subkey), value, expiration):
                 del dictionary[subkey]
     return True
+
+
+def _is_priority(value: Any) -> bool:
+    low, high = PRIORITY_RANGE
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_peer_id(subkey: Any) -> bool:
+    return isinstance(subkey, bytes) and len(subkey) == 34
 
 
 def _key_id(key: str) -> bytes:
