@@ -5,56 +5,44 @@ What differs from hivemind 1.1.12, and why:
   different epochs match each other, wait for one another until the timeout, and are logged as a success;
 - every round reports what really arrived, since an exchange that moved nothing is logged as a success too;
 - the gate is asked who may join a group, send a part, or download the state; what comes is checked before it is used;
-- a peer offers its state only once it has one, and names its tensors, so that nothing is matched by position alone.
+- an auxiliary peer sends nothing of its own; hivemind forgets to tell its all-reduce who is one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import multiprocessing as mp
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, AsyncIterator  # noqa: UP035 (hivemind reads the annotations of rpc_* and knows these alone)
 
 import torch
-from hivemind.averaging.averager import DecentralizedAverager
+from hivemind.averaging.allreduce import AveragingMode
 from hivemind.averaging.control import StepControl
 from hivemind.averaging.group_info import GroupInfo
-from hivemind.compression import CompressionInfo, deserialize_torch_tensor
+from hivemind.compression import CompressionInfo
 from hivemind.optim.grad_averager import GradientAverager
 from hivemind.optim.power_sgd_averager import PowerSGDGradientAverager
-from hivemind.optim.state_averager import TrainingStateAverager
-from hivemind.p2p import P2PContext, PeerID
+from hivemind.p2p import P2PContext
 from hivemind.proto import averaging_pb2
 from hivemind.utils import get_logger
-from hivemind.utils.asyncio import aiter_with_timeout
-from hivemind.utils.streaming import combine_from_streaming
 from torch import Tensor
 
-from ttt.errors import CheckpointError
+from ttt.swarm.donors import STATE_FORMAT, Taking
 from ttt.swarm.gate import Entrance, Gate, OpenGate
-from ttt.swarm.matchmaking import (
-    RECEIVED,
-    SENT,
-    STATE_RECEIVED,
-    STATE_SENT,
-    MeasuredRunner,
-    count,
-    count_into,
-    gathered_epoch,
-)
+from ttt.swarm.group_data import gathered_epoch, parse_gathered
+from ttt.swarm.matchmaking import MeasuredRunner
 from ttt.swarm.processes import become_child
 from ttt.swarm.reducer import Aggregator
-from ttt.swarm.state import TrainingState, restore, snapshot
 from ttt.swarm.status import RoundRecord
+from ttt.swarm.traffic import RECEIVED, SENT, STATE_SENT, count, count_into
 
 logger = get_logger(__name__)
-STATE_FORMAT = 1
 
 
-class Reporting(DecentralizedAverager):
+class Reporting(Taking):
     """An averager that tells how each round went, asks the gate, and checks what comes."""
 
     kind = "gradients"
@@ -74,12 +62,14 @@ class Reporting(DecentralizedAverager):
         self.reports, self._report = mp.Pipe(duplex=False)
         self.traffic: Any = mp.Array("q", 4)
         self._runners: list[MeasuredRunner] = []
+        self._failures = Counter()
         super().__init__(*args, **kwargs)
 
     def run(self) -> None:
         become_child(self._parent_pid)
         torch.set_num_threads(self.threads)
         count_into(self.traffic)
+        self.matchmaking_kwargs["gate"] = self.gate
         super().run()
 
     def take_reports(self) -> list[RoundRecord]:
@@ -131,7 +121,7 @@ class Reporting(DecentralizedAverager):
     ) -> None:
         running = self._running_groups[group_info.group_id if group_id is None else group_id]
         try:
-            kwargs |= {"max_weight": self.max_weight, "aggregator": self.aggregator}
+            kwargs |= {"max_weight": self.max_weight, "aggregator": self.aggregator, "modes": _modes(group_info)}
             await super()._run_allreduce_inplace_(tensors, group_info, group_id, **kwargs)
         finally:
             if running.done() and not running.cancelled() and running.exception() is None:
@@ -181,138 +171,51 @@ class SwarmGradientAverager(Reporting, GradientAverager):
 
 
 class SwarmPowerSGDAverager(SwarmGradientAverager, PowerSGDGradientAverager):
-    """The same in factors of low rank (Vogels et al. 2019)."""
+    """The same in factors of low rank (Vogels et al. 2019), with what it left out added to the next step."""
 
+    async def _aggregate_with_group(self, group_info: GroupInfo, *args: Any, **kwargs: Any) -> Any:
+        """A failed round must not leave its gradients in what is carried over, nor NaN stay there for ever."""
+        carried = [feedback.clone() for feedback in self._ms]
+        try:
+            return await super()._aggregate_with_group(group_info, *args, **kwargs)
+        except BaseException:
+            for feedback, before in zip(self._ms, carried, strict=True):
+                feedback.copy_(before)
+            raise
+        finally:
+            for feedback in self._ms:
+                if not bool(torch.isfinite(feedback).all()):
+                    feedback.zero_()
 
-class SwarmStateAverager(Reporting, TrainingStateAverager):
-    """Holds parameters and optimizer; averages the parameters, offers the state to newcomers, fetches it."""
-
-    kind = "state"
-
-    def __init__(self, *args: Any, names: Sequence[str], on_step: Callable[[int], None] | None = None, **kwargs: Any):
-        """names: of the parameters, in the optimizer's order; on_step: told the epoch after each optimizer step."""
-        self.names, self._on_step = list(names), on_step
-        super().__init__(*args, **kwargs)
-
-    def state(self, *, copy: bool = False) -> TrainingState:
-        with torch.no_grad(), self.lock_averaged_tensors:
-            return snapshot(self.optimizer, self.names, self.local_epoch, copy=copy)
-
-    @functools.cached_property
-    def _most_bytes(self) -> int:
-        """That a donor may send: twice what our own state takes."""
-        tensors = snapshot(self.optimizer, self.names, 0).tensors.values()
-        return 2 * sum(tensor.numel() * tensor.element_size() for tensor in tensors) + (1 << 20)
-
-    def load(self, state: TrainingState) -> None:
-        """Take over a state; CheckpointError, and nothing changed, where it does not fit."""
-        with self.lock_averaged_tensors:
-            restore(self.optimizer, self.names, state)
-        if self.offload_optimizer:
-            self._apply_optimizer_parameters_()
-        if not self.reuse_tensors:
-            self._load_local_tensors_into_averager_()
-        self.local_epoch = state.epoch
-        self._set_learning_rate()
+    def expected_state(self) -> dict[str, Any]:
+        return {f"factor/{number}": factor for number, factor in enumerate(self._qs)}
 
     def get_current_state(self) -> tuple[dict[str, Any], list[Tensor], list[CompressionInfo]]:
-        """What a newcomer gets, in this process: numbers, tensors, and how to compress each."""
-        state = self.state(copy=True)
-        tensors = list(state.tensors.values())
-        infos = [CompressionInfo.from_tensor(tensor, key=i) for i, tensor in enumerate(tensors)]
-        metadata = {
-            "format": STATE_FORMAT, "epoch": state.epoch, "names": list(state.tensors), "scalars": state.scalars,
-        }  # fmt: skip
-        return metadata, tensors, infos
+        """The factors that all peers have in common, in the same form as parameters."""
+        with torch.no_grad(), self.lock_averaged_tensors:
+            tensors = [factor.clone() for factor in self._qs]
+        return describe_state(self.current_epoch(), list(self.expected_state()), {}, tensors)
 
-    def load_state_from_peers(self, wait: bool = True, timeout: float | None = None) -> bool:
-        """Whether a donor was found whose state fits and is not older than ours."""
-        loaded = DecentralizedAverager.load_state_from_peers(self, wait=True, timeout=timeout)
-        if loaded is None:
+    def load_state_from_peers(self, timeout: float | None = None, newest: int | None = None) -> bool:
+        """Whether somebody gave factors that fit; without them the first rounds say a little less."""
+        state = self.take_state(0, newest, timeout)
+        if state is None:
             return False
-        try:
-            state = _received_state(*loaded)
-            if state.epoch < self.local_epoch:
-                raise CheckpointError(f"the donor is at step {state.epoch}, we are at step {self.local_epoch}")
-            self.load(state)
-        except CheckpointError as error:
-            logger.warning(f"A donor's state was refused: {error}")
-            return False
+        with torch.no_grad(), self.lock_averaged_tensors:
+            for name, factor in self.expected_state().items():
+                factor.copy_(state.tensors[name])
         return True
 
-    async def _load_state_from_peers(self, future: Any, timeout: float | None = None) -> None:
-        """In the averager's process: the state of the first donor that answers, the newest first."""
-        try:
-            found = await self.dht.get(
-                f"{self._matchmaking.group_key_manager.prefix}.all_averagers", latest=True, return_future=True
-            )
-            donors = {
-                PeerID(peer): float(entry.value)
-                for peer, entry in (found.value if found and isinstance(found.value, dict) else {}).items()
-                if isinstance(entry.value, (int, float))
-            }
-            for donor in sorted(donors, key=lambda peer: donors[peer], reverse=True):
-                decision = self.gate.allows(str(donor), Entrance.STATE_DOWNLOAD)
-                if donor == self.peer_id or not decision:
-                    continue
-                try:
-                    loaded = await asyncio.wait_for(self._download_from(donor), timeout)
-                except Exception as error:
-                    logger.warning(f"{donor} did not deliver its state: {error!r}")
-                    continue
-                if loaded is not None:
-                    future.set_result(loaded)
-                    return
-        except Exception as error:
-            logger.warning(f"No donor could be asked: {error!r}")
-        finally:
-            if not future.done():
-                future.set_result(None)
 
-    async def _download_from(self, donor: PeerID) -> tuple[Any, list[Tensor]] | None:
-        stub = self.get_stub(self._p2p, donor, namespace=self.prefix)
-        stream = await stub.rpc_download_state(averaging_pb2.DownloadRequest())
-        metadata, size = None, 0
-        tensors: list[Tensor] = []
-        parts: list[Any] = []
-        async for message in aiter_with_timeout(stream, self.next_chunk_timeout):
-            count(STATE_RECEIVED, message)
-            size += message.ByteSize()
-            if size > self._most_bytes:
-                raise CheckpointError(f"it sends more than {self._most_bytes} bytes")
-            if message.metadata:
-                metadata = self.serializer.loads(message.metadata)
-            if message.tensor_part.dtype and parts:  # a type marks the first part of the next tensor
-                tensors.append(deserialize_torch_tensor(combine_from_streaming(parts)))
-                parts = []
-            parts.append(message.tensor_part)
-        if parts:
-            tensors.append(deserialize_torch_tensor(combine_from_streaming(parts)))
-        return (metadata, tensors) if metadata else None
-
-    def _do(self, *args: Any, **kwargs: Any) -> None:
-        epoch = self.local_epoch
-        super()._do(*args, **kwargs)
-        if self._on_step is not None:
-            self._on_step(epoch)
-
-    def _set_learning_rate(self) -> None:
-        """The schedule's, for this epoch; the scheduler only knows how to step forward."""
-        if self.scheduler is not None:
-            if self.scheduler._step_count > self.local_epoch + 1:
-                self.scheduler._step_count, self.scheduler.last_epoch = 1, 0
-            self._update_scheduler()
+def describe_state(
+    epoch: int, names: Sequence[str], scalars: dict[str, Any], tensors: list[Tensor]
+) -> tuple[dict[str, Any], list[Tensor], list[CompressionInfo]]:
+    """What a newcomer gets: numbers, tensors, and how to compress each."""
+    infos = [CompressionInfo.from_tensor(tensor, key=i) for i, tensor in enumerate(tensors)]
+    metadata = {"format": STATE_FORMAT, "epoch": epoch, "names": list(names), "scalars": scalars}
+    return metadata, tensors, infos
 
 
-def _received_state(metadata: Any, tensors: list[Tensor]) -> TrainingState:
-    """Nothing here is trusted; `restore` compares names, shapes, types and numbers with our own."""
-    if not isinstance(metadata, dict) or metadata.get("format") != STATE_FORMAT:
-        raise CheckpointError("the donor runs another version of this program")
-    epoch, names, scalars = metadata.get("epoch"), metadata.get("names"), metadata.get("scalars")
-    if type(epoch) is not int or not 0 <= epoch < 2**40:
-        raise CheckpointError(f"its step is {epoch!r}")
-    if not isinstance(names, list) or len(names) != len(tensors) or not all(isinstance(n, str) for n in names):
-        raise CheckpointError("its names do not fit its tensors")
-    if not isinstance(scalars, dict):
-        raise CheckpointError("its numbers are missing")
-    return TrainingState(epoch, dict(zip(names, tensors, strict=True)), scalars)
+def _modes(group: GroupInfo) -> tuple[AveragingMode, ...]:
+    """Of each member; matchmaking has read them all before."""
+    return tuple(gathered.mode for gathered in map(parse_gathered, group.gathered) if gathered is not None)

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import time
+from collections.abc import Iterator
 from typing import Any, AsyncIterator  # noqa: UP035 (hivemind reads the annotations of rpc_* and knows these alone)
 
 import hivemind.averaging.averager as hivemind_averager
+from hivemind.averaging.allreduce import AveragingMode
 from hivemind.averaging.control import StepControl
+from hivemind.averaging.group_info import GroupInfo
 from hivemind.averaging.key_manager import GroupKeyManager
 from hivemind.averaging.matchmaking import Matchmaking
 from hivemind.p2p import P2PContext, PeerID
 from hivemind.proto import averaging_pb2
-from hivemind.utils import MSGPackSerializer
+from hivemind.utils import get_logger
 
+from ttt.swarm.gate import Entrance, Gate, OpenGate
+from ttt.swarm.group_data import ID_BYTES, gathered_epoch, group_key, parse_gathered, why_not_follow, why_not_join
 from ttt.swarm.reducer import CheckedRunner
+from ttt.swarm.traffic import RECEIVED, SENT, count, counted
 
+logger = get_logger(__name__)
 COUNT_SECONDS, COUNT_TIMEOUT = 0.5, 5.0
-SENT, RECEIVED, STATE_SENT, STATE_RECEIVED = range(4)
-_traffic: Any = None
-"""Bytes sent and received by the averager of this process; shared with the process that trains."""
-
-
-def count_into(traffic: Any) -> None:
-    """Where this process counts its bytes: an array of four, of rounds and of whole states given and taken."""
-    global _traffic
-    _traffic = traffic
+FEWEST_TRAINERS = 2
+MOST_REDIRECTS = 4
+"""Leaders that may send us on to the next one, before we look for ourselves again."""
+LIAR_SECONDS, MOST_LIARS = 600, 1000
+"""How long a leader that announced nonsense is not asked again; and how many of them are remembered."""
 
 
 class EpochKeys(GroupKeyManager):
@@ -35,45 +40,121 @@ class EpochKeys(GroupKeyManager):
 
     @property
     def current_key(self) -> str:
-        return f"{self.prefix}-{self.epoch}.0b{self.group_bits}"
+        return group_key(self.prefix, self.epoch)
+
+    async def get_averagers(self, group_key: str, only_active: bool) -> list[tuple[PeerID, float]]:
+        """Those that look for this group; the records are unsigned, and one that names no peer is passed over."""
+        found = await super().get_averagers(group_key, only_active)
+        return [(peer, expires) for peer, expires in found if len(peer.to_bytes()) in ID_BYTES]
+
+    async def update_key_on_group_assembled(self, group_info: GroupInfo) -> None:
+        """Nothing: hivemind shuffles peers among several groups here, and cannot where one has an auxiliary more."""
 
 
 class EpochMatchmaking(Matchmaking):
     """Looks for a group of the epoch that the step gathers, and begins as soon as everybody who trains is in it.
 
     hivemind begins after matchmaking_time, or with a fixed number of peers. Here that time can be generous: a group
-    that is full begins at once, and it is full when it has as many members as the DHT just now knows of the run.
+    that is full begins at once, and it is full when it has as many trainers as the DHT just now knows of the run.
+    Auxiliary peers take nobody's place, and a group of them with a single trainer is none.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, gate: Gate | None = None, **kwargs: Any) -> None:
+        self.gate = gate or OpenGate()
+        self._trainers, self._redirects, self._liars = FEWEST_TRAINERS, 0, dict[str, float]()
         super().__init__(*args, **kwargs)
         keys: GroupKeyManager = self.group_key_manager
         self.group_key_manager: EpochKeys = EpochKeys(keys.dht, keys.prefix, keys.group_bits, keys.target_group_size)
-        self.most_peers: int | None = keys.target_group_size
-        self.target_group_size: int | None = keys.target_group_size
         self._progress_key = keys.prefix.removesuffix("_grad_averager").removesuffix("_state_averager") + "_progress"
+
+    @property
+    def target_group_size(self) -> int:
+        return self._trainers + self._auxiliaries()
+
+    @target_group_size.setter
+    def target_group_size(self, most: int | None) -> None:
+        self.most_trainers = most
+
+    @property
+    def min_group_size(self) -> int:
+        return FEWEST_TRAINERS + self._auxiliaries()
+
+    @min_group_size.setter
+    def min_group_size(self, _fewest: int) -> None:
+        """hivemind's constructor sets it; ours is fixed."""
+
+    def _auxiliaries(self) -> int:
+        """Of those who are in our group now, we included."""
+        own = self.step_control.data_for_gather if self.step_control is not None else b""
+        everybody = [own, *(request.gather for request in self.current_followers.values())]
+        return sum(one.mode == AveragingMode.AUX for one in map(parse_gathered, everybody) if one is not None)
 
     @contextlib.asynccontextmanager
     async def looking_for_group(self, step_control: StepControl) -> AsyncIterator[None]:
         async with super().looking_for_group(step_control):
             self.group_key_manager.epoch = gathered_epoch(step_control.data_for_gather)
-            self.target_group_size = self.most_peers
-            counting = asyncio.create_task(self._count_peers())
+            self._trainers = self.most_trainers or 1 << 30  # nobody is counted yet
+            counting = asyncio.create_task(self._count_trainers())
             try:
                 yield
             finally:
                 counting.cancel()
 
-    async def _count_peers(self) -> None:
+    async def _count_trainers(self) -> None:
         while True:
             with contextlib.suppress(asyncio.TimeoutError):
                 found = await asyncio.wait_for(
                     self.group_key_manager.dht.get(self._progress_key, latest=True, return_future=True), COUNT_TIMEOUT
                 )
                 entries = found.value.values() if found is not None and isinstance(found.value, dict) else ()
-                known = sum(isinstance(entry.value, dict) for entry in entries)
-                self.target_group_size = min(max(known, 2), self.most_peers or known + 2)
+                known = max(sum(isinstance(entry.value, dict) for entry in entries), FEWEST_TRAINERS)
+                self._trainers = min(known, self.most_trainers or known)
             await asyncio.sleep(COUNT_SECONDS)
+
+    def _check_reasons_to_reject(
+        self, request: averaging_pb2.JoinRequest, context: P2PContext
+    ) -> averaging_pb2.MessageFromLeader | None:
+        rejected = super()._check_reasons_to_reject(request, context)
+        if rejected is None and (why := why_not_follow(request, self.group_key_manager.epoch)):
+            logger.debug(f"{context.remote_id} was not taken into a group: {why}")
+            return averaging_pb2.MessageFromLeader(code=averaging_pb2.PROTOCOL_VIOLATION)
+        return rejected
+
+    async def _request_join_group(self, leader: PeerID) -> GroupInfo | None:
+        """A leader that lied is left alone for a while: whoever always comes first could hold us up in every round."""
+        with self._redirected() as redirects:
+            if redirects > MOST_REDIRECTS or not self._may_lead(str(leader)):
+                return None
+            try:
+                return await super()._request_join_group(leader)
+            except Exception as error:  # hivemind stumbles over an answer; the next leader may be better
+                self._distrust(leader, repr(error))
+                return None
+
+    async def follower_assemble_group(self, leader: PeerID, msg: averaging_pb2.MessageFromLeader) -> GroupInfo | None:
+        own_data = self.step_control.data_for_gather
+        if why := why_not_join(msg, leader=leader, own=self.peer_id, own_data=own_data):
+            self._distrust(leader, why)
+            return None
+        return await super().follower_assemble_group(leader, msg)
+
+    def _may_lead(self, peer: str) -> bool:
+        left_alone = self._liars.get(peer, -math.inf) > time.monotonic()
+        return not left_alone and bool(self.gate.allows(peer, Entrance.JOIN_GROUP))
+
+    def _distrust(self, leader: PeerID, why: str) -> None:
+        if len(self._liars) >= MOST_LIARS:
+            self._liars.clear()
+        self._liars[str(leader)] = time.monotonic() + LIAR_SECONDS
+        logger.warning(f"{leader} announced a group that cannot be joined: {why}; not asked again for {LIAR_SECONDS} s")
+
+    @contextlib.contextmanager
+    def _redirected(self) -> Iterator[int]:
+        self._redirects += 1
+        try:
+            yield self._redirects - 1
+        finally:
+            self._redirects -= 1
 
 
 class MeasuredRunner(CheckedRunner):
@@ -106,24 +187,3 @@ def install() -> None:
     """Make hivemind use these classes; before any averager is made."""
     hivemind_averager.Matchmaking = EpochMatchmaking
     hivemind_averager.AllReduceRunner = MeasuredRunner
-
-
-def gathered_epoch(data: bytes) -> int:
-    """Epoch of a step's gathered data `[bandwidth, mode, epoch]`; 0 for nonsense, which another peer may send."""
-    try:
-        epoch = MSGPackSerializer.loads(MSGPackSerializer.loads(data)[2])
-    except Exception:
-        return 0
-    return epoch if type(epoch) is int else 0
-
-
-async def counted(stream: AsyncIterator[Any], direction: int) -> AsyncIterator[Any]:
-    async for message in stream:
-        count(direction, message)
-        yield message
-
-
-def count(direction: int, message: Any) -> None:
-    if _traffic is not None:
-        with _traffic.get_lock():
-            _traffic[direction] += message.ByteSize()

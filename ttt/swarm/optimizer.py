@@ -6,37 +6,28 @@ One epoch is one optimizer step of the whole swarm, after the global batch (hive
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import hivemind
 import torch
-from hivemind.averaging.control import AveragingStage, StepControl
-from hivemind.compression import (
-    BlockwiseQuantization,
-    CompressionBase,
-    Float16Compression,
-    NoCompression,
-    SizeAdaptiveCompression,
-    Uniform8BitQuantization,
-)
-from hivemind.utils import get_logger
 from hivemind.utils.crypto import RSAPrivateKey
 from torch import Tensor
 
 from ttt.errors import Cancelled
-from ttt.swarm.averagers import SwarmGradientAverager, SwarmPowerSGDAverager, SwarmStateAverager
+from ttt.swarm.averagers import SwarmGradientAverager, SwarmPowerSGDAverager
+from ttt.swarm.exchange import averager_options, compression
+from ttt.swarm.failed_rounds import CarefulOptimizer, LeftBehind
 from ttt.swarm.gate import Gate
-from ttt.swarm.progress import CautiousTracker, read_progress
-from ttt.swarm.settings import MOST_BATCHES, AveragingSection, Compression
-from ttt.swarm.state import initialize, is_finite, parameters_of
+from ttt.swarm.progress import CautiousTracker
+from ttt.swarm.settings import MOST_BATCHES, AveragingSection
+from ttt.swarm.state import parameters_of
+from ttt.swarm.state_averager import SwarmStateAverager
 from ttt.swarm.status import RoundRecord
+from ttt.swarm.trainee import Trainee
 
-logger = get_logger(__name__)
-RUN_THRESHOLD = 2**16
-"""Elements from which a tensor is sent in 8 bits (Borzunov et al. 2022, section 3.2)."""
 RETRY_SECONDS = 2.0
 
 
@@ -53,72 +44,8 @@ class Hooks:
     stopped: Callable[[], bool] = lambda: False
 
 
-@dataclass
-class Trainee:
-    """What is trained: parameters in the optimizer's order, their names, and how to make optimizer and schedule."""
-
-    groups: list[dict[str, Any]]
-    names: list[str]
-    make_optimizer: Callable[[Any], torch.optim.Optimizer]
-    make_schedule: Callable[[torch.optim.Optimizer], Any]
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    def optimizer(self, groups: Any) -> torch.optim.Optimizer:
-        return initialize(self.make_optimizer(groups))
-
-
-def compression(name: Compression) -> CompressionBase:
-    large = {
-        "8-bit": Uniform8BitQuantization(),
-        "blockwise-8-bit": BlockwiseQuantization(),
-        "16-bit": Float16Compression(),
-        "none": NoCompression(),
-    }[name]
-    if name == "none":
-        return large
-    return SizeAdaptiveCompression(threshold=RUN_THRESHOLD, less=Float16Compression(), greater_equal=large)
-
-
-def averager_options(settings: AveragingSection, gate: Gate | None, max_weight: float = 1.0) -> dict[str, Any]:
-    """Of both averagers, beyond what hivemind's Optimizer passes on. Parameters weigh 1 each, gradients by samples."""
-    return {
-        "max_weight": max_weight,
-        "request_timeout": settings.request_timeout,
-        "target_group_size": settings.group_size or None,
-        "allow_state_sharing": False,  # until there is a state to share
-        "gate": gate,
-    }
-
-
-def make_state_keeper(
-    dht: hivemind.DHT, run_prefix: str, trainee: Trainee, settings: AveragingSection, gate: Gate | None
-) -> SwarmStateAverager:
-    """Holds and offers the state without ever training or averaging: the coordinator's."""
-    return SwarmStateAverager(
-        dht=dht,
-        optimizer=trainee.optimizer,
-        params=trainee.groups,
-        scheduler=trainee.make_schedule,
-        names=trainee.names,
-        prefix=f"{run_prefix}_state_averager",
-        min_matchmaking_time=settings.matchmaking_time,
-        next_chunk_timeout=settings.chunk_timeout,
-        offload_optimizer=True,
-        custom_gradients=True,
-        start=True,
-        **averager_options(settings, gate),
-    )
-
-
-class _LeftBehind(Exception):
-    """The others finished the round without us."""
-
-
-class SwarmOptimizer(hivemind.Optimizer):
+class SwarmOptimizer(CarefulOptimizer):
     """Trains with others; `step()` after each micro-batch."""
-
-    scheduled_grads: StepControl | None
-    scheduled_state: StepControl | None
 
     def __init__(
         self,
@@ -136,9 +63,6 @@ class SwarmOptimizer(hivemind.Optimizer):
         gate: Gate | None = None,
     ) -> None:
         self.hooks, self.trainee, self._gate, self.settings = hooks, trainee, gate, settings
-        self.failed_rounds: list[RoundRecord] = []
-        self.refused_gradients = 0
-        self._behind, self._asked, self._round_epoch = False, 0.0, 0
         gradients: Any = SwarmGradientAverager
         if settings.power_sgd_rank:
             torch.manual_seed(0)  # the factors must begin alike on all peers
@@ -177,6 +101,7 @@ class SwarmOptimizer(hivemind.Optimizer):
         )
         self.client_mode = client_mode
         self.grad_averager.current_epoch = lambda: self.local_epoch
+        self.state_averager.believed = self.tracker.newest_believable
 
     def _make_state_averager(self, **kwargs: Any) -> SwarmStateAverager:
         return SwarmStateAverager(
@@ -227,7 +152,7 @@ class SwarmOptimizer(hivemind.Optimizer):
                 self.hooks.waiting("no peer offered a state that fits; asking again every few seconds")
                 self._sleep(RETRY_SECONDS)
             if isinstance(self.grad_averager, SwarmPowerSGDAverager):
-                self.grad_averager.load_state_from_peers(timeout=self.load_state_timeout)
+                self.grad_averager.load_state_from_peers(self.load_state_timeout, self.tracker.newest_believable())
             if self.local_epoch == self.tracker.global_epoch - 1:
                 self.state_averager.local_epoch = self.tracker.global_epoch  # its donor is just taking that step
             self.begin_from_here()
@@ -274,7 +199,7 @@ class SwarmOptimizer(hivemind.Optimizer):
         self.hooks.averaging()
         try:
             super()._update_global_epoch(grad_scaler)
-        except _LeftBehind:
+        except LeftBehind:
             self._give_up_round()
             if self.auxiliary:
                 self._jump_to(self.local_epoch + 1)
@@ -286,62 +211,6 @@ class SwarmOptimizer(hivemind.Optimizer):
             self._give_up_round()
             return True
         return super()._should_load_state_from_peers()
-
-    def _begin_averaging_gradients(self, grad_scaler: Any) -> bool:
-        self._round_epoch = self.local_epoch
-        return super()._begin_averaging_gradients(grad_scaler)
-
-    def _average_gradients_and_load_into_optimizer(self, control: StepControl | None) -> None:
-        """hivemind's, but a peer whose group left without it does not go on alone: it takes over their state."""
-        epoch, began = self._round_epoch, time.time()
-        if control is not None:
-            self._await_round(control, epoch)
-        super()._average_gradients_and_load_into_optimizer(control)
-        if control is not None and not _succeeded(control):
-            self._note_failure(epoch, began, "no group was found, or it broke up; this peer's own gradients were used")
-
-    def _await_round(self, control: StepControl, epoch: int) -> None:
-        """Until the round is over, or the others are seen to have finished it without us."""
-        began = time.time()
-        while not control.done() and time.time() - began < self.averaging_timeout:
-            time.sleep(0.05)
-            late = time.time() - began > self.matchmaking_time
-            if late and control.stage == AveragingStage.LOOKING_FOR_GROUP and self._others_finished(epoch):
-                control.cancel()
-                self._note_failure(epoch, began, "the others had averaged already; this peer's gradients were lost")
-                self._behind = True
-                raise _LeftBehind
-
-    def _others_finished(self, epoch: int) -> bool:
-        """Whether a peer that others can reach reports a later epoch (asked at most once a second)."""
-        if time.time() - self._asked < 1.0:
-            return False
-        self._asked = time.time()
-        return read_progress(self.dht, self.run_id, self.target_batch_size).epoch > epoch
-
-    def _give_up_round(self) -> None:
-        self._behind = False
-        if self.scheduled_state is not None and not self.scheduled_state.done():
-            self.scheduled_state.cancel()
-        self.scheduled_grads = self.scheduled_state = None
-
-    def _note_failure(self, epoch: int, began: float, why: str) -> None:
-        self.failed_rounds.append(
-            RoundRecord(
-                kind="gradients", epoch=epoch, time=time.time(), seconds=time.time() - began, group_size=1,
-                received=0, gathered=0, sent_bytes=0, received_bytes=0, failed=why,
-            )
-        )  # fmt: skip
-
-    def _load_averaged_gradients_into_optimizer_(self) -> None:
-        """Gradients that are not finite become zero: every groupmate received the same, so all stay together."""
-        super()._load_averaged_gradients_into_optimizer_()
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        if not is_finite(gradients):
-            self.refused_gradients += 1
-            with self.grad_averager.lock_averaged_tensors:
-                for gradient in gradients:
-                    gradient.zero_()
 
     def _jump_to(self, epoch: int) -> None:
         """An auxiliary peer holds no state, so that it need not pass through the epochs it missed."""
@@ -355,13 +224,3 @@ class SwarmOptimizer(hivemind.Optimizer):
             if self.hooks.stopped():
                 raise Cancelled("stopped while waiting for a donor of the state")
             time.sleep(0.1)
-
-
-def _succeeded(control: StepControl) -> bool:
-    return bool(control.done() and not control.cancelled() and control.exception() is None)
-
-
-def names_of(groups: Sequence[dict[str, Any]], model: torch.nn.Module) -> list[str]:
-    """Names of the parameters in the groups' order."""
-    known = {id(p): name for name, p in model.named_parameters()}
-    return [known[id(p)] for group in groups for p in group["params"]]

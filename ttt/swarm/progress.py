@@ -106,8 +106,7 @@ def judge(
     claims: Sequence[Claim], *, target_batch_size: int, now: float, patience: int = 0
 ) -> tuple[SwarmProgress, list[Claim]]:
     """(what is believed, the claims that are)."""
-    voices = [claim.epoch for claim in claims if not claim.client_mode] or [claim.epoch for claim in claims]
-    epoch = believed_epoch(voices, patience=patience)
+    epoch = believed_epoch(voices(claims), patience=patience)
     kept = sane((claim for claim in claims if claim.epoch <= epoch), target_batch_size, now)
     samples = sum(claim.samples for claim in kept if claim.epoch == epoch)
     refused = tuple(claim.peer_id for claim in claims if claim.epoch > epoch)
@@ -115,13 +114,32 @@ def judge(
     return SwarmProgress(epoch, min(samples, target_batch_size), len(kept), clients, refused), kept
 
 
-def read_progress(dht: DHT, run: str, target_batch_size: int, *, timeout: float = 10.0) -> SwarmProgress:
-    """The progress of a run as an onlooker sees it; never waits longer than `timeout` seconds."""
+def voices(claims: Sequence[Claim]) -> list[int]:
+    """The epochs that count: of peers that others can reach, or of all where there is no such peer."""
+    return [claim.epoch for claim in claims if not claim.client_mode] or [claim.epoch for claim in claims]
+
+
+def read_claims(dht: DHT, run: str, *, timeout: float = 10.0) -> list[Claim] | None:
+    """What peers say of a run's progress; None where the DHT did not answer in `timeout` seconds."""
     answer = result_in_time(dht.get(f"{run}_progress", latest=True, return_future=True), timeout)
     entries = getattr(answer, "value", None)
-    if not isinstance(entries, Mapping):
-        return SwarmProgress(0, 0, 0, 0, answered=answer is not LATE)
-    return judge(parse_claims(entries), target_batch_size=target_batch_size, now=get_dht_time())[0]
+    if answer is LATE:
+        return None
+    return parse_claims(entries) if isinstance(entries, Mapping) else []
+
+
+def read_progress(dht: DHT, run: str, target_batch_size: int, *, timeout: float = 10.0) -> SwarmProgress:
+    """The progress of a run as an onlooker sees it; never waits longer than `timeout` seconds."""
+    claims = read_claims(dht, run, timeout=timeout)
+    if not claims:
+        return SwarmProgress(0, 0, 0, 0, answered=claims is not None)
+    return judge(claims, target_batch_size=target_batch_size, now=get_dht_time())[0]
+
+
+def newest_believable(dht: DHT, run: str) -> int | None:
+    """The epoch of the swarm as an onlooker sees it; None where nobody reports progress."""
+    epochs = voices(read_claims(dht, run) or [])
+    return believed_epoch(epochs) if epochs else None
 
 
 class CautiousTracker(ProgressTracker):
@@ -140,6 +158,11 @@ class CautiousTracker(ProgressTracker):
             claim.peer_id: ValueWithExpiration(_as_value(claim), now + self.metadata_expiration) for claim in kept
         }
         return super()._parse_swarm_progress_data(believed or None)
+
+    def newest_believable(self) -> int | None:
+        """The epoch of the swarm, read anew; None where nobody reports progress."""
+        epochs = voices(read_claims(self.dht, self.prefix) or [])
+        return believed_epoch(epochs, patience=self._patience(epochs)) if epochs else None
 
     def _patience(self, epochs: Sequence[int]) -> int:
         """Epochs that can have passed since the slower of two peers was last seen to step."""

@@ -63,7 +63,7 @@ def snapshot(
     """What the optimizer holds, on the CPU; `copy` where it will go on changing."""
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Scalar] = {}
-    for name, value in _entries(optimizer, names):
+    for name, value in entries(optimizer, names):
         if isinstance(value, Tensor):
             value = value.detach().cpu()
             tensors[name] = value.clone() if copy else value
@@ -75,7 +75,7 @@ def snapshot(
 @torch.no_grad()
 def restore(optimizer: torch.optim.Optimizer, names: Sequence[str], state: TrainingState) -> None:
     """Copy a state in; CheckpointError, and nothing changed, where a name, shape, type or number does not fit."""
-    own = dict(_entries(optimizer, names))
+    own = dict(entries(optimizer, names))
     check_state(own, state)
     for group in optimizer.param_groups:
         if "step" in group:
@@ -116,7 +116,7 @@ def is_finite(tensors: Sequence[Tensor]) -> bool:
     return bool(torch.stack([norm.float().cpu() for norm in norms]).isfinite().all())
 
 
-def _entries(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def entries(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """(name, live tensor or number), parameters first, always in the same order."""
     parameters = parameters_of(optimizer)
     for name, p in zip(names, parameters, strict=True):

@@ -10,8 +10,8 @@ import torch
 from ttt.bundle import Bundle, load_dalle_from
 from ttt.data.sources import open_stream
 from ttt.model.dalle import Dalle
-from ttt.swarm.optimizer import Trainee, names_of
 from ttt.swarm.settings import OptimizerSection, RunSettings, dalle_config
+from ttt.swarm.trainee import Trainee, names_of
 from ttt.train.optimizer import Lamb, linear_schedule, parameter_groups
 from ttt.types import BatchStream
 

@@ -1,0 +1,90 @@
+"""What a peer does where a round of gradients went wrong, or went on without it. Knows neither data nor donors."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import hivemind
+from hivemind.averaging.control import AveragingStage, StepControl
+
+from ttt.swarm.progress import read_progress
+from ttt.swarm.state import is_finite, parameters_of
+from ttt.swarm.status import RoundRecord
+
+
+class LeftBehind(Exception):
+    """The others finished the round without us."""
+
+
+class CarefulOptimizer(hivemind.Optimizer):
+    """hivemind's, but a peer whose group left without it does not step alone; it is told by `LeftBehind`."""
+
+    scheduled_grads: StepControl | None
+    scheduled_state: StepControl | None
+
+    def __init__(self, **options: Any) -> None:
+        self.failed_rounds: list[RoundRecord] = []
+        self.refused_gradients = 0
+        """Averages that were not finite."""
+        self._behind, self._asked, self._round_epoch = False, 0.0, 0
+        super().__init__(**options)
+
+    def _begin_averaging_gradients(self, grad_scaler: Any) -> bool:
+        self._round_epoch = self.local_epoch
+        return bool(super()._begin_averaging_gradients(grad_scaler))
+
+    def _average_gradients_and_load_into_optimizer(self, control: StepControl | None) -> None:
+        epoch, began = self._round_epoch, time.time()
+        if control is not None:
+            self._await_round(control, epoch)
+        super()._average_gradients_and_load_into_optimizer(control)
+        if control is not None and not _succeeded(control):
+            self._note_failure(epoch, began, "no group was found, or it broke up; this peer's own gradients were used")
+
+    def _await_round(self, control: StepControl, epoch: int) -> None:
+        """Until the round is over, or the others are seen to have finished it without us."""
+        began = time.time()
+        while not control.done() and time.time() - began < self.averaging_timeout:
+            time.sleep(0.05)
+            late = time.time() - began > self.matchmaking_time
+            if late and control.stage == AveragingStage.LOOKING_FOR_GROUP and self._others_finished(epoch):
+                control.cancel()
+                self._note_failure(epoch, began, "the others had averaged already; this peer's gradients were lost")
+                self._behind = True
+                raise LeftBehind
+
+    def _others_finished(self, epoch: int) -> bool:
+        """Whether a peer that others can reach reports a later epoch (asked at most once a second)."""
+        if time.time() - self._asked < 1.0:
+            return False
+        self._asked = time.time()
+        return read_progress(self.dht, self.run_id, self.target_batch_size).epoch > epoch
+
+    def _give_up_round(self) -> None:
+        self._behind = False
+        if self.scheduled_state is not None and not self.scheduled_state.done():
+            self.scheduled_state.cancel()
+        self.scheduled_grads = self.scheduled_state = None
+
+    def _note_failure(self, epoch: int, began: float, why: str) -> None:
+        self.failed_rounds.append(
+            RoundRecord(
+                kind="gradients", epoch=epoch, time=time.time(), seconds=time.time() - began, group_size=1,
+                received=0, gathered=0, sent_bytes=0, received_bytes=0, failed=why,
+            )
+        )  # fmt: skip
+
+    def _load_averaged_gradients_into_optimizer_(self) -> None:
+        """Gradients that are not finite become zero: every groupmate received the same, so all stay together."""
+        super()._load_averaged_gradients_into_optimizer_()
+        gradients = [p.grad for p in parameters_of(self.opt) if p.grad is not None]
+        if not is_finite(gradients):
+            self.refused_gradients += 1
+            with self.grad_averager.lock_averaged_tensors:
+                for gradient in gradients:
+                    gradient.zero_()
+
+
+def _succeeded(control: StepControl) -> bool:
+    return bool(control.done() and not control.cancelled() and control.exception() is None)
