@@ -16,10 +16,10 @@ from pathlib import Path
 from ttt.bundle import Bundle
 from ttt.errors import CheckpointError, SwarmError
 from ttt.hub import find_bundle
-from ttt.swarm.averagers import SwarmStateAverager
 from ttt.swarm.checkpoints import BUNDLE, FOLDER, Checkpoint, CheckpointStore, load_state, only
 from ttt.swarm.company import invitation, keep_company, known_peers
 from ttt.swarm.dht import SwarmDHT, announce_run, guard, prefix, reconnect, start_dht, visible_addresses
+from ttt.swarm.exchange import make_state_keeper
 from ttt.swarm.gate import Gate, OpenGate
 from ttt.swarm.generation import Announcement, read_generation, write_generation
 from ttt.swarm.history import HISTORY_FILE, History
@@ -28,7 +28,6 @@ from ttt.swarm.identity import load_identity
 from ttt.swarm.matchmaking import install
 from ttt.swarm.member import signals, taking_part
 from ttt.swarm.metrics import Monitor
-from ttt.swarm.optimizer import make_state_keeper
 from ttt.swarm.options import CoordinatorOptions
 from ttt.swarm.painter import Painter
 from ttt.swarm.processes import check_machine, check_shared_memory
@@ -37,6 +36,7 @@ from ttt.swarm.records import read_all
 from ttt.swarm.reporter import Reporter
 from ttt.swarm.run_file import read_run_file
 from ttt.swarm.settings import RunSettings
+from ttt.swarm.state_averager import SwarmStateAverager
 from ttt.swarm.task import Task, load_task
 from ttt.swarm.uploader import Uploader
 
