@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +209,30 @@ def test_a_foreign_or_newer_file_is_left_alone(path: Path) -> None:
     connection.close()
     with pytest.raises(SwarmError, match="update the program"):
         HistoryReader(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "read"),
+    [
+        ("insert or replace into about values ('now', '{\"epoch\": 1}')", HistoryReader.now),
+        ("insert or replace into about values ('now', '[')", HistoryReader.now),
+        ("update points set time = 1e18", HistoryReader.points),
+        ("update points set samples = 'many'", HistoryReader.points),
+        ("update peers set last_seen = 1e18", HistoryReader.peers),
+        ("update peers set seconds = 'long'", HistoryReader.peers),
+        ("update checkpoints set epoch = 'x'", HistoryReader.checkpoints),
+    ],
+)
+def test_rows_that_are_none_of_ours_are_told(path: Path, change: str, read: Callable[[HistoryReader], object]) -> None:
+    with History(path, "my-run") as history:
+        history.add_points([point(START, 1)])
+        history.credit([peer("a", 1, 1)], time=START)
+        history.add_checkpoint(Checkpoint(START, 1, 64, 2.0, "checkpoints/1", "ab"))
+    with sqlite3.connect(path) as connection:
+        assert connection.execute(change).rowcount
+    connection.close()
+    with HistoryReader(path) as reader, pytest.raises(SwarmError, match="cannot be used"):
+        read(reader)
 
 
 def test_a_missing_history_is_told(path: Path) -> None:

@@ -7,17 +7,25 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from sqlalchemy import Row, func, select
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 
+from ttt.errors import SwarmError
 from ttt.swarm import history_tables as tables
-from ttt.swarm.history_types import Checkpoint, Event, Now, Peer, Picture
+from ttt.swarm.history_types import Checkpoint, Event, Moment, Now, Peer, Picture
 
 COLUMNS = ("time", "epoch", "samples", "loss", "loss_low", "loss_high", "peers", "samples_per_second", "learning_rate")
 MAX_PEERS = 1000
+_MOMENTS: TypeAdapter[tuple[float, float]] = TypeAdapter(tuple[Moment, Moment])
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {
+    kind: TypeAdapter(list[kind])  # type: ignore[valid-type]
+    for kind in (Now, Peer, Event, Checkpoint, Picture)
+}
+_Row = TypeVar("_Row", Now, Peer, Event, Checkpoint, Picture)
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,10 @@ class HistoryReader:
     def now(self) -> Now | None:
         """The newest state of the swarm; None before the first reading."""
         rows = self._rows(select(tables.about.c.value).where(tables.about.c.key == "now"))
-        return Now(**json.loads(rows[0].value)) if rows else None
+        try:
+            return self._checked(Now, [json.loads(row.value) for row in rows])[0] if rows else None
+        except ValueError as error:
+            raise self._malformed(error) from None
 
     def points(self) -> dict[str, np.ndarray]:
         """All points by column (`COLUMNS`), in the order of time; NaN where there is no value. Do not write to them.
@@ -74,7 +85,7 @@ class HistoryReader:
                 added = self._rows(self._select_points().where(points.id > self._last))
                 if self._count + len(added) != count:  # old points were merged
                     added, self._count = self._rows(self._select_points()), 0
-                fresh = _columns(added)
+                fresh = self._columns_of(added)
                 if self._count:
                     fresh = {name: np.concatenate([self._columns[name], fresh[name]]) for name in COLUMNS}
                 order = np.argsort(fresh["time"], kind="stable")
@@ -87,10 +98,7 @@ class HistoryReader:
         table = tables.peers
         order = (table.c.seconds.desc(), table.c.samples.desc(), table.c.first_seen, table.c.peer_id)
         rows = self._rows(select(table).order_by(*order).limit(limit))
-        return [
-            Peer(**{**row._asdict(), "client_mode": bool(row.client_mode), "auxiliary": bool(row.auxiliary)})
-            for row in rows
-        ]
+        return self._checked(Peer, [row._asdict() for row in rows])
 
     def contributed_since(self, start: float) -> dict[str, tuple[float, float]]:
         """Peer id -> (samples, seconds) credited since the hour of `start` began."""
@@ -109,22 +117,42 @@ class HistoryReader:
     def events(self, limit: int = 100) -> list[Event]:
         """Newest first."""
         rows = self._rows(select(tables.events).order_by(tables.events.c.time.desc()).limit(limit))
-        return [Event(**_without_id(row)) for row in rows]
+        return self._checked(Event, [row._asdict() for row in rows])
 
     def checkpoints(self, limit: int = 200) -> list[Checkpoint]:
         """Newest first."""
         rows = self._rows(select(tables.checkpoints).order_by(tables.checkpoints.c.time.desc()).limit(limit))
-        return [Checkpoint(**_without_id(row)) for row in rows]
+        return self._checked(Checkpoint, [row._asdict() for row in rows])
 
     def pictures(self, prompt: str | None = None) -> list[Picture]:
         """Of all prompts or one, oldest first."""
         wanted = select(tables.pictures).order_by(tables.pictures.c.prompt, tables.pictures.c.time)
         if prompt is not None:
             wanted = wanted.where(tables.pictures.c.prompt == prompt)
-        return [Picture(**_without_id(row)) for row in self._rows(wanted)]
+        return self._checked(Picture, [row._asdict() for row in self._rows(wanted)])
 
     def _select_points(self) -> Any:
         return select(*(tables.points.c[name] for name in COLUMNS)).order_by(tables.points.c.time)
+
+    def _columns_of(self, rows: Sequence[Any]) -> dict[str, np.ndarray]:
+        try:
+            table = np.array([tuple(row) for row in rows], dtype=float).reshape(-1, len(COLUMNS))  # None becomes NaN
+            if len(table):
+                _MOMENTS.validate_python((table[:, 0].min(), table[:, 0].max()))
+        except (ValueError, TypeError) as error:
+            raise self._malformed(error) from None
+        return {name: table[:, index] for index, name in enumerate(COLUMNS)}
+
+    def _checked(self, kind: type[_Row], rows: list[dict[str, Any]]) -> list[_Row]:
+        """Rows as dataclasses: SQLite keeps any value in any column, and the file may be a stranger's."""
+        try:
+            return _ADAPTERS[kind].validate_python(rows)  # type: ignore[no-any-return]
+        except ValidationError as error:
+            raise self._malformed(error) from None
+
+    def _malformed(self, error: Exception) -> SwarmError:
+        first = str(error).replace("\n", " ")[:200]
+        return tables.damaged(self.path, ValueError(f"malformed rows ({first})"))
 
     def _rows(self, statement: Any) -> Sequence[Any]:
         try:
@@ -132,15 +160,6 @@ class HistoryReader:
                 return connection.execute(statement).all()
         except DBAPIError as error:
             raise tables.damaged(self.path, error) from None
-
-
-def _columns(rows: Sequence[Any]) -> dict[str, np.ndarray]:
-    table = np.array([tuple(row) for row in rows], dtype=float).reshape(-1, len(COLUMNS))  # None becomes NaN
-    return {name: table[:, index] for index, name in enumerate(COLUMNS)}
-
-
-def _without_id(row: Row[Any]) -> dict[str, Any]:
-    return {name: value for name, value in row._mapping.items() if name != "id"}
 
 
 def _int(text: str | None) -> int:

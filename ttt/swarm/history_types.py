@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+Moment = Annotated[float, Field(ge=0, le=253_402_300_799)]
+"""Unix time, up to the year 9999: what can be shown as a date."""
 EventKind = Literal["started", "joined", "left", "restored", "rollback", "refused", "checkpoint", "problem"]
 
 
@@ -12,7 +16,7 @@ EventKind = Literal["started", "joined", "left", "restored", "rollback", "refuse
 class Point:
     """The swarm at one time."""
 
-    time: float
+    time: Moment
     """Unix time."""
     epoch: int
     samples: int
@@ -32,7 +36,7 @@ class Point:
 class Now:
     """The swarm just now, for the progress bar."""
 
-    time: float
+    time: Moment
     epoch: int
     samples_accumulated: int
     """Towards the next epoch."""
@@ -55,8 +59,8 @@ class Peer:
     name: str
     """As the peer wrote it: escape it where it is shown (`names.safe_name`)."""
     device: str
-    first_seen: float
-    last_seen: float
+    first_seen: Moment
+    last_seen: Moment
     epoch: int
     samples: float
     seconds: float
@@ -72,7 +76,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Event:
-    time: float
+    time: Moment
     kind: EventKind
     peer_id: str = ""
     text: str = ""
@@ -80,7 +84,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    time: float
+    time: Moment
     epoch: int
     samples: int
     loss: float | None
@@ -96,7 +100,7 @@ class Checkpoint:
 class Picture:
     """What the model painted for one of the run's fixed prompts at a checkpoint."""
 
-    time: float
+    time: Moment
     epoch: int
     prompt: str
     path: str
