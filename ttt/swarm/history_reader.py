@@ -146,7 +146,7 @@ class HistoryReader:
     def _checked(self, kind: type[_Row], rows: list[dict[str, Any]]) -> list[_Row]:
         """Rows as dataclasses: SQLite keeps any value in any column, and the file may be a stranger's."""
         try:
-            return _ADAPTERS[kind].validate_python(rows)  # type: ignore[no-any-return]
+            return _ADAPTERS[kind].validate_python(rows)
         except ValidationError as error:
             raise self._malformed(error) from None
 
