@@ -15,7 +15,6 @@ from PIL import Image
 from tests.e2e.conftest import Server, serve
 from tests.e2e.test_browser import ask, open_page, result_of
 from tests.support.tiny import write_tiny_bundle
-from ttt.bundle import DEMO_FOLDER
 from ttt.results import read_settings
 
 
@@ -91,10 +90,6 @@ def test_a_visitor_gets_real_pictures(context: Any, real_server: Server) -> None
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(
-    not list(DEMO_FOLDER.glob("*.safetensors")),
-    reason="NO DEMO BUNDLE in ttt/demo: `python -m ttt.train.demo` makes it",
-)
 def test_a_visitor_gets_pictures_of_the_demo(context: Any, real_server: Server) -> None:
     page = open_page(context, real_server, "?model=demo&prompt=a%20red%20circle%20above%20a%20blue%20square")
     page.locator("#model-state [data-state=ready]").wait_for(timeout=60_000)
