@@ -14,6 +14,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from tests.e2e.conftest import Server, serve, wait_until
+from tests.e2e.looks import check_looks
 from ttt.swarm.history import History
 from ttt.ui.fake_run import HOSTILE, Simulation
 from ttt.ui.runs import HISTORY_FILE
@@ -179,8 +180,6 @@ def test_files_of_a_run_are_not_served(server: Server, runs: Path) -> None:
 
 
 def test_where_nothing_runs_the_page_says_how_to_start_and_shows_what_then_starts(browser: Any, tmp_path: Path) -> None:
-    from tests.e2e.test_looks import check_looks
-
     with serve(tmp_path, [APP], "--runs", str(tmp_path / "runs")) as server:
         context = browser.new_context(viewport={"width": 375, "height": 800}, reduced_motion="reduce")
         page = open_dashboard(context, server)
@@ -196,8 +195,6 @@ def test_where_nothing_runs_the_page_says_how_to_start_and_shows_what_then_start
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [375, 1280])
 def test_axe_width_and_requests(browser: Any, server: Server, scheme: str, width: int) -> None:
-    from tests.e2e.test_looks import check_looks
-
     context = browser.new_context(
         viewport={"width": width, "height": 800}, color_scheme=scheme, reduced_motion="reduce"
     )

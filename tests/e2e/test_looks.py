@@ -7,25 +7,10 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Server
+from tests.e2e.looks import check_looks
 from tests.e2e.test_browser import ask, open_page, result_of
 
 pytestmark = pytest.mark.browser
-
-
-def check_looks(page: Any, width: int, moment: str) -> None:
-    """Nothing wider than the window; no contrast failure, nothing serious that axe finds."""
-    from axe_playwright_python.sync_playwright import Axe
-
-    page.wait_for_timeout(300)  # colours fade
-    assert page.evaluate("document.documentElement.scrollWidth") <= width, moment
-    found = Axe().run(page).response["violations"]
-    bad = {rule["id"]: [node["html"][:200] for node in rule["nodes"]][:5] for rule in found}
-    serious = {
-        rule["id"]: bad[rule["id"]]
-        for rule in found
-        if rule["id"] == "color-contrast" or rule["impact"] in ("serious", "critical")
-    }
-    assert not serious, f"{moment}: {serious}"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Server
+from tests.e2e.looks import check_looks
 
 Page = Any
 pytestmark = pytest.mark.browser
@@ -108,8 +109,6 @@ def test_examples_dimensions_and_the_published_tables(context: Any, slow_server:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [375, 1280])
 def test_width_contrast_and_labels(browser: Any, slow_server: Server, scheme: str, width: int) -> None:
-    from axe_playwright_python.sync_playwright import Axe
-
     context = browser.new_context(
         viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
     )
@@ -120,15 +119,7 @@ def test_width_contrast_and_labels(browser: Any, slow_server: Server, scheme: st
 
     def check(moment: str) -> None:
         page.mouse.move(0, 0)
-        page.wait_for_timeout(300)  # colours fade
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, moment
-        found = Axe().run(page).response["violations"]
-        serious = {
-            rule["id"]: [node["html"][:200] for node in rule["nodes"]][:5]
-            for rule in found
-            if rule["id"] == "color-contrast" or rule["impact"] in ("serious", "critical")
-        }
-        assert not serious, f"{moment}: {serious}"
+        check_looks(page, width, moment)
 
     check("closed")
     for name in (

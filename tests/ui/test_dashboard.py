@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import pytest
 
+from tests.support.tags import Tags
 from ttt.errors import SwarmError
 from ttt.swarm.history import History
 from ttt.swarm.history_types import Event, Picture
@@ -27,25 +27,6 @@ from ttt.ui.view import file_url
 
 END = 1_795_000_000.0
 EVIL = "<img src=x onerror=alert(1)>\"'`&{}</script>"
-
-
-class Tags(HTMLParser):
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.handlers: list[str] = []
-        self.links: list[str] = []
-        self.text = ""
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.handlers += [name for name, _ in attrs if name.startswith("on")]
-        self.links += [value or "" for name, value in attrs if name in ("href", "src")]
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 class Changing:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
 
+from tests.support.tags import Tags
 from ttt.ui import view
 from ttt.ui.jobs import Update
 from ttt.ui.models import ModelState, Source
@@ -23,23 +23,6 @@ RESULT = Result(
     ranking=tuple((i, 31.0 - i) for i in range(20)),
 )
 EVIL = "<img src=x onerror=alert(1)>\"'`&{}"
-
-
-class Tags(HTMLParser):
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.handlers: list[str] = []
-        self.text = ""
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.handlers += [name for name, _ in attrs if name.startswith("on")]
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def test_nothing_from_outside_becomes_markup() -> None:
