@@ -134,6 +134,7 @@ def test_importing_is_quick_and_light(code: str) -> None:
 def test_generate_and_the_calculator_need_no_linux_packages() -> None:
     """What requirements.txt installs on Linux alone is not imported by anything outside `ttt.swarm` and `ttt.train`."""
     names = [m for m in MODULES if room(m) not in ("swarm", "train") and not m.endswith("__main__") and m != "app"]
+    names += ["ttt.train.optimizer"]  # with 32 bits it works anywhere
     code = (
         "import sys, importlib\n"
         "for name in ('hivemind', 'bitsandbytes', 'resource', 'fcntl'): sys.modules[name] = None\n"
