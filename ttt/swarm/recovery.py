@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from ttt.errors import CheckpointError
 from ttt.swarm.backup import load_backup, save_backup
 from ttt.swarm.optimizer import SwarmOptimizer
 from ttt.swarm.reporter import Reporter
@@ -41,11 +42,16 @@ class Recovery:
             self.back_up()
 
     def back_up(self) -> None:
+        """Write the state down, unless it holds numbers that are none."""
         self._backed_up = time.monotonic()
+        state = self.optimizer.state_averager.state(copy=True)
+        if not is_finite(list(state.tensors.values())):
+            self.reporter.problem(f"step {state.epoch}: the state holds NaN or infinity; the last backup is kept")
+            return
         try:
-            save_backup(self.folder, self.optimizer.state_averager.state(copy=True), self.generation)
-        except OSError as error:
-            self.reporter.problem(f"the backup could not be written: {error}")
+            save_backup(self.folder, state, self.generation)
+        except CheckpointError as error:
+            self.reporter.problem(str(error))
 
     def loss_is_good(self, loss: float) -> bool:
         """Whether the micro-batch counts; after several that do not, the state is restored."""
@@ -71,14 +77,25 @@ class Recovery:
         self.reporter.say("restoring", f"{why}; taking the state of the swarm")
         source, averager = "the swarm", self.optimizer.state_averager
         if not averager.load_state_from_peers(timeout=self.optimizer.averaging_timeout):
-            backup = load_backup(self.folder, self.generation)
-            if backup is None:
+            step = self._load_backup()
+            if step is None:
                 self.reporter.problem(f"{why}, and neither a donor nor a backup is there; waiting for a donor")
                 self.optimizer.load_state_from_peers()
             else:
-                source = f"its own backup of step {backup.epoch}"
-                averager.load(replace(backup, epoch=averager.local_epoch))
+                source = f"its own backup of step {step}"
         self.optimizer.begin_from_here()
         self.forget()
         self.reporter.update(restored=self.reporter.status.restored + 1)
         self.reporter.problem(f"step {self.optimizer.local_epoch}: {why}; restored from {source}")
+
+    def _load_backup(self) -> int | None:
+        """The step of the backup that was taken over; None where there is none that fits."""
+        averager, backup = self.optimizer.state_averager, load_backup(self.folder, self.generation)
+        if backup is None:
+            return None
+        try:
+            averager.load(replace(backup, epoch=averager.local_epoch))
+        except CheckpointError as error:  # of another model, or with numbers that are none; nothing was changed
+            self.reporter.problem(f"the backup of step {backup.epoch} cannot be used: {error}")
+            return None
+        return backup.epoch
