@@ -15,10 +15,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from itertools import cycle, islice
 from typing import Any
 
 import torch
+from peer_dalle import published_dalle  # beside this file, which is started by its path
 from torch import Tensor
 
 
@@ -26,23 +26,11 @@ class DallePytorch:
     """dalle-pytorch 1.6.6 as published for inference: dense cached attention under static masks, float32."""
 
     def __init__(self, sizes: dict[str, Any]) -> None:
-        from dalle_pytorch import DALLE, DiscreteVAE
-
-        kinds = {"row": "axial_row", "column": "axial_col", "full": "full"}
-        depth, fmap = sizes["depth"], sizes["image_fmap_size"]
-        groups = [kinds[kind] for kind in sizes["attention_cycle"]]
-        shared = [*islice(cycle(range(len(groups))), depth - 1), "w_conv"]
-        self.dalle = DALLE(
-            dim=sizes["dim"], heads=sizes["heads"], dim_head=sizes["dim_head"], depth=depth,
-            num_text_tokens=sizes["num_text_tokens"], text_seq_len=sizes["text_seq_len"],
-            vae=DiscreteVAE(image_size=2 * fmap, num_layers=1, num_tokens=sizes["num_image_tokens"], hidden_dim=4),
-            attn_types=[*islice(cycle(groups), depth - 1), "conv_like"], shared_attn_ids=shared, shared_ff_ids=shared,
-            reversible=True, rotary_emb=True, shift_tokens=True, share_input_output_emb=True,
-            optimize_for_inference=True,
-        ).eval()  # fmt: skip
+        self.dalle = published_dalle(sizes, reversible=True, optimize_for_inference=True).eval()
         self.text = torch.randint(1, sizes["num_text_tokens"], (1, sizes["text_seq_len"]))
-        self.half_way = fmap * fmap // 2
-        self.codes = torch.randint(0, sizes["num_image_tokens"], (1, fmap * fmap))
+        positions = sizes["image_fmap_size"] ** 2
+        self.half_way = positions // 2
+        self.codes = torch.randint(0, sizes["num_image_tokens"], (1, positions))
         self.half: dict[Any, Any] = {}
 
     def prefill(self) -> None:

@@ -2,8 +2,8 @@
 
 Both run in processes of their own on the same libraries, asked in turn, so that noise hits both; the best of the
 rounds counts. Forward and backward of random codes with random weights of the same sizes; the optimizer's step, which
-comes once a batch of thousands, is timed apart. `--depths` shows how memory grows with depth. Prints a table and ends
-with one JSON line.
+comes once a batch of thousands, is timed by `benchmarks.optimizer`. `--depths` shows how memory grows with depth.
+Prints a table and ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -48,9 +48,10 @@ class Worker:
         )  # fmt: skip
         self._answer()
 
-    def ask(self, **question: Any) -> dict[str, Any]:
+    def ask(self, batch: int) -> dict[str, Any]:
+        """One step of so many samples."""
         assert self.process is not None and self.process.stdin is not None
-        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.write(json.dumps({"batch": batch}) + "\n")
         self.process.stdin.flush()
         return self._answer()
 
@@ -91,7 +92,7 @@ def compare(config: DalleConfig, batch: int, rounds: int, threads: int, *, refer
             worker.start(config, threads)
         for i in range(rounds + 1):
             for worker in running:
-                answer = worker.ask(do="step", batch=batch)
+                answer = worker.ask(batch)
                 worker.answers += [answer] if i else []  # the first one warms up
         return running
     finally:
@@ -148,7 +149,7 @@ def by_depth(config: DalleConfig, batch: int, threads: int) -> dict[str, dict[st
             worker = Worker(label, "ours", "bfloat16", reversible)
             try:
                 worker.start(replace(config, depth=layers), threads)
-                peak = worker.ask(do="step", batch=batch)["peak"]
+                peak = worker.ask(batch)["peak"]
             finally:
                 worker.stop()
             table.setdefault(label, {})[str(layers)] = round(peak / MIB)

@@ -1,7 +1,6 @@
 """One implementation of a training step in a process of its own: a question a line, as JSON, and an answer a line.
 
-    {"do": "step", "batch": 4} -> {"seconds": ..., "cpu": ..., "peak": bytes, "loss": ...}    forward and backward
-    {"do": "optimizer"} -> {"seconds": ..., "cpu": ..., "state": bytes}                       where there is one
+    {"batch": 4} -> {"seconds": ..., "cpu": ..., "peak": bytes, "result": loss}    forward and backward
 
 `peak` is how far the resident memory ever rose above what stood there when the model was made: gradients and whatever
 a step keeps for a moment.
@@ -14,25 +13,23 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from peer_dalle import published_dalle  # beside this file, which is started by its path
 
 
 class Ours:
-    """`ttt.train.step` in a precision, with reversible layers or with remembered activations, and its LAMB."""
+    """`ttt.train.step` in a precision, with reversible layers or with remembered activations."""
 
     def __init__(self, sizes: dict[str, Any], precision: str, reversible: bool) -> None:
         from ttt.config import DalleConfig
         from ttt.model.dalle import Dalle
-        from ttt.train.optimizer import Lamb, parameter_groups
         from ttt.train.step import TrainingStep
 
         self.dalle = Dalle(DalleConfig.from_dict({**sizes, "reversible": reversible}))
         self.training = TrainingStep(self.dalle, precision=precision)
-        self.optimizer = Lamb(parameter_groups(self.dalle, 0.045))
 
     def step(self, text: torch.Tensor, codes: torch.Tensor) -> float:
         from ttt.types import Batch
@@ -40,37 +37,18 @@ class Ours:
         self.dalle.zero_grad(set_to_none=True)
         return self.training.backward(Batch(text, codes))
 
-    def update(self) -> int:
-        self.optimizer.step()
-        return self.optimizer.state_bytes()
-
 
 class DallePytorch:
     """dalle-pytorch 1.6.6 as it trains: reversible, float32."""
 
     def __init__(self, sizes: dict[str, Any], precision: str, reversible: bool) -> None:
-        from dalle_pytorch import DALLE, DiscreteVAE
-
-        kinds = {"row": "axial_row", "column": "axial_col", "full": "full"}
-        depth, fmap = sizes["depth"], sizes["image_fmap_size"]
-        groups = [kinds[kind] for kind in sizes["attention_cycle"]]
-        shared = [*islice(cycle(range(len(groups))), depth - 1), "w_conv"]
-        self.dalle = DALLE(
-            dim=sizes["dim"], heads=sizes["heads"], dim_head=sizes["dim_head"], depth=depth,
-            num_text_tokens=sizes["num_text_tokens"], text_seq_len=sizes["text_seq_len"],
-            vae=DiscreteVAE(image_size=2 * fmap, num_layers=1, num_tokens=sizes["num_image_tokens"], hidden_dim=4),
-            attn_types=[*islice(cycle(groups), depth - 1), "conv_like"], shared_attn_ids=shared, shared_ff_ids=shared,
-            reversible=reversible, rotary_emb=True, shift_tokens=True, share_input_output_emb=True,
-        )  # fmt: skip
+        self.dalle = published_dalle(sizes, reversible=reversible)
 
     def step(self, text: torch.Tensor, codes: torch.Tensor) -> float:
         self.dalle.zero_grad(set_to_none=True)
         loss = self.dalle(text, codes, return_loss=True)
         loss.backward()
         return float(loss)
-
-    def update(self) -> int:
-        raise NotImplementedError
 
 
 def timed(work: Callable[[], Any]) -> dict[str, Any]:
@@ -99,16 +77,12 @@ def main() -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins here
     print("{}", file=answers, flush=True)
     for line in sys.stdin:
-        question = json.loads(line)
-        if question["do"] == "optimizer":
-            answer = timed(model.update)
-        else:
-            generator = torch.Generator().manual_seed(1)
-            b, fmap = question["batch"], sizes["image_fmap_size"]
-            text = torch.randint(1, sizes["num_text_tokens"], (b, sizes["text_seq_len"]), generator=generator)
-            codes = torch.randint(0, sizes["num_image_tokens"], (b, fmap * fmap), generator=generator)
-            answer = timed(lambda text=text, codes=codes: model.step(text, codes))
-            answer["peak"] = resident("VmHWM") - before
+        b, fmap = json.loads(line)["batch"], sizes["image_fmap_size"]
+        generator = torch.Generator().manual_seed(1)
+        text = torch.randint(1, sizes["num_text_tokens"], (b, sizes["text_seq_len"]), generator=generator)
+        codes = torch.randint(0, sizes["num_image_tokens"], (b, fmap * fmap), generator=generator)
+        answer = timed(lambda text=text, codes=codes: model.step(text, codes))
+        answer["peak"] = resident("VmHWM") - before
         print(json.dumps(answer), file=answers, flush=True)
 
 
