@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import defaultdict
 from typing import Any
 
-from ttt.swarm.records import MAX_SEEN, PeerRecord, describe, publish, tag_of
+from ttt.swarm.records import MAX_SAMPLES, MAX_SEEN, PeerRecord, describe, publish, tag_of
 from ttt.swarm.reporter import Reporter
 from ttt.swarm.status import RoundRecord
 
@@ -29,7 +30,8 @@ class Publisher:
         self._samples_total = 0
         self._seen: defaultdict[str, float] = defaultdict(float)
         self._last: RoundRecord | None = None
-        self._published = time.time()
+        self._started = reporter.status.started
+        self._published = time.monotonic()
         self._thread = threading.Thread(target=self._publish_regularly, daemon=True, name="metrics")
         self._thread.start()
 
@@ -49,8 +51,8 @@ class Publisher:
                 if record.kind == "gradients":
                     self._last = record
                     for peer, weight in record.weights.items():
-                        if peer != self.reporter.status.peer_id:
-                            self._seen[tag_of(peer)] += weight
+                        if peer != self.reporter.status.peer_id and 0 <= weight <= MAX_SAMPLES:
+                            self._seen[tag_of(peer)] = min(self._seen[tag_of(peer)] + weight, MAX_SAMPLES)
 
     def close(self) -> None:
         self._stop.set()
@@ -58,7 +60,10 @@ class Publisher:
 
     def _publish_regularly(self) -> None:
         while not self._stop.wait(self.every):
-            self.publish()
+            try:
+                self.publish()
+            except Exception as error:  # the next report may go through, and credit depends on them
+                self.reporter.problem(f"this peer's report was not sent: {error or type(error).__name__}")
 
     def publish(self) -> bool:
         """One record now; False where the network did not take it."""
@@ -66,21 +71,39 @@ class Publisher:
         return publish(self.dht, self.run, record, self.signer, lifetime=LIFETIMES * self.every + 10)
 
     def _record(self) -> PeerRecord:
-        status, now = self.reporter.status, time.time()
+        status, now, moment = self.reporter.status, time.time(), time.monotonic()
         with self._lock:
             samples, losses, seconds = int(self._samples), self._losses, self._seconds
             self._samples = self._losses = self._seconds = 0.0
-            interval, self._published = now - self._published, now
+            interval, self._published = moment - self._published, moment
+            if now < self._started:  # the clock was set back: totals begin anew, as those of a new process do
+                self._started, self._samples_total, self._seconds_total = now, samples, seconds
+                self._seen.clear()
+            loss = _within("loss", losses / samples) if samples else None
             seen = dict(sorted(self._seen.items(), key=lambda one: -one[1])[:MAX_SEEN])
             last = self._last
+            numbers = {
+                "interval": interval, "epoch": status.epoch, "samples": samples, "samples_total": self._samples_total,
+                "samples_per_second": samples / interval if interval > 0 else 0.0,
+                "compute_seconds": seconds, "compute_seconds_total": self._seconds_total,
+                "learning_rate": status.learning_rate,
+                "group_size": last.group_size if last else 0, "share_received": last.received if last else None,
+                "averaging_seconds": last.seconds if last else 0.0,
+                "bytes_sent": status.sent_bytes, "bytes_received": status.received_bytes,
+            }  # fmt: skip
             return PeerRecord(
-                peer_id=status.peer_id, name=describe(status.name, 40), started=status.started, time=now,
-                interval=interval, epoch=status.epoch, samples=samples, samples_total=self._samples_total,
-                samples_per_second=samples / interval if interval > 0 else 0.0,
-                compute_seconds=seconds, compute_seconds_total=self._seconds_total,
-                loss=losses / samples if samples else None, loss_count=samples,
-                learning_rate=status.learning_rate,
-                group_size=last.group_size if last else 0, share_received=last.received if last else None,
-                averaging_seconds=last.seconds if last else 0.0,
-                bytes_sent=status.sent_bytes, bytes_received=status.received_bytes, seen=seen, **self.about,
+                peer_id=status.peer_id, name=describe(status.name, 40), started=self._started, time=now,
+                loss=loss, loss_count=samples if loss is not None else 0, seen=seen,
+                **{name: _within(name, value) for name, value in numbers.items()}, **self.about,
             )  # fmt: skip
+
+
+def _within(name: str, value: Any) -> Any:
+    """A number cut to what a record may say there; the field's default where it is none."""
+    field = PeerRecord.model_fields[name]
+    if value is None or math.isnan(value):
+        return field.get_default()
+    for bound in field.metadata:
+        value = max(value, getattr(bound, "ge", value))
+        value = min(value, getattr(bound, "le", value))
+    return value
