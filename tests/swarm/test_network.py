@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from ttt.errors import InvalidInput, SwarmError
+from tests.swarm.peers import ID
+from ttt.errors import Cancelled, InvalidInput, SwarmError
 from ttt.swarm.dht import (
     SwarmDHT,
     announce_run,
@@ -26,6 +29,9 @@ from ttt.swarm.dht import (
 from ttt.swarm.gate import OpenGate
 from ttt.swarm.generation import Announcement
 from ttt.swarm.identity import load_identity
+from ttt.swarm.lookout import Lookout
+from ttt.swarm.options import PeerOptions
+from ttt.swarm.reporter import Reporter
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="hivemind is for Linux")
 
@@ -55,7 +61,43 @@ def test_only_the_coordinators_word_counts(tmp_path: Path) -> None:
             assert find_run(stranger, "cats", trusted) == Announcement(generation=1, founded=2.0)
             assert find_run(stranger, "dogs", trusted) is None
             assert find_donors(stranger, "cats-g0") == []
-            assert reconnect(stranger, [address]) == 1
+            assert reconnect(stranger, [address]) == [address]
+
+
+def test_peers_that_accept_and_never_answer_keep_nobody_from_the_others(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(6)]
+        one, other = (stack.enter_context(node(tmp_path / name)) for name in ("one", "other"))
+        dead = [
+            f"/ip4/127.0.0.1/tcp/{s.getsockname()[1]}/p2p/{ID[w]}" for s, w in zip(silent, [*ID, *ID], strict=False)
+        ]
+        [address] = visible_addresses(other)
+        assert reconnect(one, [*dead, "not an address", address]) == [address]
+
+
+def test_the_watch_goes_on_after_an_error_and_sees_a_roll_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ttt.swarm.lookout.LOOK_AROUND_SECONDS", 0.1)
+    calls = 0
+
+    def rolled_back() -> None:
+        nonlocal calls
+        calls += 1
+        stop.set()
+        if calls == 1:
+            raise OSError("odd")
+
+    with node(tmp_path / "coordinator") as coordinator:
+        [address] = visible_addresses(coordinator)
+        options = PeerOptions(run="", initial_peers=(address,), folder=tmp_path)
+        reporter, stop = Reporter(tmp_path), threading.Event()
+        lookout = Lookout(coordinator, options, "cats", reporter, stop)
+        assert announce_run(coordinator, "cats", Announcement(generation=2, founded=2.0))
+        with lookout.watching(1, rolled_back):
+            assert wait_for(lambda: calls > 1, 60)
+        assert any("looking around in the network failed: odd" in text for text in reporter.status.problems)
+        with pytest.raises(Cancelled):  # a newcomer that nobody of its generation can serve leaves at once
+            lookout.wait_for_donor("cats-g1", 1, rolled_back)
+        reporter.close("stopped")
 
 
 def test_joining_says_why_it_failed(tmp_path: Path) -> None:

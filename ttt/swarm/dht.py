@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import time
@@ -16,6 +17,8 @@ from hivemind.dht.node import DHTNode
 from hivemind.dht.schema import SchemaValidator
 from hivemind.optim.progress_tracker import TrainingProgressSchema
 from hivemind.p2p import PeerID
+from hivemind.p2p.p2p_daemon_bindings.utils import raise_if_failed, read_pbmsg_safe, write_pbmsg
+from hivemind.proto import p2pd_pb2
 from hivemind.utils import ValueWithExpiration, get_dht_time
 from hivemind.utils.crypto import RSAPrivateKey
 from hivemind.utils.multiaddr import Multiaddr
@@ -30,6 +33,8 @@ from ttt.swarm.settings import MOST_BATCHES
 from ttt.swarm.validation import RecordRules, StrictSignatures, drop_only_bad_entries
 
 STARTUP_SECONDS = 60.0
+CALL_SECONDS = 5.0
+"""For connecting to one peer, and for its answer."""
 ANNOUNCEMENT_SECONDS = 24 * 3600.0
 """How long the network remembers what the coordinator said, so that newcomers find the run without it."""
 
@@ -186,16 +191,16 @@ def visible_addresses(dht: hivemind.DHT) -> list[str]:
     return [str(address) for address in dht.get_visible_maddrs()]
 
 
-def reconnect(dht: hivemind.DHT, addresses: Sequence[str]) -> int:
-    """Call these peers where the routing table has lost them; returns how many answered.
+def reconnect(dht: hivemind.DHT, addresses: Sequence[str]) -> list[str]:
+    """Call these peers, all at once, where the routing table has lost them; returns the addresses that answered.
 
     After a cut of the network, or when the coordinator came back, nobody else would look for them again.
     """
     future = dht.run_coroutine(_Reconnect(tuple(addresses)), return_future=True)
     try:
-        return int(future.result(30.0))
+        return list(future.result(2 * CALL_SECONDS + 5))
     except Exception:
-        return 0
+        return []
 
 
 class _Reconnect:
@@ -204,20 +209,35 @@ class _Reconnect:
     def __init__(self, addresses: tuple[str, ...]) -> None:
         self.addresses = addresses
 
-    async def __call__(self, _dht: hivemind.DHT, node: DHTNode) -> int:
-        answered = 0
-        for address in self.addresses:
-            peer = PeerID.from_base58(Multiaddr(address)["p2p"])
-            if peer == node.peer_id:
-                continue
-            if peer in node.protocol.routing_table.peer_id_to_uid:
-                answered += 1
-                continue
-            with contextlib.suppress(Exception):
-                transport = Multiaddr(address.partition("/p2p/")[0])
-                await node.p2p._client.connect(peer, [transport])
-                answered += await node.protocol.call_ping(peer, strict=False) is not None
-        return answered
+    async def __call__(self, _dht: hivemind.DHT, node: DHTNode) -> list[str]:
+        reached = await asyncio.gather(*(_reaches(node, address) for address in self.addresses))
+        return [address for address, answered in zip(self.addresses, reached, strict=True) if answered]
+
+
+async def _reaches(node: DHTNode, address: str) -> bool:
+    try:
+        peer = PeerID.from_base58(Multiaddr(address)["p2p"])
+        if peer == node.peer_id:
+            return False
+        if peer in node.protocol.routing_table.peer_id_to_uid:
+            return True
+        await asyncio.wait_for(_connect(node, peer, Multiaddr(address.partition("/p2p/")[0])), CALL_SECONDS)
+        return await asyncio.wait_for(node.protocol.call_ping(peer, strict=False), CALL_SECONDS) is not None
+    except Exception:
+        return False
+
+
+async def _connect(node: DHTNode, peer: PeerID, transport: Multiaddr) -> None:
+    """As hivemind's `connect`, but the daemon gives up in time, and the pipe to it is closed whatever happens."""
+    reader, writer = await node.p2p._client.control.daemon_connector.open_connection()
+    try:
+        wish = p2pd_pb2.ConnectRequest(peer=peer.to_bytes(), addrs=[transport.to_bytes()], timeout=int(CALL_SECONDS))
+        await write_pbmsg(writer, p2pd_pb2.Request(type=p2pd_pb2.Request.CONNECT, connect=wish))
+        answer = p2pd_pb2.Response()
+        await read_pbmsg_safe(reader, answer)
+        raise_if_failed(answer)
+    finally:
+        writer.close()
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, every: float = 0.2) -> bool:

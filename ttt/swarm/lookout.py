@@ -31,13 +31,17 @@ class Lookout:
             self._pause()
         return found
 
-    def wait_for_donor(self, run_prefix: str) -> None:
-        """Until somebody offers the state; Cancelled when asked to stop meanwhile."""
+    def wait_for_donor(self, run_prefix: str, generation: int, rolled_back: Callable[[], None]) -> None:
+        """Until somebody offers the state of this generation; Cancelled when asked to stop meanwhile.
+
+        rolled_back: called where there is a newer one, whose state nobody offers here.
+        """
         while not find_donors(self.dht, run_prefix):
             self.reporter.say(
                 "waiting for a donor",
                 "neither the coordinator nor any peer offers the state of the run; a peer never begins a run by itself",
             )
+            self._look_for_newer(generation, rolled_back)
             self._pause()
 
     @contextmanager
@@ -54,10 +58,16 @@ class Lookout:
 
     def _watch(self, done: threading.Event, generation: int, rolled_back: Callable[[], None]) -> None:
         while not done.wait(LOOK_AROUND_SECONDS):
-            reconnect(self.dht, self.options.initial_peers)
-            found = self._announced()
-            if found is not None and found.generation > generation:
-                rolled_back()
+            try:
+                reconnect(self.dht, self.options.initial_peers)
+                self._look_for_newer(generation, rolled_back)
+            except Exception as error:  # without this thread the peer would never find back after a cut
+                self.reporter.problem(f"looking around in the network failed: {error or type(error).__name__}")
+
+    def _look_for_newer(self, generation: int, rolled_back: Callable[[], None]) -> None:
+        found = self._announced()
+        if found is not None and found.generation > generation:
+            rolled_back()
 
     def _announced(self) -> Announcement | None:
         return find_run(self.dht, self.run, self.options.coordinators)
