@@ -109,7 +109,7 @@ def test_a_model_on_the_hub_is_not_fetched_for_a_verdict(tmp_path: Path) -> None
     assert not demand.known
     found = contribute_view.findings(T4, demand, None)
     assert any("once the peer has fetched it" in one.text for one in found)
-    assert order_of(ASKED, T4, demand).micro_batch == 8
+    assert order_of(ASKED, T4, demand).micro_batch == 0  # the peer finds out
 
 
 def test_a_run_file_that_is_wrong_is_told(tmp_path: Path) -> None:

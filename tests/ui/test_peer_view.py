@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from ttt.swarm.complaints import COMPLAINTS, explain, explained
 from ttt.swarm.launcher import View
 from ttt.swarm.order import Order, Work
 from ttt.swarm.status import PeerStatus
 from ttt.ui import peer_view
-from ttt.ui.contribute_errors import COMPLAINTS, explain, explained, mask, redact
 from ttt.ui.contribute_fake import ADDRESS
+from ttt.ui.redaction import mask, redact
 
 
 def running(**fields: Any) -> View:
@@ -31,6 +32,7 @@ def test_figures_of_a_running_peer() -> None:
         "gpu": "5.0 GiB of 15.0 GiB",
     }  # fmt: skip
     assert 'aria-valuenow="40"' in html and 'data-state="ready"' in html
+    assert ">40 of 100 samples towards step 41<" in html
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,20 @@ def test_states_in_words(view: View, words: str, light: str) -> None:
     now = view.status.time if view.status else time.time()
     html = peer_view.status_html(view, now)
     assert f"<strong>{words}" in html and f'data-state="{light}"' in html
+
+
+def test_the_peer_tells_its_own_share_of_the_gpu() -> None:
+    html = peer_view.status_html(running(gpu_bytes=3 << 30, gpu_total=15 << 30), time.time(), gpu="9.0 GiB of 15.0 GiB")
+    assert 'data-field="gpu">3.0 GiB of 15.0 GiB<' in html
+
+
+def test_what_was_asked_for_in_a_line() -> None:
+    order = Order(run="r", initial_peers=["a"], limit=2.5, client=True)
+    view = running(micro_batch=4)
+    assert peer_view.limits_line(view) == ""
+    line = peer_view.limits_line(View(phase="running", status=view.status, order=order, peer=5))
+    assert line == "micro-batches of 4, at most 2.5 samples a second, no end set, connects to others only"
+    assert peer_view.limits_line(View(phase="starting", order=order)).startswith("micro-batches as large as fit")
 
 
 def test_a_peer_that_hangs_is_seen() -> None:

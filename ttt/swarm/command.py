@@ -89,7 +89,7 @@ def add_commands(app: typer.Typer, errors_told: ErrorsTold) -> None:
         name: Annotated[str, typer.Option(help="How you are called on the leaderboard.")] = "",
         device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
         precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-        micro_batch: Annotated[int, typer.Option(help="Samples at once; lower it if memory runs out.", min=1)] = 8,
+        micro_batch: Annotated[int, typer.Option(help="Samples at once; 0: as many as fit.", min=0)] = 0,
         limit: Annotated[float, typer.Option(help="At most so many samples a second; 0: all it can.", min=0)] = 0.0,
         host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
         port: Annotated[int, typer.Option(help="Port to listen on; 0: any.", min=0, max=65535)] = 0,
@@ -101,6 +101,9 @@ def add_commands(app: typer.Typer, errors_told: ErrorsTold) -> None:
         ] = False,
         until: Annotated[int, typer.Option(help="Leave after this step; 0: stay.", min=0)] = 0,
         seed: Annotated[int | None, typer.Option(help="Order of this peer's data. Default: random.")] = None,
+        plain: Annotated[
+            bool, typer.Option("--plain", help="Lines of text, also on a terminal that could show more.")
+        ] = False,
     ) -> None:
         """Take part in a run with this machine."""
         with errors_told():
@@ -127,5 +130,6 @@ def add_commands(app: typer.Typer, errors_told: ErrorsTold) -> None:
                     auxiliary=auxiliary,
                     until=until,
                     seed=seed,
+                    plain=plain,
                 )
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ttt.bundle import DEMO_FOLDER, read_bundle
@@ -12,10 +12,6 @@ from ttt.errors import InvalidInput
 from ttt.swarm.run_file import read_run_file
 from ttt.swarm.settings import RunSettings, dalle_config
 
-MICRO_BATCH = {True: 64, False: 8}
-"""The largest that is proposed with and without CUDA: beyond it there is little to gain, and others wait longer."""
-STEP_SHARE = 8
-"""A micro-batch is at most this fraction of the global batch, so that a step does not end with a jump."""
 CPU_SHARE = 0.35
 """Of a CPU's speed in large matrix products, what a training step reaches."""
 SHARED_MEMORY_SPARE = 32 << 20
@@ -53,23 +49,21 @@ def demand_of(run: str, memory: int, *, cuda: bool) -> Demand:
     """
     settings = read_run_file(run)
     name, title = settings.run.name, settings.run.title or settings.run.name
-    known = _config(settings)
-    if known is None:
+    config = _config(settings)
+    if config is None:
         return Demand(name, title, settings.batch.global_batch)
     import torch
 
-    from ttt.train.fit import as_architecture, fit, peak
+    from calculator import TrainingSetup, estimate
+    from ttt.swarm.device import least, plan
+    from ttt.train.fit import as_architecture
 
-    config = replace(known, reversible=False)  # a peer remembers its activations
     device, dtype = torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else torch.float32
-    most = min(MICRO_BATCH[cuda], max(1, settings.batch.global_batch // STEP_SHARE))
     try:
-        fitted = fit(config, device, most, dtype, free=memory)
+        fitted = plan(config, device, dtype, settings.batch.global_batch, free=memory)
         size, needs = fitted.micro_batch, fitted.bytes
     except InvalidInput:
-        size, needs = 0, peak(config, device, 1, dtype, reversible=False)
-    from calculator import TrainingSetup, estimate
-
+        size, needs = 0, least(config, device, dtype)
     parameters = estimate(as_architecture(config), TrainingSetup()).parameter_count
     shared = 2 * 4 * parameters + SHARED_MEMORY_SPARE
     return Demand(

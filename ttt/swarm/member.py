@@ -14,6 +14,7 @@ from ttt.swarm.options import CoordinatorOptions, PeerOptions
 from ttt.swarm.processes import leave_out_compiler, own_folder, sockets_in_own_folder
 from ttt.swarm.reporter import Reporter, quiet_hivemind
 from ttt.swarm.settings import RunSettings
+from ttt.swarm.terminal import outlet
 
 
 @contextmanager
@@ -27,9 +28,10 @@ def taking_part(
     """A folder locked for this process and a reporter in it, which tells how the block ended if it did not itself."""
     quiet_hivemind()
     leave_out_compiler()
-    with own_folder(options.folder), sockets_in_own_folder():
+    plain = not isinstance(options, PeerOptions) or options.plain
+    with own_folder(options.folder), sockets_in_own_folder(), outlet(plain=plain) as out:
         reporter = Reporter(
-            options.folder, run=settings.run.name, name=name, role=role, global_batch=settings.batch.global_batch
+            options.folder, out, run=settings.run.name, name=name, role=role, global_batch=settings.batch.global_batch
         )
         try:
             yield reporter

@@ -21,7 +21,8 @@ class PeerOptions:
     name: str = ""
     device: str = "auto"
     precision: str = "auto"
-    micro_batch: int = 8
+    micro_batch: int = 0
+    """Samples at once; 0: what fits."""
     limit: float = 0.0
     """Samples per second not to exceed; 0: as fast as possible."""
     host: str = "0.0.0.0"
@@ -34,6 +35,8 @@ class PeerOptions:
     """Leave after this step; 0: stay."""
     seed: int | None = None
     backup_seconds: float = 300.0
+    plain: bool = False
+    """Lines of text even on a terminal."""
 
     @property
     def coordinators(self) -> list[str]:
@@ -43,8 +46,8 @@ class PeerOptions:
     def check(self) -> None:
         if not self.initial_peers:
             raise InvalidInput("--initial-peer is needed: the address that the coordinator prints")
-        if self.micro_batch < 1:
-            raise InvalidInput(f"--micro-batch must be at least 1, got {self.micro_batch}")
+        if self.micro_batch < 0:
+            raise InvalidInput(f"--micro-batch must be at least 1, or 0 for what fits; got {self.micro_batch}")
         if self.client and self.auxiliary:
             raise InvalidInput("--auxiliary needs to be reachable by others: leave --client out")
 

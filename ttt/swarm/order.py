@@ -38,7 +38,8 @@ class Order(_File):
     name: str = Field(default="", max_length=100)
     """On the leaderboard."""
     device: str = Field(default="auto", max_length=20)
-    micro_batch: int = Field(default=8, ge=1, le=4096)
+    micro_batch: int = Field(default=0, ge=0, le=4096)
+    """0: what fits."""
     limit: float = Field(default=0.0, ge=0, le=1e6)
     """Samples per second not to exceed; 0: none."""
     client: bool = False

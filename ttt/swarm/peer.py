@@ -16,9 +16,9 @@ import torch
 
 from ttt import __version__
 from ttt.bundle import Bundle
-from ttt.errors import Cancelled
 from ttt.hub import find_bundle
 from ttt.sampling.device import choose_device
+from ttt.swarm.device import device_name, in_words, memory_in_use, plan
 from ttt.swarm.dht import SwarmDHT, guard, prefix, start_dht, visible_addresses
 from ttt.swarm.fingerprint import fingerprint
 from ttt.swarm.gate import Gate, OpenGate
@@ -34,10 +34,11 @@ from ttt.swarm.records import describe
 from ttt.swarm.recovery import Recovery
 from ttt.swarm.reporter import Reporter
 from ttt.swarm.run_file import read_run_file
-from ttt.swarm.settings import RunSettings
+from ttt.swarm.settings import RunSettings, dalle_config
 from ttt.swarm.status import EpochRecord, append_record
 from ttt.swarm.task import Task, load_task
-from ttt.train.step import TrainingStep
+from ttt.train.fit import Fit, tried
+from ttt.train.step import TrainingStep, choose_precision
 
 AUXILIARY_PAUSE = 0.2
 SHUTDOWN_SECONDS = 90.0
@@ -52,11 +53,7 @@ def run_peer(options: PeerOptions, gate: Gate | None = None) -> None:
         options, settings, name=options.name, role="auxiliary" if options.auxiliary else "peer"
     ) as reporter:
         peer = Peer(options, settings, reporter, gate or OpenGate())
-        try:
-            peer.run()
-        except Cancelled:
-            if not peer.begin_anew:
-                raise
+        peer.run()
         reporter.close("starting" if peer.begin_anew else "stopped", peer.why_left)
     if peer.begin_anew:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -78,6 +75,8 @@ class _Epoch:
 class Peer:
     """The parts of a running peer."""
 
+    device: torch.device
+    fitted: Fit
     optimizer: SwarmOptimizer
     lookout: Lookout
     recovery: Recovery
@@ -97,42 +96,55 @@ class Peer:
         """From nothing to a clean end."""
         with ExitStack() as stack:
             stack.enter_context(signals(self.stop))
-            device = choose_device(self.options.device)
+            self.device = choose_device(self.options.device)
             bundle = find_bundle(self.settings.model.bundle)
             self.reporter.say("connecting", "joining the network")
             self.dht = stack.enter_context(self._dht())
             self.lookout = Lookout(self.dht, self.options, self.settings.run.name, self.reporter, self.stop)
             self.generation = self.lookout.wait_for_run().generation
             guard(self.dht, self.prefix, self.gate, self.settings.batch.global_batch)
-            task = load_task(self.settings, bundle, device, remember=True)
+            task = self._task(bundle)
             check_shared_memory(task.parameters)
-            self.lookout.wait_for_donor(self.prefix, self.generation, self._rolled_back)
+            self.lookout.wait_for_donor(self.prefix)
             self.optimizer = stack.enter_context(self._swarm_optimizer(task))
             self.recovery = Recovery(
                 self.optimizer, self.reporter, self.options.folder, generation=self.generation,
                 every_seconds=self.options.backup_seconds, forget=self._begin_epoch,
             )  # fmt: skip
             stack.enter_context(signals(self.stop))  # hivemind has set its own
-            stack.enter_context(self.lookout.watching(self.generation, self._rolled_back))
             if not self.options.auxiliary:
                 self.optimizer.load_state_from_peers()
-            self.publisher = stack.enter_context(closing(self._publisher(device)))
+            stack.enter_context(self.lookout.watching(self.generation, self._rolled_back))
+            self.publisher = stack.enter_context(closing(self._publisher()))
             self._begin_epoch()
             if self.options.auxiliary:
                 self._help()
             else:
-                self._train(task, bundle)
+                self._train(task)
             self.reporter.say("stopping", "leaving the swarm")
+
+    def _task(self, bundle: Bundle) -> Task:
+        """The model in memory, and how it is trained there; a helper trains nothing."""
+        options, device = self.options, self.device
+        if options.auxiliary:
+            return load_task(self.settings, bundle, device)
+        dtype = choose_precision(options.precision, device)
+        config = dalle_config(self.settings, bundle.dalle)
+        fitted = plan(config, device, dtype, self.settings.batch.global_batch, asked=options.micro_batch)
+        task = load_task(self.settings, bundle, device, remember=not fitted.reversible)
+        self.fitted = tried(fitted, task.dalle, precision=options.precision)
+        self.reporter.update(micro_batch=self.fitted.micro_batch)
+        return task
 
     def _begin_epoch(self) -> None:
         self.epoch = _Epoch()
 
-    def _train(self, task: Task, bundle: Bundle) -> None:
+    def _train(self, task: Task) -> None:
         options, step = self.options, TrainingStep(task.dalle, precision=self.options.precision)
         seed = options.seed if options.seed is not None else random.SystemRandom().randrange(2**31)
         began, counted = time.monotonic(), 0
-        self.reporter.say("computing", f"training on {step.device} since step {self.optimizer.local_epoch}")
-        for batch in task.batches(options.micro_batch, seed):
+        self.reporter.say("computing", f"{in_words(self.fitted, step.device)} since step {self.optimizer.local_epoch}")
+        for batch in task.batches(self.fitted.micro_batch, seed):
             if self._should_leave():
                 return
             started = time.monotonic()
@@ -164,12 +176,12 @@ class Peer:
         before = self.optimizer.local_epoch
         self.optimizer.step()
         self._take_reports()
+        self._tell_progress()
         if self.optimizer.local_epoch == before:
             return
         if not self.options.auxiliary:
             self.recovery.check_parameters()
         self.reporter.say("helping" if self.options.auxiliary else "computing")
-        self._tell_progress()
 
     def _take_reports(self) -> None:
         with self._reports_lock:
@@ -178,11 +190,13 @@ class Peer:
             self.publisher.averaged(records)
 
     def _tell_progress(self) -> None:
-        sent, received = self.optimizer.traffic()
-        progress = self.optimizer.tracker.global_progress
+        """Of this peer, and of the swarm as it was last heard of."""
+        epoch, (sent, received) = self.optimizer.local_epoch, self.optimizer.traffic()
+        swarm, (gpu_bytes, gpu_total) = self.optimizer.tracker.global_progress, memory_in_use(self.device)
+        gathered = min(swarm.samples_accumulated, swarm.target_batch_size) if swarm.epoch == epoch else 0
         self.reporter.update(
-            epoch=self.optimizer.local_epoch, sent_bytes=sent, received_bytes=received,
-            peers=progress.num_peers, learning_rate=self.optimizer.learning_rate(),
+            epoch=epoch, sent_bytes=sent, received_bytes=received, peers=swarm.num_peers, swarm_samples=gathered,
+            learning_rate=self.optimizer.learning_rate(), gpu_bytes=gpu_bytes, gpu_total=gpu_total,
         )  # fmt: skip
 
     def _averaging(self) -> None:
@@ -267,7 +281,7 @@ class Peer:
                 waiting=lambda why: self.reporter.say("waiting for a donor", why),
                 downloading=lambda: self.reporter.say("downloading", "taking the state from another peer"),
             ),
-            micro_batch=None if self.options.auxiliary else self.options.micro_batch,
+            micro_batch=None if self.options.auxiliary else self.fitted.micro_batch,
             client_mode=self.options.client,
             auxiliary=self.options.auxiliary,
             gate=self.gate,
@@ -281,17 +295,10 @@ class Peer:
             optimizer.shutdown()
             watchdog.cancel()
 
-    def _publisher(self, device: torch.device) -> Publisher:
+    def _publisher(self) -> Publisher:
         options = self.options
         return Publisher(
             self.reporter, self.dht, self.prefix, self.dht.signer, self.settings.metrics.every_seconds,
-            micro_batch=0 if options.auxiliary else options.micro_batch, client_mode=options.client,
-            auxiliary=options.auxiliary, device=describe(device_name(device), 60), software=f"ttt {__version__}",
+            micro_batch=0 if options.auxiliary else self.fitted.micro_batch, client_mode=options.client,
+            auxiliary=options.auxiliary, device=describe(device_name(self.device), 60), software=f"ttt {__version__}",
         )  # fmt: skip
-
-
-def device_name(device: torch.device) -> str:
-    """In words, for the leaderboard."""
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    return f"{device.type.upper()}, {os.cpu_count()} cores"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
 import threading
 import time
 import warnings
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ttt.swarm.status import PeerStatus, RoundRecord, State, append_record, write_status
+from ttt.swarm.terminal import Lines, Outlet, stamped
 
 EVERY_SECONDS = 1.0
 MAX_PROBLEMS = 20
@@ -21,8 +21,9 @@ MAX_PROBLEMS = 20
 class Reporter:
     """Writes the status once a second from a thread of its own, so that a hanging process is seen to hang."""
 
-    def __init__(self, folder: Path, **about: Any) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, outlet: Outlet | None = None, **about: Any) -> None:
+        """outlet: where a person is told; lines on stderr by default. about: fields of the status."""
+        self.folder, self.outlet = folder, outlet or Lines()
         self.status = PeerStatus(pid=os.getpid(), started=time.time(), time=time.time(), **about)
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._write_regularly, daemon=True, name="status")
@@ -34,18 +35,18 @@ class Reporter:
             self.status = self.status.model_copy(update=fields)
 
     def say(self, state: State, message: str = "") -> None:
-        """A new state, and the sentence that goes with it on stderr, once."""
+        """A new state, and the sentence that goes with it for a person, once."""
         changed = (state, message) != (self.status.state, self.status.message)
         self.update(state=state, message=message)
         if changed and message:
-            print(f"{time.strftime('%H:%M:%S')}  {state}: {message}", file=sys.stderr, flush=True)  # noqa: T201
+            self.outlet.line(stamped(f"{state}: {message}"))
 
     def problem(self, text: str) -> None:
         """Something that went wrong and did not end the work."""
         if text in self.status.problems[-3:]:
             return
         self.update(problems=[*self.status.problems, text][-MAX_PROBLEMS:])
-        print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)  # noqa: T201
+        self.outlet.line(stamped(text))
 
     def rounds(self, records: list[RoundRecord]) -> None:
         """Count rounds of averaging, and explain those that were not clean."""
@@ -74,8 +75,9 @@ class Reporter:
         with self._lock:
             self.status = self.status.model_copy(update={"time": time.time()})
             status = self.status
-        with contextlib.suppress(OSError):  # a full disk is no reason to leave the swarm
+        with contextlib.suppress(OSError):  # a full disk is no reason to leave the swarm, nor a closed terminal
             write_status(self.folder, status)
+            self.outlet.show(status)
 
 
 def explain(record: RoundRecord) -> str:

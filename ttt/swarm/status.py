@@ -61,6 +61,11 @@ class PeerStatus(_Record):
     swarm_samples: int = 0
     """Of the global batch, by all peers together, in the current epoch."""
     global_batch: int = 0
+    micro_batch: int = 0
+    """Samples that this peer computes at once."""
+    gpu_bytes: int = 0
+    """Of the GPU's memory, what this process holds; 0 without one."""
+    gpu_total: int = 0
     loss: float | None = None
     """Mean of this peer's micro-batches in the last whole epoch."""
     learning_rate: float | None = None

@@ -16,10 +16,10 @@ from ttt.swarm.demand import Demand
 from ttt.ui import contribute_view as words
 from ttt.ui import peer_view as live
 from ttt.ui import view as plain
-from ttt.ui.contribute_errors import redact
 from ttt.ui.contribute_form import FIELDS, Asked, reach_of, read
 from ttt.ui.owner import Owner, Verdict, caller_of
 from ttt.ui.peer_desk import Desk, with_defaults
+from ttt.ui.redaction import redact
 from ttt.ui.shell import Live
 
 TICK_SECONDS = 1.0

@@ -8,11 +8,11 @@ from typing import Any
 import gradio as gr
 
 from ttt.errors import TTTError
-from ttt.ui.contribute_errors import redact
 from ttt.ui.contribute_form import FIELDS, read
 from ttt.ui.owner import Owner, caller_of
 from ttt.ui.peer_desk import Desk, with_defaults
 from ttt.ui.peer_view import summary
+from ttt.ui.redaction import redact
 
 
 def add_peer_endpoints(desk: Desk, owner: Owner) -> None:

@@ -16,8 +16,6 @@ from ttt.ui.place import Place, Reach, reach
 
 MAX_TEXT = 1000
 MAX_PEERS = 16
-DEFAULT_MICRO_BATCH = 8
-"""Where the model is not known yet; the peer's own default."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +111,7 @@ def order_of(asked: Asked, place: Place, demand: Demand, *, bound_to: int = 0) -
 
 
 def _micro_batch(asked: Asked, place: Place, demand: Demand) -> int:
+    """0 where the model is not known here yet: the peer finds out."""
     chosen = int(_number("the micro-batch", asked.micro_batch, 0, 4096))
     if chosen:
         return chosen
@@ -122,7 +121,7 @@ def _micro_batch(asked: Asked, place: Place, demand: Demand) -> int:
             f"this run needs {demand.needs / 2**30:.1f} GiB here and {have:.1f} GiB can be used; free some memory, "
             "raise the cap, or choose larger hardware (a micro-batch of your own overrides this)"
         )
-    return demand.micro_batch or DEFAULT_MICRO_BATCH
+    return demand.micro_batch
 
 
 def _gpu_fraction(asked: Asked, place: Place) -> float:

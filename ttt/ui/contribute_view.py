@@ -9,10 +9,11 @@ from typing import Literal
 from urllib.parse import quote
 
 from ttt.swarm.demand import Demand
-from ttt.ui.contribute_errors import redact
+from ttt.swarm.words import size, span
 from ttt.ui.owner import Verdict
-from ttt.ui.peer_view import pace_words, size, span
+from ttt.ui.peer_view import pace_words
 from ttt.ui.place import SPACE_PORTS, Place, Reach
+from ttt.ui.redaction import redact
 
 HUB = "https://huggingface.co"
 Level = Literal["good", "note", "bad"]

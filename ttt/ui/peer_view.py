@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 
+from ttt.swarm.complaints import explained
 from ttt.swarm.launcher import View
-from ttt.swarm.status import STALE_SECONDS, PeerStatus
-from ttt.ui.contribute_errors import explained, mask, redact
+from ttt.swarm.status import STALE_SECONDS
+from ttt.swarm.words import STATES, WORKING, figures, size, span, towards_next_step
 from ttt.ui.place import Place
-
-STATES = {
-    "starting": "Starting",
-    "connecting": "Connecting to the swarm",
-    "waiting for a donor": "Waiting for someone who gives the model's state",
-    "downloading": "Downloading the state from other peers",
-    "computing": "Computing gradients",
-    "averaging": "Averaging with other peers",
-    "helping": "Helping others to average",
-    "watching": "Watching the run",
-    "restoring": "Restoring the state of the swarm",
-    "stopping": "Leaving the swarm",
-    "stopped": "Off",
-    "failed": "Off",
-}
+from ttt.ui.redaction import mask, redact
 
 
 def headline(view: View, now: float) -> tuple[str, str]:
@@ -55,7 +41,7 @@ def status_html(view: View, now: float, *, gpu: str = "", share: float | None = 
     left, right = headline(view, now)
     tiles = "".join(
         f'<div><dt>{label}</dt><dd data-field="{name}">{escape(value)}</dd></div>'
-        for name, label, value in figures(view, gpu=gpu, share=share)
+        for name, label, value in _figures(view, gpu, share)
     )
     restarts = f" Restarted {view.restarts} {'time' if view.restarts == 1 else 'times'}." if view.restarts else ""
     because = f" Last failure: {view.reason}" if view.restarts and view.phase == "running" and view.reason else ""
@@ -63,7 +49,7 @@ def status_html(view: View, now: float, *, gpu: str = "", share: float | None = 
     return (
         f'<div class="ttt-peer" data-phase="{view.phase}"><p class="ttt-peer-state" data-state="{_light(view, left)}">'
         f'<span class="ttt-dot"></span><strong>{escape(left)}</strong></p>'
-        f'<p class="ttt-peer-say">{escape(say if owner else mask(say))}</p>{_bar(view.status, view)}'
+        f'<p class="ttt-peer-say">{escape(say if owner else mask(say))}</p>{_bar(view)}'
         f"<dl>{tiles}</dl></div>"
     )
 
@@ -74,45 +60,25 @@ def _light(view: View, words: str) -> str:
         return "off"
     if view.phase == "waiting" or words == "No word from the peer":
         return "failed"
-    working = view.status is not None and view.status.state in ("computing", "averaging", "helping")
+    working = view.status is not None and view.status.state in WORKING
     return "ready" if view.phase == "running" and working else "loading"
 
 
-def figures(view: View, *, gpu: str = "", share: float | None = None) -> list[tuple[str, str, str]]:
-    """(name, label, value) of the numbers; those that are not known yet are a dash."""
+def _figures(view: View, gpu: str, share: float | None) -> list[tuple[str, str, str]]:
     live = view.status if view.status is not None and view.peer and view.status.pid == view.peer else None
-    averaged = "–"
-    if live is not None and live.group_size:
-        partly = live.received is not None and live.received < 1
-        averaged = f"{live.group_size} peers" + (f", {live.received:.0%}" if partly else "")
-    return [
-        ("samples", "Samples contributed", f"{view.work.samples:,}"),
-        ("epochs", "Steps taken part in", f"{view.work.epochs:,}"),
-        ("time", "Time given", span(view.work.seconds)),
-        ("pace", "Samples a second", f"{live.samples_per_second:.2f}" if live and live.samples_per_second else "–"),
-        ("loss", "Loss", f"{live.loss:.3f}" if live and live.loss is not None else "–"),
-        ("share", "Share of the last step", f"{share:.0%}" if share is not None and live else "–"),
-        (
-            "step",
-            "Step of the run",
-            f"{live.epoch:,}" if live and live.state not in ("starting", "connecting") else "–",
-        ),
-        ("peers", "Peers training", f"{live.peers:,}" if live and live.peers else "–"),
-        ("averaged", "Averaged last with", averaged),
-        ("sent", "Sent", size(view.work.sent_bytes)),
-        ("received", "Received", size(view.work.received_bytes)),
-        ("gpu", "GPU memory", gpu or "–"),
-    ]
+    return figures(view.work, live, gpu=gpu, share=share)
 
 
-def _bar(status: PeerStatus | None, view: View) -> str:
+def _bar(view: View) -> str:
     """Towards the next step, where the peer says how far the swarm is."""
-    if status is None or view.phase != "running" or not status.global_batch or not status.swarm_samples:
+    towards = towards_next_step(view.status) if view.phase == "running" else None
+    if towards is None:
         return ""
-    percent = min(100, round(100 * status.swarm_samples / status.global_batch))
+    percent, words = round(100 * towards[0]), escape(towards[1])
     return (
-        f'<div class="ttt-bar" role="progressbar" aria-label="The swarm towards its next step" aria-valuemin="0" '
-        f'aria-valuemax="100" aria-valuenow="{percent}"><span style="width:{percent}%"></span></div>'
+        f'<p class="ttt-towards">{words}</p><div class="ttt-bar" role="progressbar" aria-label="The swarm towards its '
+        f'next step" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent}" aria-valuetext="{words}">'
+        f'<span style="width:{percent}%"></span></div>'
     )
 
 
@@ -145,7 +111,8 @@ def limits_line(view: View) -> str:
     order = view.order
     if order is None or not view.active:
         return ""
-    parts = [f"micro-batches of {order.micro_batch}"]
+    micro_batch = order.micro_batch or (view.status.micro_batch if view.status is not None else 0)
+    parts = [f"micro-batches of {micro_batch}" if micro_batch else "micro-batches as large as fit"]
     if order.limit:
         parts.append(f"at most {order.limit:g} samples a second")
     if order.gpu_fraction < 1:
@@ -178,32 +145,7 @@ def summary(view: View) -> dict[str, object]:
     }
 
 
-def size(count: int) -> str:
-    amount = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if amount < 1024:
-            return f"{amount:.1f} {unit}" if unit != "B" and amount < 10 else f"{amount:.0f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} GiB"
-
-
 def pace_words(pace: float) -> str:
     if pace >= 10:
         return f"{pace:,.0f} samples a second"
     return f"{pace:.1f} samples a second" if pace >= 0.1 else f"one sample in {1 / pace:.0f} s"
-
-
-def span(seconds: float) -> str:
-    """A time in its two largest units."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    parts: Sequence[tuple[int, str]] = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
-    words: list[str] = []
-    for length, unit in parts:
-        if whole >= length and len(words) < 2:
-            words.append(f"{whole // length} {unit}")
-            whole %= length
-        elif words:
-            break
-    return " ".join(words)

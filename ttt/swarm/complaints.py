@@ -1,21 +1,15 @@
-"""What goes wrong when one takes part, in words: complaints of the log, and what to try. Pure functions."""
+"""What goes wrong when one takes part: lines of the log in words, and what to try. Knows neither pages nor networks."""
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY", re.IGNORECASE)
-_TOKENS = re.compile(r"\b(?:hf|api|sk|ghp|gho|github_pat)_[A-Za-z0-9_]{10,}|(?<=[Bb]earer )\S+")
-_IN_URL = re.compile(r"(://)[^/\s:@]+:[^/\s@]+@|([?&](?:token|key|auth)=)[^&\s]+", re.IGNORECASE)
 _TROUBLE = (
     r"error|warn|fail|could not|cannot|can't|not |no |none|only|out of|exception|kill|refus|time|broke|became|needs"
     r"|in use|lost"
 )
-MIN_SECRET = 6
-"""Shorter values of variables are not looked for: they would blank ordinary words."""
 
 
 @dataclass(frozen=True)
@@ -161,21 +155,6 @@ def explained(lines: Iterable[str], most: int = 3) -> list[tuple[str, Complaint]
         if complaint is not None and all(complaint is not seen for _, seen in found):
             found.append((line, complaint))
     return found[:most]
-
-
-def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
-    """The text without tokens, passwords in addresses, and values of this process's secret variables."""
-    env = os.environ if environment is None else environment
-    for name, value in env.items():
-        if SECRET_NAME.search(name) and len(value) >= MIN_SECRET:
-            text = text.replace(value, "[secret]")
-    text = _TOKENS.sub("[secret]", text)
-    return _IN_URL.sub(lambda found: f"{found[1]}[secret]@" if found[1] else f"{found[2]}[secret]", text)
-
-
-def mask(text: str) -> str:
-    """The text without network addresses: those of peers are nobody's business but their owners'."""
-    return re.sub(r"/(?:ip4|ip6|dns[46]?)/\S+|\b\d{1,3}(?:\.\d{1,3}){3}\b(?::\d+)?", "[address]", text)
 
 
 def _is_trouble(line: str) -> bool:

@@ -1,0 +1,28 @@
+"""What a page never shows: tokens, passwords, and to strangers the addresses of peers. Pure functions."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY", re.IGNORECASE)
+_TOKENS = re.compile(r"\b(?:hf|api|sk|ghp|gho|github_pat)_[A-Za-z0-9_]{10,}|(?<=[Bb]earer )\S+")
+_IN_URL = re.compile(r"(://)[^/\s:@]+:[^/\s@]+@|([?&](?:token|key|auth)=)[^&\s]+", re.IGNORECASE)
+MIN_SECRET = 6
+"""Shorter values of variables are not looked for: they would blank ordinary words."""
+
+
+def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
+    """The text without tokens, passwords in addresses, and values of this process's secret variables."""
+    env = os.environ if environment is None else environment
+    for name, value in env.items():
+        if SECRET_NAME.search(name) and len(value) >= MIN_SECRET:
+            text = text.replace(value, "[secret]")
+    text = _TOKENS.sub("[secret]", text)
+    return _IN_URL.sub(lambda found: f"{found[1]}[secret]@" if found[1] else f"{found[2]}[secret]", text)
+
+
+def mask(text: str) -> str:
+    """The text without network addresses: those of peers are nobody's business but their owners'."""
+    return re.sub(r"/(?:ip4|ip6|dns[46]?)/\S+|\b\d{1,3}(?:\.\d{1,3}){3}\b(?::\d+)?", "[address]", text)
