@@ -60,6 +60,7 @@ def test_all_stages_make_a_bundle_that_paints_and_another_can_be_built_on_it(tmp
         held_out_paintings=2,
         clip=Recipe(steps=2, batch_size=8, learning_rate=1e-4),
         clip_pool=1,
+        held_out_scenes=4,
     )
     first, second = tmp_path / "bundle", tmp_path / "second"
     DemoTraining(tmp_path / "run", recipe).bundle(first)
@@ -74,7 +75,7 @@ def test_all_stages_make_a_bundle_that_paints_and_another_can_be_built_on_it(tmp
     assert (second / "vqgan.safetensors").read_bytes() == (first / "vqgan.safetensors").read_bytes()
     assert (second / "dalle.safetensors").read_bytes() != (first / "dalle.safetensors").read_bytes()
     assert "## vqgan" not in (second / "PROVENANCE.md").read_text()
-    kept = DemoTraining(tmp_path / "kept", recipe, read_bundle(first), keep_dalle=True).dalle().state_dict()
+    kept = DemoTraining(tmp_path / "kept", recipe, read_bundle(first), keep_dalle=True).dalle.state_dict()
     assert all(
         torch.equal(kept[name], weights) for name, weights in load_dalle_from(read_bundle(first)).state_dict().items()
     )

@@ -10,6 +10,7 @@ import json
 import platform
 import shutil
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,6 +47,8 @@ class DemoRecipe:
     clip: Recipe = Recipe(steps=5000, batch_size=64)
     clip_pool: int = 1000
     clip_context: int = 32
+    held_out_scenes: int = 96
+    """Drawn ones, on which DALL-E and CLIP are evaluated."""
 
     def scaled(self, share: float) -> DemoRecipe:
         """A share of the steps, pictures and paintings: to try the whole chain out."""
@@ -61,11 +64,15 @@ class DemoRecipe:
             held_out_paintings=fewer(self.held_out_paintings),
             clip_pool=fewer(self.clip_pool),
             clip_context=self.clip_context,
+            held_out_scenes=fewer(self.held_out_scenes),
         )
 
 
+STAGES = ("vqgan", "dalle", "clip", "all")
+
+
 class DemoTraining:
-    """The stages, in a folder of their own."""
+    """The stages, in a folder of their own; each is run, or read from there, once it is asked for."""
 
     def __init__(
         self, folder: Path, recipe: DemoRecipe, base: Bundle | None = None, *, keep_dalle: bool = False
@@ -89,21 +96,23 @@ class DemoTraining:
     def tokenize(self) -> TextTokenizer:
         return TextTokenizer.from_file(self.tokenizer_file(), DEMO.text_seq_len, pad_id=0)
 
+    @cached_property
     def vqgan(self) -> Any:
         if self.base is not None:
             return load_vqgan_from(self.base)
         return run(VqganTask(DEMO_VQGAN, self.recipe.vqgan), self.recipe.vqgan, self.folder)
 
+    @cached_property
     def dalle(self) -> Any:
         """Activations are remembered, not computed again: a model this small has memory to spare."""
         if self.base is not None and self.keep_dalle:
             return load_dalle_from(self.base)
-        recipe, vqgan, tokenize = self.recipe.dalle, self.vqgan(), self.tokenize()
+        recipe, vqgan, tokenize = self.recipe.dalle, self.vqgan, self.tokenize()
         torch.manual_seed(recipe.seed)
         dalle = Dalle(replace(DEMO, reversible=False))
         if self.base is not None:
             dalle.load_state_dict(load_dalle_from(self.base).state_dict())
-        held_out = SceneStream(vqgan, tokenize, 96, seed=3_000_000, held_out=True)
+        held_out = SceneStream(vqgan, tokenize, self.recipe.held_out_scenes, seed=3_000_000, held_out=True)
         stream = SceneStream(vqgan, tokenize, recipe.batch_size, seed=recipe.seed + (1 if self.base is None else 11))
         task = DalleTask(dalle, stream, micro_batch=recipe.batch_size, held_out=[next(iter(held_out))])
         return run(task, recipe, self.folder)
@@ -113,6 +122,7 @@ class DemoTraining:
             vocab_size=DEMO.num_text_tokens, image_size=DEMO_VQGAN.resolution, context_length=self.recipe.clip_context
         )
 
+    @cached_property
     def clip(self) -> Any:
         recipe, tokenizer = self.recipe, read_tokenizer(self.tokenizer_file())
         end = int(tokenizer.token_to_id(END) or 0)
@@ -123,10 +133,11 @@ class DemoTraining:
 
         done = (self.folder / "clip.done").exists()  # then the weights are all that is wanted
         task = ClipTask(
-            self.clip_config(), recipe.clip, vqgan=self.vqgan(), tokenize=tokenize,
+            self.clip_config(), recipe.clip, vqgan=self.vqgan, tokenize=tokenize,
             pool=0 if done else recipe.clip_pool,
             paintings=[] if done else self.paintings("paintings", recipe.paintings),
             held_out=[] if done else self.paintings("held_out_paintings", recipe.held_out_paintings, held_out=True),
+            held_out_groups=recipe.held_out_scenes,
         )  # fmt: skip
         if self.base is not None and self.base.clip.weights is not None:
             load_strictly(task.module, read_safetensors(self.base.clip.weights), self.base.clip.weights)
@@ -136,22 +147,22 @@ class DemoTraining:
 
     def paintings(self, name: str, prompts: int, *, held_out: bool = False) -> list[Paintings]:
         dalle = Dalle(DEMO)
-        dalle.load_state_dict(self.dalle().state_dict())
-        pipe = TextToImage(dalle=dalle, vqgan=self.vqgan(), tokenizer=self.tokenize(), scorer=Unranked(), device="cpu")
+        dalle.load_state_dict(self.dalle.state_dict())
+        pipe = TextToImage(dalle=dalle, vqgan=self.vqgan, tokenizer=self.tokenize(), scorer=Unranked(), device="cpu")
         return paintings(pipe, self.folder / name, prompts=prompts, held_out=held_out)
 
     def bundle(self, out: Path) -> None:
         """Write the bundle (16-bit weights) and `PROVENANCE.md` into `out`."""
         dalle = Dalle(DEMO)
-        dalle.load_state_dict(self.dalle().state_dict())
+        dalle.load_state_dict(self.dalle.state_dict())
         write_bundle(
             out,
             name="demo",
             dalle=dalle,
-            vqgan=self.vqgan(),
+            vqgan=self.vqgan,
             tokenizer_file=self.tokenizer_file(),
             pad_id=0,
-            clip_model=self.clip(),
+            clip_model=self.clip,
             clip_config=self.clip_config(),
             dtype=torch.float16,
             overwrite=True,
@@ -215,13 +226,12 @@ def main(
     if keep_dalle and base is None:
         raise typer.BadParameter("--keep-dalle keeps the transformer of --base, which is missing")
     training = DemoTraining(folder, recipe, None if base is None else read_bundle(base), keep_dalle=keep_dalle)
-    stages = {"vqgan": training.vqgan, "dalle": training.dalle, "clip": training.clip}
+    if stage not in STAGES:
+        raise typer.BadParameter(f"stage must be one of {', '.join(STAGES)}; got {stage!r}")
     if stage == "all":
         training.bundle(out)
-    elif stage in stages:
-        stages[stage]()
     else:
-        raise typer.BadParameter(f"stage must be one of {', '.join(stages)}, all; got {stage!r}")
+        getattr(training, stage)
 
 
 if __name__ == "__main__":

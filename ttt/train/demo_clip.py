@@ -69,16 +69,17 @@ class ClipTask(ByStep):
         pool: int,
         paintings: Sequence[Paintings] = (),
         held_out: Sequence[Paintings] = (),
+        held_out_groups: int = 96,
     ) -> None:
         """tokenize: captions -> ids [b, context_length]; pool: groups to draw and pass through the VQGAN once;
-        held_out: paintings to evaluate on.
+        held_out, held_out_groups: paintings, and drawn scenes with their siblings, to evaluate on.
         """
         from open_clip import CLIP
 
         torch.manual_seed(recipe.seed)
         self.module: Any = CLIP(**config)
         self.recipe, self.vqgan, self.tokenize = recipe, vqgan.eval(), tokenize
-        self.paintings, self.held_out = paintings, held_out
+        self.paintings, self.held_out, self.held_out_groups = paintings, held_out, held_out_groups
         self.size = vqgan.config.resolution
         mean_std = torch.tensor([[0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]])
         self.mean, self.std = mean_std.view(2, 1, 3, 1, 1)
@@ -162,7 +163,7 @@ class ClipTask(ByStep):
         """How often a held-out scene, seen through the VQGAN, is told by its plain caption: from seven siblings, and
         from its own spoiled picture; and how often the best of a held-out prompt's paintings is a right one.
         """
-        right, whole, groups = 0, 0, 96
+        right, whole, groups = 0, 0, self.held_out_groups
         for scene, _ in islice(shapes.stream(2 * 10**6 + self.recipe.seed, held_out=True), groups):
             rng = random.Random(scene.jitter)
             group = [scene, *(shapes.change_one_thing(scene, rng) for _ in range(7))]
