@@ -164,6 +164,8 @@ def _print_row(row: dict[str, Any]) -> None:
     )
     if "reference_s" in row:
         line += f" {row['reference_s'] * 1e3:>13.0f} {row['times_faster']:>6.1f} {row['times_faster_cpu']:>6.1f}"
+    if "loop_s" in row:
+        line += f"  without graphs {row['loop_s'] * 1e3:.2f} ms"
     print(line, flush=True)
 
 

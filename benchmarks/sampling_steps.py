@@ -1,11 +1,17 @@
-"""Times our steps and their floor in turns, in rounds, so that a peer can have its turn between. Knows no peers."""
+"""Times our steps and their floor in turns, in rounds, so that a peer can have its turn between. Knows no peers.
+
+On a GPU steps and floor are recorded and replayed, as painting does, and the loop that painting falls back to is timed
+beside them.
+"""
 
 from __future__ import annotations
 
 import statistics
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -13,8 +19,10 @@ from benchmarks.sampling_floor import clock, products_alone
 from ttt.sampling.cache import Cache, Prompt
 from ttt.sampling.crew import Crew
 from ttt.sampling.decode import decode_one_code, pick, uniforms
+from ttt.sampling.graph import recorder_on
 from ttt.sampling.linear import MIN_ROWS
 from ttt.sampling.params import SamplingParams
+from ttt.sampling.static import StaticStep
 from ttt.sampling.weights import DecoderWeights
 
 PARAMS = SamplingParams()
@@ -29,6 +37,7 @@ class Times:
     step_cpu: list[float] = field(default_factory=list)
     floor_cpu: list[float] = field(default_factory=list)
     whole_floor: list[float] = field(default_factory=list)
+    loop: list[float] = field(default_factory=list)
 
 
 class Steps:
@@ -37,7 +46,7 @@ class Steps:
     def __init__(self, weights: DecoderWeights, prompt: Prompt, b: int) -> None:
         self.weights, self.prompt, self.b = weights, prompt, b
         self.times = Times()
-        self._caches: dict[int, Cache] = {}
+        self._pairs: dict[int, tuple[Callable[[int], None], Callable[[], None]]] = {}
         self._lock = threading.Lock()
 
     def run(self, steps: int) -> None:
@@ -46,16 +55,14 @@ class Steps:
 
         def work(piece: range, crew: Crew) -> None:
             rows = max(len(piece), MIN_ROWS)
-            cache = self._cache(piece.start, rows)
+            step, products = self._pair(piece.start, rows)
             cpu = time.thread_time if crew.inner_threads == 1 else time.process_time
-            codes = torch.zeros(rows, dtype=torch.long, device=device)
-            random = uniforms(0, range(rows), 1)[:, 0].to(device)
             for i in range(-1, steps):
                 position = (max(i, 0) * 2 + 1) * (weights.config.image_seq_len - 1) // (2 * steps)
                 start, start_cpu = clock(device), cpu()
-                codes = pick(decode_one_code(weights, cache, codes, position), random, PARAMS)
+                step(position)
                 middle, middle_cpu = clock(device), cpu()
-                products_alone(weights, rows)
+                products()
                 end, end_cpu = clock(device), cpu()
                 if i >= 0:
                     with self._lock:
@@ -66,30 +73,80 @@ class Steps:
 
         for _ in Crew(self.b, self.b, work, device).run():
             pass
-        self._whole_floor()
+        if device.type == "cuda":
+            self._pairs.clear()  # caches for both might not fit
+            self._time_the_loop(steps)
+        else:
+            self._whole_floor()
 
     def row(self) -> dict[str, float]:
         """Medians of all rounds. The floor is the lower of two: in the pieces of painting, or the batch as a whole
         with all threads in each product.
         """
         t = self.times
-        step, floor = statistics.median(t.step), min(statistics.median(t.floor), statistics.median(t.whole_floor))
+        step, floor = statistics.median(t.step), statistics.median(t.floor)
+        if t.whole_floor:
+            floor = min(floor, statistics.median(t.whole_floor))
+        loop = {"loop_s": statistics.median(t.loop)} if t.loop else {}
         cpu = statistics.median(t.step_cpu) / statistics.median(t.floor_cpu)
         return {
             "batch": self.b, "step_s": step, "floor_s": floor, "ratio": step / floor, "ratio_cpu": cpu,
             "step_cpu_s": statistics.median(t.step_cpu),
-            "candidates_s": self.b / (step * self.weights.config.image_seq_len),
+            "candidates_s": self.b / (step * self.weights.config.image_seq_len), **loop,
         }  # fmt: skip
 
-    def _cache(self, start: int, rows: int) -> Cache:
+    def _pair(self, start: int, rows: int) -> tuple[Callable[[int], None], Callable[[], None]]:
+        """A step at a position, and its products alone."""
+        on_gpu = self.weights.device.type == "cuda"
         with self._lock:
-            if start not in self._caches:
-                weights = self.weights
-                cache = Cache(weights.config, self.prompt, rows, weights.dtype, weights.device)
-                for keys in cache.images:
-                    keys.buffer.fill_(0)  # zeros that were never written have no memory yet
-                self._caches[start] = cache
-            return self._caches[start]
+            if start not in self._pairs:
+                step = (self._recorded_step if on_gpu else self._called_step)(rows)
+                products = partial(products_alone, self.weights, rows)
+                self._pairs[start] = step, self._recorded(products) if on_gpu else products
+            return self._pairs[start]
+
+    def _called_step(self, rows: int) -> Callable[[int], None]:
+        """Called from Python."""
+        weights = self.weights
+        cache = Cache(weights.config, self.prompt, rows, weights.dtype, weights.device)
+        for keys in cache.images:
+            keys.buffer.fill_(0)  # zeros that were never written have no memory yet
+        codes = torch.zeros(rows, dtype=torch.long, device=weights.device)
+        random = uniforms(0, range(rows), 1)[:, 0].to(weights.device)
+
+        def step(position: int) -> None:
+            codes.copy_(pick(decode_one_code(weights, cache, codes, position), random, PARAMS))
+
+        return step
+
+    def _recorded_step(self, rows: int) -> Callable[[int], None]:
+        """Replayed, or where it cannot be recorded called from Python, as in painting."""
+        weights = self.weights
+        step = StaticStep(weights, self.prompt, PARAMS, rows)
+        step.begin(uniforms(0, range(rows), weights.config.image_seq_len).t().to(weights.device))
+        run = recorder_on(weights.device).record(step)
+        if run is None:
+            return self._called_step(rows)
+
+        def replay(position: int) -> None:
+            step.position.fill_(position)
+            run()
+
+        return replay
+
+    def _recorded(self, products: Callable[[], None]) -> Callable[[], None]:
+        """Launched one by one from Python, products of few rows would take longer than the GPU takes for them."""
+        recorder = recorder_on(self.weights.device)
+        return products if recorder.failed else recorder.capture(products, recorder.device)
+
+    @torch.inference_mode()
+    def _time_the_loop(self, steps: int) -> None:
+        loop = self._called_step(max(self.b, MIN_ROWS))
+        for i in range(-1, steps):
+            start = clock(self.weights.device)
+            loop(max(i, 0))
+            if i >= 0:
+                self.times.loop.append(clock(self.weights.device) - start)
 
     @torch.inference_mode()
     def _whole_floor(self) -> None:

@@ -1,4 +1,4 @@
-"""Configurations with every kind of mask, and the plain forward, which knows no cache: what fast paths must equal."""
+"""Configurations with every kind of mask; the plain forward, which knows no cache; and whole requests painted."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import torch
 
 from ttt.config import DalleConfig
 from ttt.model.dalle import Dalle
+from ttt.sampling.crew import Crew
+from ttt.sampling.decode import prefill
+from ttt.sampling.graph import Recorder
+from ttt.sampling.paint import Canvas, painting
+from ttt.sampling.params import SamplingParams
+from ttt.sampling.weights import DecoderWeights
 
 SIZES = {
     "tiny": {"dim": 16, "depth": 5, "heads": 2, "dim_head": 8, "text_seq_len": 6, "image_fmap_size": 4},
@@ -48,3 +54,17 @@ def plain_logits(dalle: Dalle, text: torch.Tensor, codes: torch.Tensor) -> torch
     config = dalle.config
     logits = dalle(text.expand(len(codes), -1), codes)
     return logits[:, config.text_seq_len : config.text_seq_len + codes.shape[1], config.text_vocab :]
+
+
+@torch.inference_mode()
+def painted(
+    weights: DecoderWeights, params: SamplingParams, size: int, recorder: Recorder | None = None
+) -> torch.Tensor:
+    """Codes [candidates, n], in pieces of `size`."""
+    text, _ = request(weights.config, 1)
+    canvas = Canvas(params.candidates, weights.config)
+    work = painting(weights, prefill(weights, text), params, canvas, recorder)
+    for _ in Crew(params.candidates, size, work, weights.device, cores=1).run():
+        pass
+    assert canvas.fraction == 1
+    return canvas.codes

@@ -8,11 +8,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tests.sampling.oracle import config_of
+from tests.sampling.oracle import config_of, painted
 from tests.sampling.tape import taped
-from tests.sampling.test_static import painted
 from tests.support.tiny import tiny_dalle
+from ttt.config import DalleConfig
 from ttt.errors import TTTError
+from ttt.sampling import paint as paint_module
 from ttt.sampling.graph import Recorder, Run, cuda_graph, ran_out
 from ttt.sampling.params import SamplingParams
 from ttt.sampling.weights import DecoderWeights
@@ -105,16 +106,14 @@ def test_pieces_of_about_a_size_share_a_recording(weights, expected):
 
 
 def test_caches_that_do_not_fit_make_the_pieces_smaller(weights, expected, monkeypatch):
-    from ttt.sampling import paint
-
-    real, sizes = paint.StaticStep, []
+    real, sizes = paint_module.StaticStep, []
 
     def hungry(weights: DecoderWeights, prompt: object, params: object, b: int) -> object:
         if b > 5:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
         return real(weights, prompt, params, b)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(paint, "StaticStep", hungry)
+    monkeypatch.setattr(paint_module, "StaticStep", hungry)
     recorder = Recorder(CPU, counting(sizes))
     assert torch.equal(painted(weights, PARAMS, 10, recorder), expected)
     assert sizes == [5]
@@ -152,8 +151,6 @@ def test_memory_that_ran_out_is_known_behind_the_error_of_ending_a_capture():
 
 
 def test_pictures_of_one_code_need_no_steps():
-    from ttt.config import DalleConfig
-
     config = DalleConfig(dim=16, depth=2, heads=2, dim_head=8, text_seq_len=3, image_fmap_size=1, num_text_tokens=20,
                          num_image_tokens=30)  # fmt: skip
     weights = DecoderWeights(tiny_dalle(0, config))

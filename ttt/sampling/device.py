@@ -17,14 +17,14 @@ CLEARLY_FASTER = 1.5
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
-    """ "auto" is a GPU where there is one."""
+    """ "auto" is a GPU where there is one. CUDA devices come numbered: another may be current in another thread."""
     if str(name) == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch.empty(0, device="cuda").device
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        found = torch.empty(1, device=device).device
     except Exception as error:  # torch raises RuntimeError, AssertionError or NotImplementedError
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidInput(
@@ -33,7 +33,7 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
         ) from None
     if device.type not in ("cpu", "cuda", "mps"):
         raise InvalidInput(f"device {str(name)[:60]!r} cannot be used; allowed: 'auto', 'cpu', 'cuda', 'mps'")
-    return device
+    return found if device.type == "cuda" else device
 
 
 def choose_dtype(name: str | torch.dtype, device: torch.device, config: DalleConfig) -> torch.dtype:
@@ -47,7 +47,8 @@ def choose_dtype(name: str | torch.dtype, device: torch.device, config: DalleCon
     if is_small(config) or device.type == "mps":
         return torch.float32
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        with torch.cuda.device(device):  # it may not be the current one
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     float32, bfloat16 = _seconds(config.dim)
     return torch.bfloat16 if float32 >= CLEARLY_FASTER * bfloat16 else torch.float32
 

@@ -78,13 +78,14 @@ class Replays:
             return False
         if self._step is None or not b <= self._step.b < 2 * b:
             self._step = self._run = None  # before there is a new one: both might not fit
-            step = StaticStep(self.weights, self.prompt, self.params, b)
-            step.begin(random_numbers(self.weights, self.params, first, b))
+        step = self._step or StaticStep(self.weights, self.prompt, self.params, b)
+        step.begin(random_numbers(self.weights, self.params, first, step.b))
+        if self._run is None:
             self._run = self.recorder.record(step)
             if self._run is None:
                 return False
+            step.restart()
             self._step = step
-        self._step.begin(random_numbers(self.weights, self.params, first, self._step.b))
         return True
 
     @property

@@ -1,0 +1,55 @@
+"""Decoding where all tensors say that they are on a GPU: nothing may be on the host, and nothing ask for values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from tests.sampling.fake_gpu import GPU, on_fake_gpu
+from tests.sampling.oracle import config_of, request
+from tests.support.tiny import tiny_dalle
+from ttt.sampling.cache import Prompt
+from ttt.sampling.decode import prefill
+from ttt.sampling.paint import Loop, random_numbers
+from ttt.sampling.params import SamplingParams
+from ttt.sampling.static import StaticStep
+from ttt.sampling.weights import DecoderWeights
+
+PARAMS = SamplingParams(candidates=5)
+
+
+def on_gpu(size: str, kinds: str, dtype: torch.dtype, mode: FakeTensorMode) -> tuple[DecoderWeights, Prompt]:
+    weights = DecoderWeights(tiny_dalle(3, config_of(size, kinds)), dtype, pack=False)
+    with torch.inference_mode():
+        prompt = prefill(weights, request(weights.config, 1)[0])
+    return on_fake_gpu((weights, prompt), mode)
+
+
+@pytest.mark.parametrize(
+    ("size", "kinds", "dtype"), [("tiny", "mixed", torch.bfloat16), ("odd head", "paper", torch.float32)]
+)
+def test_steps_and_loop_stay_on_the_device(size: str, kinds: str, dtype: torch.dtype):
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    weights, prompt = on_gpu(size, kinds, dtype, mode)
+    with mode, torch.inference_mode():
+        random = random_numbers(weights, PARAMS, 0, 5)
+        step, loop = StaticStep(weights, prompt, PARAMS, 5), Loop(weights, prompt, PARAMS, random)
+        step.begin(random)
+        step()
+        for _ in range(weights.config.image_fmap_size + 1):
+            loop.advance()
+    assert step.codes.device == loop.codes.device == GPU
+
+
+def test_a_tensor_left_on_the_host_and_a_question_for_a_value_are_found():
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    weights, prompt = on_gpu("tiny", "paper", torch.float32, mode)
+    with mode, torch.inference_mode():
+        step = StaticStep(weights, replace(prompt, keys=[torch.zeros(x.shape) for x in prompt.keys]), PARAMS, 5)
+        with pytest.raises(RuntimeError, match="same device|different devices"):
+            step()
+        with pytest.raises(DataDependentOutputException):
+            bool(step.position == 0)
