@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import hivemind
@@ -25,13 +26,15 @@ class CarefulOptimizer(hivemind.Optimizer):
 
     def __init__(self, **options: Any) -> None:
         self.failed_rounds: list[RoundRecord] = []
-        self.refused_gradients = 0
-        """Averages that were not finite."""
         self._behind, self._asked, self._round_epoch = False, 0.0, 0
         super().__init__(**options)
 
     def _begin_averaging_gradients(self, grad_scaler: Any) -> bool:
+        """Gradients of our own that are not finite are dropped: a peer without samples gets the others' average too."""
         self._round_epoch = self.local_epoch
+        if not is_finite(list(self.grad_averager._grad_accumulators())):
+            self.grad_averager.reset_accumulated_grads_()
+            self._note(self._round_epoch, time.time(), refused=["this peer: its own gradients hold NaN or infinity"])
         return bool(super()._begin_averaging_gradients(grad_scaler))
 
     def _average_gradients_and_load_into_optimizer(self, control: StepControl | None) -> None:
@@ -40,7 +43,7 @@ class CarefulOptimizer(hivemind.Optimizer):
             self._await_round(control, epoch)
         super()._average_gradients_and_load_into_optimizer(control)
         if control is not None and not _succeeded(control):
-            self._note_failure(epoch, began, "no group was found, or it broke up; this peer's own gradients were used")
+            self._note(epoch, began, "no group was found, or it broke up; this peer's own gradients were used")
 
     def _await_round(self, control: StepControl, epoch: int) -> None:
         """Until the round is over, or the others are seen to have finished it without us."""
@@ -50,7 +53,7 @@ class CarefulOptimizer(hivemind.Optimizer):
             late = time.time() - began > self.matchmaking_time
             if late and control.stage == AveragingStage.LOOKING_FOR_GROUP and self._others_finished(epoch):
                 control.cancel()
-                self._note_failure(epoch, began, "the others had averaged already; this peer's gradients were lost")
+                self._note(epoch, began, "the others had averaged already; this peer's gradients were lost")
                 self._behind = True
                 raise LeftBehind
 
@@ -67,20 +70,19 @@ class CarefulOptimizer(hivemind.Optimizer):
             self.scheduled_state.cancel()
         self.scheduled_grads = self.scheduled_state = None
 
-    def _note_failure(self, epoch: int, began: float, why: str) -> None:
+    def _note(self, epoch: int, began: float, failed: str = "", refused: Sequence[str] = ()) -> None:
         self.failed_rounds.append(
             RoundRecord(
                 kind="gradients", epoch=epoch, time=time.time(), seconds=time.time() - began, group_size=1,
-                received=0, gathered=0, sent_bytes=0, received_bytes=0, failed=why,
+                received=0, gathered=0, sent_bytes=0, received_bytes=0, failed=failed, refused=list(refused),
             )
         )  # fmt: skip
 
     def _load_averaged_gradients_into_optimizer_(self) -> None:
-        """Gradients that are not finite become zero: every groupmate received the same, so all stay together."""
+        """An average that is not finite becomes zero: parts that are none were left out, but sums may overflow."""
         super()._load_averaged_gradients_into_optimizer_()
         gradients = [p.grad for p in parameters_of(self.opt) if p.grad is not None]
         if not is_finite(gradients):
-            self.refused_gradients += 1
             with self.grad_averager.lock_averaged_tensors:
                 for gradient in gradients:
                     gradient.zero_()
