@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -75,6 +76,46 @@ def test_the_last_line_of_a_killed_process_is_passed_over(tmp_path: Path) -> Non
     with (tmp_path / "rounds.jsonl").open("a") as file:
         file.write('{"kind": "gra')
     assert len(read_rounds(tmp_path)) == 1
+
+
+def test_a_status_of_long_words_can_be_read(tmp_path: Path) -> None:
+    reporter = Reporter(tmp_path)
+    for number in range(30):
+        reporter.problem(f"{number} " + "é\n" * 5000)
+    reporter.update(addresses=[f"/ip4/127.0.0.1/tcp/{port}" for port in range(100)])
+    reporter.close("failed", "x" * 5000)
+    status = read_status(tmp_path)
+    assert status is not None
+    assert (len(status.message), len(status.addresses), len(status.problems)) == (2000, 64, 20)
+    assert status.problems[-1].startswith("29 ")
+
+
+def test_records_do_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ttt.swarm.status.MAX_RECORDS", 10_000)
+    monkeypatch.setattr("ttt.swarm.status.KEPT_RECORDS", 5000)
+    for epoch in range(200):
+        append_record(tmp_path, record(epoch=epoch))
+    kept = [one.epoch for one in read_rounds(tmp_path)]
+    assert (tmp_path / "rounds.jsonl").stat().st_size <= 10_000
+    assert 10 < len(kept) < 100 and kept == list(range(200 - len(kept), 200))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes are Unix's")
+def test_a_full_disk_stops_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.support.full_disk import full_disk
+
+    reporter = Reporter(tmp_path)
+    with (tmp_path / "log").open("wb", buffering=0) as log:
+        monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(log, write_through=True))
+        with full_disk():
+            reporter.say("computing", "on a full disk")
+            reporter.rounds([record(received=0.5)])
+            append_record(tmp_path, record())
+        monkeypatch.undo()
+    reporter.close("stopped")
+    status = read_status(tmp_path)
+    assert status is not None and status.rounds == 1 and "50%" in status.problems[0]
+    assert read_rounds(tmp_path) == []
 
 
 def test_a_fingerprint_measures_the_distance_of_parameters() -> None:

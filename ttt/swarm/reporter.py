@@ -11,11 +11,19 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ttt.swarm.status import PeerStatus, RoundRecord, State, append_record, write_status
+from ttt.swarm.status import (
+    MAX_ADDRESSES,
+    MAX_MESSAGE,
+    MAX_PROBLEMS,
+    PeerStatus,
+    RoundRecord,
+    State,
+    append_record,
+    write_status,
+)
 from ttt.swarm.terminal import Lines, Outlet, stamped
 
 EVERY_SECONDS = 1.0
-MAX_PROBLEMS = 20
 
 
 class Reporter:
@@ -27,10 +35,16 @@ class Reporter:
         self.status = PeerStatus(pid=os.getpid(), started=time.time(), time=time.time(), **about)
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._write_regularly, daemon=True, name="status")
-        write_status(folder, self.status)
+        self._write()
         self._thread.start()
 
     def update(self, **fields: Any) -> None:
+        """Other values; a text or a list that is too long for a status is cut."""
+        for name, most in (("message", MAX_MESSAGE), ("addresses", MAX_ADDRESSES)):
+            if name in fields:
+                fields[name] = fields[name][:most]
+        if "problems" in fields:
+            fields["problems"] = [text[:MAX_MESSAGE] for text in fields["problems"][-MAX_PROBLEMS:]]
         with self._lock:
             self.status = self.status.model_copy(update=fields)
 
@@ -39,14 +53,18 @@ class Reporter:
         changed = (state, message) != (self.status.state, self.status.message)
         self.update(state=state, message=message)
         if changed and message:
-            self.outlet.line(stamped(f"{state}: {message}"))
+            self._line(f"{state}: {message}")
 
     def problem(self, text: str) -> None:
         """Something that went wrong and did not end the work."""
-        if text in self.status.problems[-3:]:
+        if text[:MAX_MESSAGE] in self.status.problems[-3:]:
             return
-        self.update(problems=[*self.status.problems, text][-MAX_PROBLEMS:])
-        self.outlet.line(stamped(text))
+        self.update(problems=[*self.status.problems, text])
+        self._line(text)
+
+    def _line(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # a log on a full disk, a terminal that is gone
+            self.outlet.line(stamped(text))
 
     def rounds(self, records: list[RoundRecord]) -> None:
         """Count rounds of averaging, and explain those that were not clean."""

@@ -1,12 +1,13 @@
 """What a running peer or coordinator tells others on its machine, as small files in its folder. Knows no network.
 
 status.json     PeerStatus, replaced once a second; read it with `read_status`
-rounds.jsonl    one RoundRecord a line: every averaging round, as it really went
-epochs.jsonl    one EpochRecord a line: every optimizer step of the whole swarm that this peer took part in
+rounds.jsonl    one RoundRecord a line: every averaging round, as it really went; the newest few thousand
+epochs.jsonl    one EpochRecord a line: every optimizer step of the whole swarm that this peer took part in; likewise
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -18,7 +19,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 STATUS_FILE, ROUNDS_FILE, EPOCHS_FILE = "status.json", "rounds.jsonl", "epochs.jsonl"
-MAX_STATUS_BYTES = 1 << 16
+MAX_STATUS_BYTES = 1 << 18
+MAX_MESSAGE, MAX_ADDRESSES, MAX_PROBLEMS = 2000, 64, 20
+MAX_RECORDS, KEPT_RECORDS = 16 << 20, 8 << 20
+"""Bytes that a file of records may reach, and that stay of it then: a few thousand of the newest."""
 STALE_SECONDS = 15.0
 """A status that is older than this comes from a process that hangs or was killed."""
 
@@ -38,7 +42,7 @@ class PeerStatus(_Record):
     """What a peer does just now; all counts are since its process started unless they say otherwise."""
 
     state: State = "starting"
-    message: str = Field(default="", max_length=2000)
+    message: str = Field(default="", max_length=MAX_MESSAGE)
     """The state in a sentence: what is awaited, what failed and what to do."""
     role: Literal["peer", "auxiliary", "coordinator"] = "peer"
     run: str = ""
@@ -86,9 +90,9 @@ class PeerStatus(_Record):
     """Times that NaN, infinity or a lost step made it take the state from the swarm or its own backup."""
     checkpoint: str = ""
     """Newest checkpoint of this folder."""
-    addresses: list[str] = Field(default_factory=list, max_length=64)
+    addresses: list[str] = Field(default_factory=list, max_length=MAX_ADDRESSES)
     """Where others reach this peer (multiaddr); empty for a client."""
-    problems: list[str] = Field(default_factory=list, max_length=20)
+    problems: list[str] = Field(default_factory=list, max_length=MAX_PROBLEMS)
     """The last warnings, newest last, each with a hint."""
 
     @property
@@ -158,9 +162,15 @@ def read_status(folder: Path) -> PeerStatus | None:
 
 
 def append_record(folder: Path, record: RoundRecord | EpochRecord) -> None:
-    name = ROUNDS_FILE if isinstance(record, RoundRecord) else EPOCHS_FILE
-    with (folder / name).open("a", encoding="utf-8") as file:
-        file.write(record.model_dump_json() + "\n")
+    """Where the disk takes it; a full one is no reason to leave the swarm. The oldest go where there are too many."""
+    path = folder / (ROUNDS_FILE if isinstance(record, RoundRecord) else EPOCHS_FILE)
+    with contextlib.suppress(OSError):
+        with path.open("a", encoding="utf-8") as file:
+            file.write(record.model_dump_json() + "\n")
+            full = file.tell() > MAX_RECORDS
+        if full:
+            kept = path.read_bytes()[-KEPT_RECORDS:]
+            write_atomically(path, kept[kept.index(b"\n") + 1 :])
 
 
 def read_rounds(folder: Path) -> list[RoundRecord]:
