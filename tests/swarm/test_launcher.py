@@ -132,6 +132,40 @@ def test_work_is_counted_once_over_processes_and_supervisors(launcher: Launcher)
     assert Supervisor(launcher.folder).now.banked.samples == 15
 
 
+def test_a_folder_that_takes_nothing_ends_no_supervisor(tmp_path: Path) -> None:
+    files.write(tmp_path, order(tmp_path, wish="pause"))
+    obstacle = tmp_path / "supervision.json"
+    obstacle.mkdir()
+    supervisor = Supervisor(tmp_path)
+    supervisor._tell("starting")
+    assert not supervisor._turn() and supervisor.now.phase == "paused"
+    obstacle.rmdir()
+    assert not supervisor._turn()
+    told = files.read(Supervision, tmp_path)
+    assert told is not None and told.phase == "paused"
+
+
+def test_a_peer_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
+    files.write(tmp_path, order(tmp_path))
+    (tmp_path / "log").mkdir()
+    supervisor = Supervisor(tmp_path)
+    assert not supervisor._turn()
+    assert supervisor.now.phase == "waiting" and "could not be started" in supervisor.now.reason
+
+
+def test_a_stranger_with_the_pid_of_a_peer_keeps_nobody_waiting(tmp_path: Path) -> None:
+    mine = born(os.getpid())
+    assert mine is not None
+    files.write(tmp_path, order(tmp_path))
+    (tmp_path / "log").mkdir()  # nothing is really started
+    for its_birth, waits in ((mine, True), (mine - 1, False)):
+        files.write(tmp_path, Supervision(peer=os.getpid(), peer_born=its_birth))
+        supervisor = Supervisor(tmp_path)
+        supervisor._tell("starting")
+        supervisor._turn()
+        assert (supervisor.now.phase == "starting") is waits
+
+
 def test_files_that_are_torn_or_odd_are_no_files(launcher: Launcher) -> None:
     launcher.folder.mkdir()
     for text in ("", "{", "[]", '{"run": ""}', '{"phase": "odd"}'):

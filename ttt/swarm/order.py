@@ -87,6 +87,8 @@ class Supervision(_File):
     """Why the peer is off, waits or was started again."""
     peer: int = 0
     """Process id of the peer, which leads a session of its own; 0 while there is none."""
+    peer_born: int = 0
+    """When the kernel started it."""
     since: float = 0.0
     """Unix time of the phase's beginning."""
     next_try: float | None = None

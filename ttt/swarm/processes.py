@@ -57,9 +57,9 @@ def check_shared_memory(parameters: int) -> None:
             )
 
 
-def die_with_parent(parent: int) -> None:
-    """Ask the kernel to kill this process with the thread that started it (Linux)."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Ask the kernel for this signal when the thread that started this process dies (Linux)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:  # it died before we asked
         os._exit(1)
 

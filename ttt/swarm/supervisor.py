@@ -7,7 +7,6 @@ should the supervisor be killed, the kernel asks the peer to leave in order.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import signal
@@ -19,9 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+from ttt.errors import InvalidInput
 from ttt.swarm import order as files
 from ttt.swarm.launcher import born, tail
 from ttt.swarm.order import LOG_FILE, Order, Phase, Supervision
+from ttt.swarm.processes import die_with_parent
 from ttt.swarm.status import PeerStatus, read_status
 
 POLL_SECONDS = 0.3
@@ -34,7 +35,6 @@ DRAIN_SECONDS = 240.0
 MAX_LOG, KEPT_LOG = 4 << 20, 1 << 16
 SECRETS = ("TTT_OWNER_PASSWORD", "OAUTH_CLIENT_SECRET", "OAUTH_CLIENT_ID")
 """Of the web app; a peer has no use for them."""
-_PR_SET_PDEATHSIG = 1
 
 
 class Supervisor:
@@ -44,11 +44,12 @@ class Supervisor:
         kept, last = files.read(Supervision, folder) or Supervision(), read_status(folder)
         forgotten = last is not None and kept.peer and last.pid == kept.peer  # a supervisor before us was killed
         banked = kept.banked.plus(last) if forgotten and last is not None else kept.banked
-        self.orphan = kept.peer
+        self.orphan = (kept.peer, kept.peer_born)
         self.now = Supervision(pid=os.getpid(), born=born(os.getpid()) or 0, phase="starting", banked=banked)
         self.peer: subprocess.Popen[bytes] | None = None
         self.seen: PeerStatus | None = None
         self.failures = 0
+        self.written = True
 
     def run(self) -> None:
         """Until the order says stop, the run is complete, or SIGTERM."""
@@ -63,6 +64,8 @@ class Supervisor:
         order, now = files.read(Order, self.folder), time.time()
         self._watch_status()
         self._trim_log()
+        if not self.written:
+            self._write()
         if (why := self._why_end(order, now)) or order is None:
             self._drain("off", why)
             return True
@@ -71,7 +74,8 @@ class Supervisor:
                 self._drain("paused", "paused")
             return False
         if self.peer is None:
-            if self.orphan and born(self.orphan) is not None and now - self.now.since < DRAIN_SECONDS:
+            orphan, its_birth = self.orphan
+            if orphan and born(orphan) == its_birth and now - self.now.since < DRAIN_SECONDS:
                 return False  # a killed supervisor's peer is still leaving the swarm
             if self.now.next_try is None or now >= self.now.next_try:
                 self._start(order)
@@ -97,33 +101,39 @@ class Supervisor:
         if order.gpu_fraction < 1:
             environment["PYTORCH_CUDA_ALLOC_CONF"] = f"per_process_memory_fraction:{order.gpu_fraction:.4f}"
         supervisor = os.getpid()
-        with (self.folder / LOG_FILE).open("ab") as log:
-            self.peer = subprocess.Popen(
-                command(order, self.folder), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
-                start_new_session=True, preexec_fn=lambda: _leave_with(supervisor),
-            )  # fmt: skip
+        try:
+            with (self.folder / LOG_FILE).open("ab") as log:
+                self.peer = subprocess.Popen(
+                    command(order, self.folder), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+                    start_new_session=True, preexec_fn=lambda: die_with_parent(supervisor, signal.SIGTERM),
+                )  # fmt: skip
+        except (OSError, subprocess.SubprocessError) as error:
+            self._try_later(f"the peer could not be started: {error}")
+            return
         self.seen = None
         why = self.now.reason if self.failures else ""
-        self._tell("starting", why, peer=self.peer.pid, next_try=None)
+        self._tell("starting", why, peer=self.peer.pid, peer_born=born(self.peer.pid) or 0, next_try=None)
 
     def _bury(self, code: int) -> bool:
         """The peer has ended unasked: finished, or to be tried again."""
         self._watch_status()
         assert self.peer is not None
         last = self.seen
-        lived = time.time() - self.now.since
+        if time.time() - self.now.since > HEALTHY_SECONDS:
+            self.failures = 0
         _kill_group(self.peer.pid)  # whatever is left of it
         self.peer = None
         self._bank()
         if code == 0 and last is not None and last.state == "stopped":
             self._tell("finished", last.message, peer=0)
             return True
-        self.failures = 1 if lived > HEALTHY_SECONDS else self.failures + 1
-        wait = BACK_OFF[min(self.failures, len(BACK_OFF)) - 1]
-        self._tell(
-            "waiting", self._why_died(code, last), peer=0, next_try=time.time() + wait, restarts=self.now.restarts + 1
-        )
+        self._try_later(self._why_died(code, last))
         return False
+
+    def _try_later(self, why: str) -> None:
+        self.failures += 1
+        wait = BACK_OFF[min(self.failures, len(BACK_OFF)) - 1]
+        self._tell("waiting", why, peer=0, next_try=time.time() + wait, restarts=self.now.restarts + 1)
 
     def _why_died(self, code: int, last: PeerStatus | None) -> str:
         if last is not None and last.state == "failed" and last.message:
@@ -182,7 +192,18 @@ class Supervisor:
     def _tell(self, phase: Phase, reason: str = "", **fields: object) -> None:
         since = self.now.since if phase == self.now.phase and self.now.since else time.time()
         self.now = self.now.model_copy(update={"phase": phase, "reason": reason[:4000], "since": since, **fields})
-        files.write(self.folder, self.now)
+        self._write()
+
+    def _write(self) -> None:
+        """Where the disk takes it, else at a later turn: the peer must not end with us for that."""
+        try:
+            files.write(self.folder, self.now)
+            self.written = True
+        except InvalidInput as error:
+            if self.written:
+                with contextlib.suppress(OSError):
+                    print(error, file=sys.stderr, flush=True)  # noqa: T201
+            self.written = False
 
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
         self.asked.set()
@@ -200,13 +221,6 @@ def command(order: Order, folder: Path) -> list[str]:
 def _kill_group(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-
-
-def _leave_with(supervisor: int) -> None:
-    """In the new process: SIGTERM, which drains a peer, comes when the supervisor dies."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != supervisor:
-        os._exit(1)
 
 
 @contextlib.contextmanager
