@@ -16,6 +16,7 @@ import torch
 
 from ttt import __version__
 from ttt.bundle import Bundle
+from ttt.errors import Cancelled
 from ttt.hub import find_bundle
 from ttt.sampling.device import choose_device
 from ttt.swarm.device import device_name, in_words, memory_in_use, plan
@@ -53,7 +54,11 @@ def run_peer(options: PeerOptions, gate: Gate | None = None) -> None:
         options, settings, name=options.name, role="auxiliary" if options.auxiliary else "peer"
     ) as reporter:
         peer = Peer(options, settings, reporter, gate or OpenGate())
-        peer.run()
+        try:
+            peer.run()
+        except Cancelled:
+            if not peer.begin_anew:
+                raise
         reporter.close("starting" if peer.begin_anew else "stopped", peer.why_left)
     if peer.begin_anew:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -105,16 +110,16 @@ class Peer:
             guard(self.dht, self.prefix, self.gate, self.settings.batch.global_batch)
             task = self._task(bundle)
             check_shared_memory(task.parameters)
-            self.lookout.wait_for_donor(self.prefix)
+            self.lookout.wait_for_donor(self.prefix, self.generation, self._rolled_back)
             self.optimizer = stack.enter_context(self._swarm_optimizer(task))
             self.recovery = Recovery(
                 self.optimizer, self.reporter, self.options.folder, generation=self.generation,
                 every_seconds=self.options.backup_seconds, forget=self._begin_epoch,
             )  # fmt: skip
             stack.enter_context(signals(self.stop))  # hivemind has set its own
+            stack.enter_context(self.lookout.watching(self.generation, self._rolled_back))
             if not self.options.auxiliary:
                 self.optimizer.load_state_from_peers()
-            stack.enter_context(self.lookout.watching(self.generation, self._rolled_back))
             self.publisher = stack.enter_context(closing(self._publisher()))
             self._begin_epoch()
             if self.options.auxiliary:
