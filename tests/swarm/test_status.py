@@ -136,8 +136,11 @@ def test_a_fingerprint_measures_the_distance_of_parameters() -> None:
 
 
 def test_too_little_shared_memory_is_told_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    need = processes.shared_memory_needed(10**6, trains=True, eight_bit=True)
+    assert need == (8 + 6) * 10**6 + (32 << 20), "averaged parameters and gradients, and one state on its way"
+    assert processes.shared_memory_needed(10**6, trains=False, eight_bit=False) == (4 + 12) * 10**6 + (32 << 20)
     processes.check_shared_memory(1000)
-    with pytest.raises(SwarmError, match=r"--shm-size=\d+m"):
+    with pytest.raises(SwarmError, match=r"needs 953674316 MiB .*--shm-size=953674380m"):
         processes.check_shared_memory(10**15)
     monkeypatch.setattr("importlib.metadata.version", lambda name: "2.4.0" if name == "numpy" else "1.1.12")
     with pytest.raises(SwarmError, match=r"numpy<2\.4"):

@@ -72,7 +72,7 @@ COMPLAINTS = (
     Complaint(
         r"/dev/shm|--shm-size|No space left on device.*torch_|bus error|SIGBUS",
         "There is too little shared memory (/dev/shm), as in Docker by default.",
-        "Start the container with --shm-size=4g or --ipc=host.",
+        "Start the container with a larger --shm-size (a peer says at its start how much it needs), or --ipc=host.",
     ),
     Complaint(
         r"too many open files|Errno 24",

@@ -30,7 +30,7 @@ from ttt.swarm.member import signals, taking_part
 from ttt.swarm.metrics import Monitor
 from ttt.swarm.options import CoordinatorOptions
 from ttt.swarm.painter import Painter
-from ttt.swarm.processes import check_machine, check_shared_memory
+from ttt.swarm.processes import check_machine, check_shared_memory, shared_memory_needed
 from ttt.swarm.progress import read_progress
 from ttt.swarm.records import read_all
 from ttt.swarm.reporter import Reporter
@@ -79,7 +79,8 @@ class Coordinator:
             stack.enter_context(signals(self.stop))
             bundle = find_bundle(self.settings.model.bundle)
             task = load_task(self.settings, bundle)
-            check_shared_memory(task.parameters // 2)
+            eight_bit = self.settings.optimizer.eight_bit
+            check_shared_memory(shared_memory_needed(task.parameters, trains=False, eight_bit=eight_bit))
             self.reporter.say("connecting", "opening the network")
             self.dht = stack.enter_context(self._dht())
             self.history = stack.enter_context(self._history())

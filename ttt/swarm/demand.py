@@ -9,12 +9,12 @@ from pathlib import Path
 from ttt.bundle import DEMO_FOLDER, read_bundle
 from ttt.config import DalleConfig
 from ttt.errors import InvalidInput
+from ttt.swarm.processes import shared_memory_needed
 from ttt.swarm.run_file import read_run_file
 from ttt.swarm.settings import RunSettings, dalle_config
 
 CPU_SHARE = 0.35
 """Of a CPU's speed in large matrix products, what a training step reaches."""
-SHARED_MEMORY_SPARE = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def demand_of(run: str, memory: int, *, cuda: bool) -> Demand:
     except InvalidInput:
         size, needs = 0, least(config, device, dtype)
     parameters = estimate(as_architecture(config), TrainingSetup()).parameter_count
-    shared = 2 * 4 * parameters + SHARED_MEMORY_SPARE
+    shared = shared_memory_needed(parameters, trains=True, eight_bit=settings.optimizer.eight_bit)
     return Demand(
         name, title, settings.batch.global_batch, parameters, size, needs, shared, flops_per_sample(config)
     )  # fmt: skip

@@ -29,7 +29,7 @@ from ttt.swarm.matchmaking import install
 from ttt.swarm.member import signals, taking_part
 from ttt.swarm.optimizer import Hooks, SwarmOptimizer
 from ttt.swarm.options import PeerOptions
-from ttt.swarm.processes import check_machine, check_shared_memory
+from ttt.swarm.processes import check_machine, check_shared_memory, shared_memory_needed
 from ttt.swarm.publisher import Publisher
 from ttt.swarm.records import describe
 from ttt.swarm.recovery import Recovery
@@ -109,7 +109,8 @@ class Peer:
             self.generation = self.lookout.wait_for_run().generation
             guard(self.dht, self.prefix, self.gate, self.settings.batch.global_batch)
             task = self._task(bundle)
-            check_shared_memory(task.parameters)
+            eight_bit = self.settings.optimizer.eight_bit
+            check_shared_memory(shared_memory_needed(task.parameters, trains=True, eight_bit=eight_bit))
             self.lookout.wait_for_donor(self.prefix, self.generation, self._rolled_back)
             self.optimizer = stack.enter_context(self._swarm_optimizer(task))
             self.recovery = Recovery(

@@ -44,16 +44,31 @@ def check_machine() -> None:
         )
 
 
-def check_shared_memory(parameters: int) -> None:
-    """Averaged parameters and gradients lie in /dev/shm, 4 bytes each; SwarmError where they do not fit."""
-    need = 2 * 4 * parameters + _SPARE_SHARED_MEMORY
+def shared_memory_needed(parameters: int, *, trains: bool, eight_bit: bool) -> int:
+    """Bytes of /dev/shm that one peer, or a coordinator, fills.
+
+    Averaged parameters, and those of a peer's gradients, lie there in 4 bytes each. A state that is given or taken
+    passes through it from process to process: parameters with two statistics of 1 (`eight_bit`) or 4 bytes. One such
+    transfer is counted.
+    """
+    averaged, transfer = 8 if trains else 4, 6 if eight_bit else 12
+    return (averaged + transfer) * parameters + _SPARE_SHARED_MEMORY
+
+
+def shm_size(need: int) -> str:
+    """The option that gives a container so much shared memory."""
+    return f"--shm-size={(need >> 20) + 64}m"
+
+
+def check_shared_memory(need: int) -> None:
+    """SwarmError where so many bytes do not fit into /dev/shm."""
     with contextlib.suppress(OSError):
         stat = os.statvfs(SHARED_MEMORY)
         free = stat.f_bavail * stat.f_frsize
         if free < need:
             raise SwarmError(
                 f"{SHARED_MEMORY} has {free >> 20} MiB free, and this model needs {need >> 20} MiB of it (shared by "
-                f"the processes of a peer); in Docker: --shm-size={(need >> 20) + 64}m, or --ipc=host"
+                f"the processes of a peer); in Docker: {shm_size(need)}, or --ipc=host"
             )
 
 

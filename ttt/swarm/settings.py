@@ -93,6 +93,11 @@ class OptimizerSection(_Section):
         default=False, description="Of LAMB's means, which the 2021 run left out; runs of few steps need it."
     )
 
+    @property
+    def eight_bit(self) -> bool:
+        """Whether its statistics take one byte each, and not four."""
+        return self.name == "lamb8bit"
+
     @model_validator(mode="after")
     def _ordered(self) -> OptimizerSection:
         if self.warmup_steps >= self.total_steps:

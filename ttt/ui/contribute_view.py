@@ -9,6 +9,7 @@ from typing import Literal
 from urllib.parse import quote
 
 from ttt.swarm.demand import Demand
+from ttt.swarm.processes import shm_size
 from ttt.swarm.words import size, span
 from ttt.ui.owner import Verdict
 from ttt.ui.peer_view import pace_words
@@ -113,7 +114,7 @@ def _of_model(place: Place, demand: Demand, pace: float) -> list[Finding]:
             Finding(
                 "bad",
                 f"/dev/shm has {size(place.shared_memory)} free and the peer needs {size(demand.shared_memory)}; "
-                "in Docker: --shm-size=4g",
+                f"in Docker: {shm_size(demand.shared_memory)}",
             )
         )
     return found
