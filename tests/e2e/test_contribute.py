@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,7 @@ STRANGERS: dict[str, dict[str, str]] = {
 }
 NOTHING = ["", "", "", 0, 0, "", 0, 0, False, 0, ""]
 """Values of /start_peer that leave all to the app."""
+ADDRESS = "/ip4/127.0.0.1/tcp/8080/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
 TOKEN, PASSWORD = "hf_AbCdEfGhIjKlMnOpQrStUv", "a password of the owner"
 
 
@@ -90,7 +94,7 @@ def shown(page: Any, field: str) -> str:
 
 def interfere(raw: Raw) -> list[str]:
     """All ways to the buttons; what the server answered to each."""
-    answers = [raw.call("start_peer", *NOTHING), raw.call("stop_peer", "")]
+    answers = [raw.call("start_peer", *NOTHING), raw.call("stop_peer", ""), raw.call_v2("stop_peer", password="")]
     for name, data in (("start_peer", NOTHING), ("stop_peer", [""])):
         answers += [raw.post(f"{way}/{name}", {"data": data}).text for way in ("run", "api")]
     for button in BUTTONS:
@@ -106,7 +110,7 @@ def interfere(raw: Raw) -> list[str]:
 def test_a_stranger_starts_nothing(place: Place, stranger: str) -> None:
     answers = interfere(Raw(place.server.url, STRANGERS[stranger]))
     refused = [text for text in answers if "Only the owner may do this" in text or "of another site" in text]
-    assert len(refused) >= 2 + len(BUTTONS)  # by name and through the queue; the other ways are closed or ask too
+    assert len(refused) >= 3 + len(BUTTONS)  # by name and through the queue; the other ways are closed or ask too
     assert not (place.launcher.folder / "order.json").exists()
     assert place.view.phase == "off"
 
@@ -243,8 +247,44 @@ def test_nobody_else_may_in_a_space(space: Server, who: str, raw: Any) -> None:
     answers = interfere(raw(space))
     assert not any("of the run is missing" in text for text in answers), who
     refused = [text for text in answers if "Only the owner of this Space" in text or "belongs to anna" in text]
-    assert len(refused) >= 2 + len(BUTTONS)
+    assert len(refused) >= 3 + len(BUTTONS)
     assert not (space.log.parent / "peer").exists()
+
+
+def test_a_stranger_in_the_owners_session_stays_a_stranger(space: Server) -> None:
+    """The session of a page is a name that its browser chose; who calls is read from each request itself."""
+    owner, session = as_user(space, ANNA), secrets.token_hex(8)
+    number, inputs = next(owner.events_on("peer-start"))
+    assert "the address of the run is missing" in owner.queue(number, *[""] * inputs, session=session)
+    answer = as_user(space, BERT).queue(number, *[""] * inputs, session=session)
+    assert "belongs to anna" in answer and "of the run is missing" not in answer
+
+
+def test_no_handler_of_the_tab_follows_the_link_of_a_stranger(space: Server) -> None:
+    """A run is read by its address, which is a request of this machine: for its owner alone."""
+    asked: list[str] = []
+
+    class Watched(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Watched) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        link = f"http://127.0.0.1:{server.server_address[1]}/run.toml"
+        stranger, owner = as_user(space, BERT), as_user(space, ANNA)
+        events = list(stranger.events_that_read("owner-password"))
+        assert len(events) >= 9  # three buttons, four fields, opening the page, the clock
+        for number, inputs in events:
+            assert '"success":true' in stranger.queue(number, "", *[link] * (inputs - 1)).replace(" ", "")
+        assert "belongs to anna" in stranger.call("start_peer", link, ADDRESS, *NOTHING[2:])
+        assert asked == []
+        owner.call("start_peer", link, ADDRESS, *NOTHING[2:])
+        assert asked == ["/run.toml"]
+        server.shutdown()
 
 
 def test_the_password_opens_a_space_for_scripts(space: Server) -> None:

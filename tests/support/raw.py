@@ -29,9 +29,17 @@ class Raw:
         path = f"{self.url}gradio_api/call/{name}/{answer.json()['event_id']}"
         return httpx.get(path, headers=dict(self.headers), timeout=60).text
 
-    def queue(self, fn_index: int, *data: Any) -> str:
+    def call_v2(self, name: str, **data: Any) -> str:
+        """POST /call/v2/NAME, with arguments by name; the text of its events."""
+        answer = self.post(f"call/v2/{name}", data)
+        if answer.status_code != 200:
+            return answer.text
+        path = f"{self.url}gradio_api/call/{name}/{answer.json()['event_id']}"
+        return httpx.get(path, headers=dict(self.headers), timeout=60).text
+
+    def queue(self, fn_index: int, *data: Any, session: str = "") -> str:
         """POST /queue/join by number; the last message of the queue."""
-        session = secrets.token_hex(8)
+        session = session or secrets.token_hex(8)
         answer = self.post("queue/join", {"data": list(data), "fn_index": fn_index, "session_hash": session})
         if answer.status_code != 200:
             return answer.text
@@ -51,6 +59,14 @@ class Raw:
         ids = {part["id"] for part in config["components"] if part["props"].get("elem_id") == elem_id}
         for event in config["dependencies"]:
             if any(target[0] in ids for target in event["targets"]):
+                yield event["id"], len(event["inputs"])
+
+    def events_that_read(self, elem_id: str) -> Iterator[tuple[int, int]]:
+        """(number, count of inputs) of every event that is given a component's value."""
+        config = self.config()
+        ids = {part["id"] for part in config["components"] if part["props"].get("elem_id") == elem_id}
+        for event in config["dependencies"]:
+            if ids & set(event["inputs"]):
                 yield event["id"], len(event["inputs"])
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -254,6 +256,17 @@ def test_the_server_does_not_believe_a_forwarding_header() -> None:
         assert '"allowed": false' in call(url, x_forwarded_for="203.0.113.9")
         assert '"allowed": false' in call(url, host="evil.example")
         assert '"allowed": false' in call(url, origin="https://evil.example")
+
+
+def test_a_proxy_of_the_old_kind_is_seen() -> None:
+    """nginx by default: HTTP/1.0, our own address as Host, and no word of whom it asks for."""
+    with app_that_tells_callers() as url:
+        connection = http.client.HTTPConnection(httpx.URL(url).host, httpx.URL(url).port, timeout=30)
+        connection._http_vsn, connection._http_vsn_str = 10, "HTTP/1.0"  # type: ignore[attr-defined]
+        connection.request("POST", "/gradio_api/call/who", '{"data": []}', {"content-type": "application/json"})
+        event = json.load(connection.getresponse())["event_id"]
+        answer = httpx.get(f"{url}gradio_api/call/who/{event}", timeout=30).text
+    assert '"address": "127.0.0.1"' in answer and '"allowed": false' in answer
 
 
 class Request:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from html import escape
 from typing import Any
 
 import pytest
@@ -135,4 +136,21 @@ def test_secrets_are_left_out() -> None:
     assert text == (
         "[secret] [secret] /usr/bin abc https://[secret]@host/x https://h/x?token=[secret]&y=1 Bearer [secret] [secret]"
     )
-    assert mask("to /dns4/a.example/tcp/1/p2p/Qm and 10.1.2.3:80!") == "to [address] and [address]!"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("to /dns4/a.example/tcp/1/p2p/Qm and 10.1.2.3:80!", "to [address] and [address]!"),
+        ("bad [fe80:0:0:1::2] at 12:30:45", "bad [address] at 12:30:45"),
+        ("/srv/me/run.toml is not there, nor ~/runs/a", "[path] is not there, nor [path]"),
+        ("https://host.example/run.toml?x cannot be read", "[link] cannot be read"),
+        (r"C:\Users\me\run.toml: step 3, 4 of 5, and/or", r"[path] step 3, 4 of 5, and/or"),
+        ("training on cuda:0 in micro-batches of 8", "training on cuda:0 in micro-batches of 8"),
+    ],
+)
+def test_strangers_are_not_told_where_things_are(said: str, shown: str) -> None:
+    assert mask(said) == shown
+    failed = View(phase="waiting", next_try=9e9, reason=said)
+    assert escape(shown) in peer_view.status_html(failed, time.time())
+    assert escape(said) in peer_view.status_html(failed, time.time(), owner=True)

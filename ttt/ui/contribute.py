@@ -67,7 +67,10 @@ class ContributeTab:
 
     def _lay_out_controls(self) -> None:
         self.run = gr.Textbox(
-            label="Run", info="Its file, or the URL of its file.", max_length=1000, elem_id="run-file"
+            label="Run",
+            info="Its file, or the URL of its file; its organiser gives you both this and the address.",
+            max_length=1000,
+            elem_id="run-file",
         )
         self.initial_peers = gr.Textbox(
             label="Address", info="The line that the coordinator prints: /ip4/… or /dns4/…",

@@ -37,6 +37,8 @@ class Caller:
     """By lower-case name."""
     user: Mapping[str, Any] | None = None
     """OpenID claims of the signed-in user, from the session that the server has signed."""
+    http: str = "1.1"
+    """Version of the protocol in which it was asked."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,9 @@ def caller_of(request: Any) -> Caller | None:
     for raw, value in scope.get("headers", ()):
         headers[raw.decode("latin-1").lower()] = value.decode("latin-1")
     client = scope.get("client")
-    return Caller(str(client[0]) if client else "", headers, _user_of(scope.get("session")))
+    return Caller(
+        str(client[0]) if client else "", headers, _user_of(scope.get("session")), str(scope.get("http_version", ""))
+    )
 
 
 def _user_of(session: Any) -> Mapping[str, Any] | None:
@@ -177,6 +181,8 @@ def _is_local(caller: Caller) -> bool:
         return False
     if any(name in FORWARDED or name.startswith(FORWARDED_PREFIXES) for name in caller.headers):
         return False
+    if caller.http == "1.0":
+        return False  # nginx unless told otherwise: by this alone it gives itself away; browsers speak 1.1 or later
     if caller.headers.get("x-gradio-user") == "mcp":
         return False  # Gradio itself calls us in the name of whoever spoke MCP to it, with the headers they chose
     host = urlsplit(f"//{caller.headers.get('host', '')}").hostname or ""

@@ -26,7 +26,7 @@ def headline(view: View, now: float) -> tuple[str, str]:
     if view.phase == "finished":
         return "Finished", view.reason
     if view.phase == "off":
-        return "Off", view.reason
+        return "Off", view.reason or "No peer works here just now."
     if view.phase == "stopping":
         return "Leaving the swarm", f"It finishes its round first, which may take two minutes ({view.reason})."
     if status is None or status.pid != view.peer:

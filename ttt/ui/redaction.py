@@ -9,6 +9,12 @@ from collections.abc import Mapping
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY", re.IGNORECASE)
 _TOKENS = re.compile(r"\b(?:hf|api|sk|ghp|gho|github_pat)_[A-Za-z0-9_]{10,}|(?<=[Bb]earer )\S+")
 _IN_URL = re.compile(r"(://)[^/\s:@]+:[^/\s@]+@|([?&](?:token|key|auth)=)[^&\s]+", re.IGNORECASE)
+_WHERE = re.compile(
+    r"(?P<link>\bhttps?://\S+)"
+    r"|(?P<address>/(?:ip4|ip6|dns[46]?)/\S+|\b\d{1,3}(?:\.\d{1,3}){3}\b(?::\d+)?|\[?(?:[0-9a-f]{1,4}:){3,7}[0-9a-f:]*\]?)"
+    r"|(?P<path>(?<![\w.<])~?/[\w.+@-]+(?:/[\w.+@-]*)+|\b[A-Za-z]:\\\S+)",
+    re.IGNORECASE,
+)
 MIN_SECRET = 6
 """Shorter values of variables are not looked for: they would blank ordinary words."""
 
@@ -24,5 +30,5 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
 
 
 def mask(text: str) -> str:
-    """The text without network addresses: those of peers are nobody's business but their owners'."""
-    return re.sub(r"/(?:ip4|ip6|dns[46]?)/\S+|\b\d{1,3}(?:\.\d{1,3}){3}\b(?::\d+)?", "[address]", text)
+    """The text without addresses, links and paths: those of peers and of this machine are their owners' business."""
+    return _WHERE.sub(lambda found: f"[{found.lastgroup}]", text)
