@@ -29,7 +29,7 @@ COUNT_SECONDS, COUNT_TIMEOUT = 0.5, 5.0
 FEWEST_TRAINERS = 2
 MOST_REDIRECTS = 4
 """Leaders that may send us on to the next one, before we look for ourselves again."""
-LIAR_SECONDS, MOST_LIARS = 600, 1000
+LIAR_SECONDS, MOST_LIARS = 120, 1000
 """How long a leader that announced nonsense is not asked again; and how many of them are remembered."""
 
 
@@ -127,9 +127,11 @@ class EpochMatchmaking(Matchmaking):
                 return None
             try:
                 return await super()._request_join_group(leader)
-            except Exception as error:  # hivemind stumbles over an answer; the next leader may be better
+            except ValueError as error:  # an answer that hivemind cannot read
                 self._distrust(leader, repr(error))
-                return None
+            except Exception as error:  # a broken connection, or a state that has changed meanwhile: nobody's lie
+                logger.debug(f"{leader} could not be asked: {error!r}")
+            return None
 
     async def follower_assemble_group(self, leader: PeerID, msg: averaging_pb2.MessageFromLeader) -> GroupInfo | None:
         own_data = self.step_control.data_for_gather
