@@ -123,10 +123,14 @@ def free_port() -> int:
 
 
 def watch(swarm: Swarm) -> None:
-    """One line whenever the swarm has made a step; ends when the app has ended."""
-    shown = -1
+    """One line whenever the swarm has made a step, or somebody has left; ends when the app has ended."""
+    shown, there = -1, {"coordinator", *PEERS}
     while swarm.members["app"].poll() is None:
         now = swarm.status("coordinator")
+        for name in sorted(there):
+            if swarm.members[name].poll() is not None:
+                there.remove(name)
+                print(f"{name} has ended; its log: {swarm.folder / name / 'log'}", flush=True)
         if now.epoch != shown:
             shown = now.epoch
             each = ", ".join(f"{name} {swarm.status(name).samples}" for name in PEERS)

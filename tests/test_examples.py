@@ -33,49 +33,97 @@ def commands() -> dict[str, set[str]]:
 
 def check_line(line: str) -> None:
     words = shlex.split(line)
-    command, options = words[0], {word for word in words[1:] if word.startswith("--")}
+    command, options = words[0], {word for word in words[1:] if word.startswith("--")} - {"--help"}
     known = commands()
     assert command in known, f"python -m ttt has no {command!r}"
     assert options <= known[command], f"{command} has no {', '.join(options - known[command])}"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_a_notebook_is_one_and_its_commands_exist(path: Path) -> None:
-    notebook = json.loads(path.read_text(encoding="utf-8"))
-    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
-    assert {"cells", "metadata", "nbformat", "nbformat_minor"} == set(notebook)
-    for cell in notebook["cells"]:
-        wanted = {"cell_type", "id", "metadata", "source"}
-        assert set(cell) == wanted | ({"execution_count", "outputs"} if cell["cell_type"] == "code" else set())
-        assert re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", cell["id"])
-        assert all(isinstance(line, str) for line in cell["source"])
-    assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
-    (code,) = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]  # one cell does it
+def code_of(path: Path) -> str:
+    """The one cell that does it."""
+    (code,) = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     assert code["outputs"] == [] and code["execution_count"] is None
-    text = "".join(code["source"])
-    lines = re.findall(r"^!python -m ttt (.+)$", text, re.MULTILINE)
-    assert len(lines) == 1
-    check_line(lines[0])
-    python = "\n".join(line for line in text.splitlines() if not line.startswith(("!", "%")))
-    compile(python, path.name, "exec")
-    assert "hf_" not in text.replace("hf_oauth", "")
+    return "".join(code["source"])
+
+
+def python_of(text: str) -> str:
+    return "\n".join(line for line in text.splitlines() if not line.startswith(("!", "%")))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_is_one(path: Path) -> None:
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    nbformat.validate(notebook)
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+    assert "hf_" not in code_of(path)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_what_a_notebook_runs_exists(path: Path) -> None:
+    text = code_of(path)
+    shell = [line[1:] for line in text.splitlines() if line.startswith("!")]
+    (peer,) = [line for line in shell if line.startswith("python -m ttt ")]
+    check_line(peer.removeprefix("python -m ttt "))
+    given = dict(re.findall(r'^(\w+) = (?:"[^"]*"|\d+)  # @param {type:"(string|integer)"}$', text, re.MULTILINE))
+    assert set(given) == {"RUN", "ADDRESS", "SOURCE", "NAME", "MICRO_BATCH"}
+    assert set(re.findall(r"\$(\w+)", "\n".join(shell))) == set(given)
+    assert all(f'"${name}"' in "\n".join(shell) for name, kind in given.items() if kind == "string")  # spaces and all
+    explained = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]
+    assert all(f"`{name}`" in "".join(explained) for name in given)
+    (filtered,) = [line for line in shell if line.startswith("grep ")]
+    kept = subprocess.run(filtered.split(">")[0], shell=True, cwd=ROOT, capture_output=True, text=True).stdout
+    left_out = set((ROOT / "requirements.txt").read_text().splitlines()) - set(kept.splitlines())
+    assert {line.split("==")[0] for line in left_out} == {"torch", "torchvision"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_whose_placeholders_stand_says_so_before_it_does_anything(path: Path) -> None:
+    text = code_of(path)
+    assert text.index("raise SystemExit") < text.index("\n!")
+    with pytest.raises(SystemExit, match=r"Replace 'https://example.org/run.toml' at the top"):
+        exec(python_of(text), {})
+    filled = text.replace("//example.org", "//a.example").replace("/dns4/example.org", "/dns4/a.example")
+    filled = filled.replace("spaces/OWNER/SPACE", "spaces/anna/demo")
+    exec(python_of(filled), {})
 
 
 def test_the_notebooks_are_there() -> None:
     assert [path.name for path in NOTEBOOKS] == ["colab.ipynb", "kaggle.ipynb"]
 
 
-def test_the_dockerfile_copies_what_is_there_and_starts_a_command() -> None:
-    text = (EXAMPLES / "Dockerfile").read_text(encoding="utf-8")
-    instructions = [line for line in text.splitlines() if re.match(r"[A-Z]+ ", line)]
-    kinds = [line.split()[0] for line in instructions]
-    assert kinds[0] == "FROM" and {"ENTRYPOINT", "CMD", "USER", "VOLUME"} <= set(kinds)
-    for line in instructions:
-        if line.startswith("COPY"):
-            for source in line.split()[1:-1]:
-                assert (ROOT / source).exists(), line
-    assert json.loads(text.split("ENTRYPOINT ")[1].splitlines()[0]) == ["python", "-m", "ttt"]
-    usage = re.sub(r"\\\n#\s*", "", text)
+def instructions() -> list[tuple[str, str]]:
+    """(INSTRUCTION, rest) of the Dockerfile, continued lines joined."""
+    text = re.sub(r"\\\n\s*", " ", (EXAMPLES / "Dockerfile").read_text(encoding="utf-8"))
+    return re.findall(r"^([A-Z]+) (.+)$", text, re.MULTILINE)
+
+
+def test_the_dockerfile_installs_what_is_pinned_and_starts_as_nobody_special() -> None:
+    found = instructions()
+    kinds = [kind for kind, _ in found]
+    known = {"FROM", "RUN", "WORKDIR", "COPY", "USER", "ENV", "VOLUME", "STOPSIGNAL", "ENTRYPOINT", "CMD"}
+    assert kinds[0] == "FROM" and set(kinds) == known
+    (image,) = [rest for kind, rest in found if kind == "FROM"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f'python_version: "{image.removeprefix("python:").removesuffix("-slim")}"' in readme
+    copied = [source for kind, rest in found if kind == "COPY" for source in rest.split()[:-1]]
+    assert all((ROOT / source).exists() for source in copied)
+    (install,) = [rest for kind, rest in found if kind == "RUN" and "pip install" in rest]
+    assert set(re.findall(r"-[rc] (\S+)", install)) == {"requirements.txt", "constraints.txt"} <= set(copied)
+    assert kinds.index("USER") > kinds.index("RUN") and dict(found)["USER"] != "root"
+    assert dict(found)["STOPSIGNAL"] == "SIGTERM"  # which drains a peer
+    assert json.loads(dict(found)["ENTRYPOINT"]) == ["python", "-m", "ttt"]
+    check_line(" ".join(json.loads(dict(found)["CMD"])))
+    ignored = (EXAMPLES / "Dockerfile.dockerignore").read_text(encoding="utf-8").split()
+    assert {".git", ".venv", "runs"} <= set(ignored)
+    assert not {"ttt", "calculator", "app.py", "README.md", *copied} & set(ignored)
+
+
+def test_the_commands_in_the_dockerfile_exist() -> None:
+    usage = re.sub(r"\\\n#\s*", "", (EXAMPLES / "Dockerfile").read_text(encoding="utf-8"))
     line = re.search(r"ttt +(peer --run [^\n]+)", usage)
     assert line is not None
     check_line(line[1])
