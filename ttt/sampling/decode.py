@@ -45,12 +45,12 @@ def prefill(weights: DecoderWeights, text: Tensor) -> Prompt:
 
 def decode_one_code(weights: DecoderWeights, cache: Cache, codes: Tensor, position: int) -> Tensor:
     """codes int64 [b] at `position` -> logits [b, v] float32 of the codes after them. Positions in order, from 0."""
-    column = position % cache.fmap
+    column, angle = position % cache.fmap, weights.rotary.angle(position)
     x1 = F.embedding(codes, weights.embedding)  # [b, c]
     x2 = x1.clone()
     for i, layer in enumerate(weights.layers):
         x = cache.attention_shifts[i].shift(normed(layer.attention_norm, x2, weights), column)
-        x1.addcmul_(_attend_code(weights, layer, cache, i, x, position), layer.attention_scale)
+        x1.addcmul_(_attend_code(weights, layer, cache, i, x, position, angle), layer.attention_scale)
         x = cache.feed_forward_shifts[i].shift(normed(layer.feed_forward_norm, x1, weights), column)
         x2.addcmul_(feed_body(layer, x), layer.feed_forward_scale)
     return logits_after(weights, x1, x2)
@@ -107,11 +107,16 @@ def attend(q: Tensor, prompt_keys: Tensor, prompt_values: Tensor, own: Tensor, u
 
 
 def _attend_code(
-    weights: DecoderWeights, layer: LayerWeights, cache: Cache, i: int, x: Tensor, position: int
+    weights: DecoderWeights,
+    layer: LayerWeights,
+    cache: Cache,
+    i: int,
+    x: Tensor,
+    position: int,
+    angle: tuple[Tensor, ...],
 ) -> Tensor:
     """Attention of layer i for one code: x [b, c] -> [b, c], not yet scaled."""
     b, (h, d) = len(x), (weights.config.heads, weights.config.dim_head)
-    angle = weights.rotary.angle(position)
     qkv = weights.rotary.code(layer.to_qkv(x).view(b, 3 * h, d), angle).to(weights.dtype)  # [3h, b, d]
     own, unseen = cache.images[i].add(qkv[h:].view(2, h * b, d), position)
     return layer.to_out(attend(qkv[:h], cache.prompt.keys[i], cache.prompt.values[i], own, unseen))
