@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +19,7 @@ from ttt.swarm.uploader import Uploader, upload
 
 class TakesCommits(BaseHTTPRequestHandler):
     files: dict[str, bytes]
+    commits: list[str]
     status = 200
 
     def do_GET(self) -> None:
@@ -33,6 +35,7 @@ class TakesCommits(BaseHTTPRequestHandler):
                 {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in wanted]}
             )
         elif "/commit/" in self.path:
+            self.commits.append(self.path)
             for line in body.splitlines():
                 entry = json.loads(line)
                 if entry["key"] == "file":
@@ -54,7 +57,7 @@ class TakesCommits(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[TakesCommits]]:
-    handler = type("Handler", (TakesCommits,), {"files": {}})
+    handler = type("Handler", (TakesCommits,), {"files": {}, "commits": []})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}"
@@ -73,6 +76,12 @@ def checkpoint(tmp_path: Path) -> Checkpoint:
     return Checkpoint(folder, Manifest(format=1, run="tiny", generation=0, epoch=7, time=1.0, files={}))
 
 
+def later(checkpoint: Checkpoint) -> Checkpoint:
+    path = checkpoint.path.with_name("step-00000008")
+    shutil.copytree(checkpoint.path, path)
+    return Checkpoint(path, checkpoint.manifest.model_copy(update={"epoch": 8}))
+
+
 def test_the_bundle_lies_at_the_root_and_the_rest_beside_it(hub: type[TakesCommits], checkpoint: Checkpoint) -> None:
     told: list[tuple[str, str]] = []
     uploader = Uploader("owner/model", 3600, lambda name, text: told.append((name, text)))
@@ -80,7 +89,12 @@ def test_the_bundle_lies_at_the_root_and_the_rest_beside_it(hub: type[TakesCommi
     uploader.wait(60)
     assert told == [("step-00000007", "https://huggingface.co/owner/model/commit/abc")]
     assert hub.files == {"config.json": b'{"name": "seven"}', "training/state.json": b"{}"}
-    assert not uploader.offer(checkpoint), "too early for another"
+    assert len(hub.commits) == 1
+    assert not uploader.offer(later(checkpoint)), "too early for another"
+    uploader.finish(60)
+    assert told[1:] == [("step-00000008", "https://huggingface.co/owner/model/commit/abc")], "the last one stays away"
+    uploader.finish(60)
+    assert len(hub.commits) == 2, "it is there already"
 
 
 def test_a_hub_that_fails_is_told_and_stops_nobody(hub: type[TakesCommits], checkpoint: Checkpoint) -> None:
@@ -92,6 +106,10 @@ def test_a_hub_that_fails_is_told_and_stops_nobody(hub: type[TakesCommits], chec
     [(name, text)] = told
     assert name == ""
     assert "upload to owner/model failed" in text
+    hub.status = 200
+    assert uploader.offer(later(checkpoint)), "a failure does not begin the interval"
+    uploader.wait(60)
+    assert told[-1][0] == "step-00000008"
 
 
 def test_without_a_repository_nothing_is_uploaded(checkpoint: Checkpoint) -> None:

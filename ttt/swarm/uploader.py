@@ -17,17 +17,17 @@ class Uploader:
     def __init__(self, repo: str, every: float, told: Callable[[str, str], None]) -> None:
         """told: called with (checkpoint's name, address on the Hub), or ("", what went wrong)."""
         self.repo, self.every, self.told = repo, every, told
-        self._began = float("-inf")
+        self._done_at, self._done = float("-inf"), ""
+        """When the last upload that succeeded began, and its checkpoint's name."""
+        self._newest: Checkpoint | None = None
         self._thread: threading.Thread | None = None
 
     def offer(self, checkpoint: Checkpoint) -> bool:
         """Begin an upload unless one is under way or was just made; whether it began."""
-        if not self.repo or self.busy or time.monotonic() - self._began < self.every:
+        self._newest = checkpoint
+        if time.monotonic() - self._done_at < self.every:
             return False
-        self._began = time.monotonic()
-        self._thread = threading.Thread(target=self._upload, args=(checkpoint.path,), daemon=True, name="upload")
-        self._thread.start()
-        return True
+        return self._begin()
 
     @property
     def busy(self) -> bool:
@@ -36,30 +36,58 @@ class Uploader:
     def wait(self, seconds: float) -> None:
         """For the upload that is under way."""
         if self._thread is not None:
-            self._thread.join(seconds)
+            self._thread.join(max(0.0, seconds))
+
+    def finish(self, seconds: float) -> None:
+        """Upload the newest checkpoint whatever the interval, as far as that goes in so many seconds."""
+        deadline = time.monotonic() + seconds
+        self.wait(seconds)
+        if self._begin():
+            self.wait(deadline - time.monotonic())
+        if self.busy:
+            self.told("", f"the upload to {self.repo} took longer than {seconds:.0f} s and was given up")
+
+    def _begin(self) -> bool:
+        """Of the newest checkpoint, unless it is there already."""
+        newest = self._newest
+        if not self.repo or newest is None or self.busy or newest.path.name == self._done:
+            return False
+        self._thread = threading.Thread(target=self._upload, args=(newest.path,), daemon=True, name="upload")
+        self._thread.start()
+        return True
 
     def _upload(self, folder: Path) -> None:
+        began = time.monotonic()
         try:
-            self.told(folder.name, upload(folder, self.repo))
+            address = upload(folder, self.repo)
         except Exception as error:  # the network has many; training goes on without it
             first = str(error).strip().splitlines()[:1] or [type(error).__name__]
             self.told("", f"the upload to {self.repo} failed and is tried again with the next checkpoint: {first[0]}")
+            return
+        self._done_at, self._done = began, folder.name
+        self.told(folder.name, address)
 
 
 def upload(folder: Path, repo: str) -> str:
     """The bundle to the repository's root, so that it is a model for `from_pretrained`; the rest beside it.
 
-    Uses the token of HF_TOKEN or `hf auth login`. Returns the address of the commit.
+    Uses the token of HF_TOKEN or `hf auth login`. Returns the address of the commit, which is one.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     if "/" not in repo:
         raise InvalidInput(f"hub_repo must be owner/name, got {repo!r}")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     api = HfApi()
     api.create_repo(repo, repo_type="model", exist_ok=True)
-    message = folder.name.replace("-", " ")
-    api.upload_folder(
-        repo_id=repo, folder_path=folder, path_in_repo="training", ignore_patterns=f"{BUNDLE}/*", commit_message=message
+    done = api.create_commit(
+        repo,
+        [CommitOperationAdd(path_in_repo=_place(path, folder), path_or_fileobj=path) for path in files],
+        commit_message=folder.name.replace("-", " "),
     )
-    done = api.upload_folder(repo_id=repo, folder_path=folder / BUNDLE, path_in_repo=".", commit_message=message)
     return str(done.commit_url)
+
+
+def _place(path: Path, folder: Path) -> str:
+    inside = path.relative_to(folder)
+    return (inside.relative_to(BUNDLE) if inside.parts[0] == BUNDLE else Path("training") / inside).as_posix()
