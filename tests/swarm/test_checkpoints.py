@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.backups import distance_of
 from tests.support.swarm import tiny_run
 from tests.support.tiny import tiny_dalle, write_tiny_bundle
 from ttt import TextToImage
 from ttt.errors import CheckpointError, InvalidInput, SwarmError
-from ttt.swarm.backup import compare_backups, load_backup, save_backup
+from ttt.swarm.backup import load_backup, save_backup
 from ttt.swarm.checkpoints import CheckpointStore, damaged, load_state, only, read_checkpoint, to_keep
 from ttt.swarm.generation import Announcement, read_generation, write_generation
+from ttt.swarm.history import HISTORY_FILE, History
+from ttt.swarm.history_reader import HistoryReader
+from ttt.swarm.history_types import Checkpoint as Row
 from ttt.swarm.processes import own_folder
 from ttt.swarm.rollback import roll_back
 from ttt.swarm.settings import CheckpointSection, OptimizerSection
@@ -178,6 +182,9 @@ def test_a_rollback_begins_a_new_generation_and_drops_what_came_later(tmp_path: 
     for epoch in (10, 20, 30):
         store.save(state_of(epoch), tiny_dalle(), bundle, generation=0)  # type: ignore[arg-type]
     write_generation(folder, Announcement(generation=0, founded=1.0))
+    with History(folder / HISTORY_FILE, "tiny") as history:
+        for one in store.all():
+            history.add_checkpoint(Row(float(one.epoch), one.epoch, 0, None, f"checkpoints/{one.path.name}", ""))
     with pytest.raises(CheckpointError, match="there are: 10, 20, 30"):
         roll_back(folder, settings, 15)
     with own_folder(folder), pytest.raises(InvalidInput, match="in use"):
@@ -187,8 +194,30 @@ def test_a_rollback_begins_a_new_generation_and_drops_what_came_later(tmp_path: 
     found = read_generation(folder)
     assert found is not None
     assert found.generation == 1
+    with HistoryReader(folder / HISTORY_FILE) as reader:
+        assert [row.epoch for row in reader.checkpoints()] == [20, 10]
+        [event] = reader.events()
+        assert (event.kind, event.text) == ("rollback", "to step 20")
     with pytest.raises(SwarmError, match="not there"):
         roll_back(tmp_path / "nowhere", settings, 20)
+
+
+def test_a_roll_back_that_is_broken_off_can_be_made_again(
+    tmp_path: Path, bundle: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it had not yet done, what it had dropped is not the newest of a new generation."""
+    settings = tiny_run(tmp_path, checkpoints={"keep_last": 5})
+    folder = tmp_path / "coordinator"
+    store = CheckpointStore(folder, "tiny", settings.checkpoints)
+    for epoch in (10, 20, 30):
+        store.save(state_of(epoch), tiny_dalle(), bundle, generation=0)  # type: ignore[arg-type]
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            roll_back(folder, settings, 20)
+    assert read_generation(folder) is None, "a new generation would have begun with step 30"
+    assert roll_back(folder, settings, 20).epoch == 20
+    assert [one.epoch for one in store.all()] == [10, 20] and read_generation(folder) is not None
 
 
 def test_a_backup_comes_back_and_only_for_its_generation(tmp_path: Path) -> None:
@@ -199,9 +228,9 @@ def test_a_backup_comes_back_and_only_for_its_generation(tmp_path: Path) -> None
     loaded = load_backup(tmp_path, generation=2)
     assert loaded is not None
     assert loaded.epoch == 4
-    assert compare_backups(state, loaded) == 0
+    assert distance_of(state, loaded) == 0
     another = snapshot(trained("lamb8bit", steps=1)[1], NAMES, 4)
-    assert 0 < compare_backups(state, another) < 1
+    assert 0 < distance_of(state, another) < 1
     assert json.loads(json.dumps(loaded.scalars)) == state.scalars
     (tmp_path / "backup.safetensors").write_bytes(b"broken")
     assert load_backup(tmp_path) is None

@@ -119,6 +119,11 @@ class History:
         with self._writing() as connection:
             connection.execute(update(tables.checkpoints).where(tables.checkpoints.c.path == path).values(url=url))
 
+    def checkpoints(self) -> set[str]:
+        """Paths of those that were written down."""
+        with self._writing() as connection:
+            return set(connection.execute(select(tables.checkpoints.c.path)).scalars())
+
     def forget_checkpoints(self, paths: Iterable[str]) -> None:
         """These were deleted by the keeper's policy."""
         if rows := [{"gone": path} for path in paths]:

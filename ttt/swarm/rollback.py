@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 
 from ttt.errors import SwarmError
-from ttt.swarm.checkpoints import Checkpoint, CheckpointStore, damaged
+from ttt.swarm.checkpoints import FOLDER, Checkpoint, CheckpointStore, damaged
 from ttt.swarm.generation import Announcement, read_generation, write_generation
+from ttt.swarm.history import HISTORY_FILE, History
+from ttt.swarm.history_types import Event
 from ttt.swarm.processes import own_folder
 from ttt.swarm.settings import RunSettings
 
@@ -15,7 +17,8 @@ from ttt.swarm.settings import RunSettings
 def roll_back(folder: Path, settings: RunSettings, epoch: int) -> Checkpoint:
     """Drop every checkpoint after `epoch` and begin a new generation, whose peers never meet the old ones.
 
-    CheckpointError where there is no such checkpoint or it is damaged; InvalidInput where the coordinator runs.
+    CheckpointError where there is no such checkpoint, SwarmError where it is damaged; InvalidInput where the
+    coordinator runs.
     """
     if not folder.is_dir():
         raise SwarmError(f"{folder} is not there; name the coordinator's folder with --folder")
@@ -25,6 +28,14 @@ def roll_back(folder: Path, settings: RunSettings, epoch: int) -> Checkpoint:
         if wrong := damaged(kept):
             raise SwarmError(f"{wrong} is not what was written; choose another step")
         old = read_generation(folder)
-        write_generation(folder, Announcement(generation=old.generation + 1 if old else 1, founded=time.time()))
-        store.drop_after(epoch)
+        with _history(folder, settings) as history:
+            store.drop_after(epoch)  # first: where this is killed, nothing that was dropped can come back as newest
+            write_generation(folder, Announcement(generation=old.generation + 1 if old else 1, founded=time.time()))
+            history.forget_checkpoints(history.checkpoints() - {f"{FOLDER}/{one.path.name}" for one in store.all()})
+            history.add_event(Event(time.time(), "rollback", "", f"to step {epoch}"))
         return kept
+
+
+def _history(folder: Path, settings: RunSettings) -> History:
+    run = settings.run
+    return History(folder / HISTORY_FILE, run.name, title=run.title, target_batch_size=settings.batch.global_batch)

@@ -1,0 +1,14 @@
+"""How far apart the models of two backups are, for tests. Knows tensors by their names alone."""
+
+from __future__ import annotations
+
+from ttt.swarm.state import TrainingState
+
+
+def distance_of(a: TrainingState, b: TrainingState) -> float:
+    """|a - b| / |a| over all parameters; the two must be of one model."""
+    names = {n for n in a.tensors if n.startswith("parameters/")}
+    assert names == {n for n in b.tensors if n.startswith("parameters/")}
+    square = sum(float((a.tensors[n] - b.tensors[n]).double().square().sum()) for n in names)
+    norm = sum(float(a.tensors[n].double().square().sum()) for n in names)
+    return float((square / norm) ** 0.5)
