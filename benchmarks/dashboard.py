@@ -111,7 +111,7 @@ def _measure(history: History, path: Path, wanted: argparse.Namespace) -> dict[s
         status = json.dumps(summary.swarm_status(reader, at=at))
         figures["status_bytes"] = float(len(status))
         figures["status_ms"] = _median_ms(lambda: summary.swarm_status(reader, at=at), wanted.runs)
-        figures["leaderboard_ms"] = _median_ms(lambda: summary.leaderboard_rows(reader, at=at), wanted.runs)
+        figures["leaderboard_ms"] = _median_ms(lambda: summary.leaderboard(reader, at=at), wanted.runs)
         figures["every_row_bytes"] = float(len(_every_row(reader)))
         figures["every_row_ms"] = _median_ms(lambda: _every_row(reader), 3)
     figures["times_faster"] = figures["every_row_ms"] / figures["refresh_ms"]
@@ -126,7 +126,7 @@ def _refresh(reader: HistoryReader, at: float) -> str:
             "curves": [asdict(summary.curve(reader, series, points=300)) for series in SERIES],
             "over_samples": asdict(summary.curve(reader, "loss", over="samples", points=300)),
             "progress": asdict(state) if (state := summary.progress(reader, at=at)) else None,
-            "leaderboard": summary.leaderboard_rows(reader, at=at),
+            "leaderboard": [asdict(place) for place in summary.leaderboard(reader, at=at)],
             "checkpoints": [asdict(one) for one in summary.checkpoints(reader, limit=20)],
             "pictures": {p: [asdict(one) for one in several] for p, several in summary.pictures(reader).items()},
         }

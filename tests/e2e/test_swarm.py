@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.backups import distance_of
 from tests.support.swarm import LocalSwarm, Member, free_port, processes_of, tiny_run
 from ttt import TextToImage
-from ttt.swarm.backup import compare_backups, load_backup
+from ttt.swarm.backup import load_backup
 from ttt.swarm.checkpoints import CheckpointStore
 from ttt.swarm.fingerprint import distance
 from ttt.swarm.run_file import write_run_file
@@ -101,7 +102,7 @@ def test_two_peers_that_leave_at_the_same_step_hold_the_same_model(tmp_path: Pat
         assert one is not None
         assert two is not None
         assert one.epoch == two.epoch == 4
-        assert compare_backups(one, two) < 1e-4
+        assert distance_of(one, two) < 1e-4
 
 
 def test_a_peer_that_finds_nobody_says_so(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from hivemind.p2p import P2PContext, PeerID
 from hivemind.proto import averaging_pb2
 from hivemind.utils import MSGPackSerializer, get_dht_time
 
+from tests.support.waiting import wait_for
 from ttt.swarm.averagers import Reporting
-from ttt.swarm.dht import wait_for
 from ttt.swarm.group_data import Gathered, group_key, parse_gathered, why_not_join
 from ttt.swarm.matchmaking import EpochMatchmaking, MeasuredRunner
 

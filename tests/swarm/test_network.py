@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import wait_for
 from tests.swarm.peers import ID
 from ttt.errors import Cancelled, InvalidInput, SwarmError
 from ttt.swarm.dht import (
@@ -24,7 +25,6 @@ from ttt.swarm.dht import (
     reconnect,
     start_dht,
     visible_addresses,
-    wait_for,
 )
 from ttt.swarm.gate import OpenGate
 from ttt.swarm.generation import Announcement

@@ -19,8 +19,9 @@ from hivemind.averaging.group_info import GroupInfo
 from hivemind.averaging.matchmaking import MatchmakingException
 from hivemind.utils import MSGPackSerializer
 
+from tests.support.waiting import wait_for
 from ttt.swarm.averagers import SwarmPowerSGDAverager
-from ttt.swarm.dht import get_record, wait_for
+from ttt.swarm.dht import get_record
 from ttt.swarm.matchmaking import install
 
 RANK, SHAPE = 2, (40, 30)

@@ -180,9 +180,7 @@ def test_names_of_strangers_cannot_harm_a_page(history: History) -> None:
         monitor.observe(reading(one), Seen(step), START + step)  # type: ignore[arg-type]
     with HistoryReader(history.path) as reader:
         (place,) = summary.leaderboard(reader)
-        (row,) = summary.leaderboard_rows(reader)
     assert "<" not in place.html_name and place.name == "<img src=x onerror=alert(1)>"
-    assert json.loads(json.dumps(row)) == row
 
 
 def test_pictures_over_time_are_thinned_evenly(history: History) -> None:

@@ -39,13 +39,3 @@ def load_backup(folder: Path, generation: int | None = None) -> TrainingState | 
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return TrainingState(int(about["epoch"]), tensors, json.loads(about["scalars"]))
     return None
-
-
-def compare_backups(a: TrainingState, b: TrainingState) -> float:
-    """Distance of two peers' parameters, |a - b| / |a|. CheckpointError if they are of different models."""
-    names = {n for n in a.tensors if n.startswith("parameters/")}
-    if names != {n for n in b.tensors if n.startswith("parameters/")}:
-        raise CheckpointError("the backups are of different models")
-    square = sum(float((a.tensors[n] - b.tensors[n]).double().square().sum()) for n in names)
-    norm = sum(float(a.tensors[n].double().square().sum()) for n in names)
-    return float((square / norm) ** 0.5)

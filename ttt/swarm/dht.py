@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
@@ -238,13 +237,3 @@ async def _connect(node: DHTNode, peer: PeerID, transport: Multiaddr) -> None:
         raise_if_failed(answer)
     finally:
         writer.close()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float, every: float = 0.2) -> bool:
-    """Whether the condition came true in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(every)
-    return True

@@ -196,14 +196,6 @@ def swarm_status(history: HistoryReader, *, at: float | None = None) -> dict[str
     return {**status, "samples": samples, **asdict(state), "updated": _iso(state.updated)}
 
 
-def leaderboard_rows(history: HistoryReader, *, limit: int = 100, at: float | None = None) -> list[dict[str, Any]]:
-    """For the endpoint `leaderboard`."""
-    places = leaderboard(history, limit=limit, at=at)
-    return [
-        {**asdict(place), "first_seen": _iso(place.first_seen), "last_seen": _iso(place.last_seen)} for place in places
-    ]
-
-
 def _eta(now: Now, left: int, at: float) -> float | None:
     if not now.samples_per_second or now.samples_per_second <= 0:
         return None
