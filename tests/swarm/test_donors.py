@@ -26,8 +26,9 @@ from hivemind.proto import averaging_pb2, runtime_pb2
 from hivemind.utils import MSGPackSerializer
 from hivemind.utils.streaming import split_for_streaming
 
+from tests.support.waiting import wait_for
 from ttt.errors import CheckpointError
-from ttt.swarm.dht import find_donors, wait_for
+from ttt.swarm.dht import find_donors
 from ttt.swarm.donors import STATE_FORMAT, IncomingState, in_order, parse_donors
 from ttt.swarm.exchange import make_state_keeper
 from ttt.swarm.gate import OpenGate
