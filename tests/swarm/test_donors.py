@@ -27,7 +27,7 @@ from hivemind.utils import MSGPackSerializer
 from hivemind.utils.streaming import split_for_streaming
 
 from tests.support.waiting import wait_for
-from ttt.errors import CheckpointError
+from ttt.errors import Cancelled, CheckpointError
 from ttt.swarm.dht import find_donors
 from ttt.swarm.donors import STATE_FORMAT, IncomingState, in_order, parse_donors
 from ttt.swarm.exchange import make_state_keeper
@@ -196,6 +196,19 @@ def test_an_older_state_than_ours_is_not_taken(swarm: Swarm) -> None:
     assert not newcomer.load_state_from_peers(timeout=8)
     assert newcomer.local_epoch == EPOCH + 1
     assert all(bool((tensor == 1).all()) for tensor in parameters(newcomer))
+
+
+def test_a_silent_donor_does_not_keep_a_peer_that_is_asked_to_leave(swarm: Swarm) -> None:
+    newcomer = swarm.newcomer
+    newcomer.load(fresh(newcomer, epoch=0))
+    newcomer.believed = lambda: NEWEST
+    newcomer.stopped = lambda: True
+    swarm.liar.lie.value = list(LIES).index("silence")
+    try:
+        with pytest.raises(Cancelled):
+            newcomer.load_state_from_peers(timeout=8)
+    finally:
+        newcomer.stopped = lambda: False
 
 
 def parameters(averager: SwarmStateAverager) -> list[torch.Tensor]:

@@ -14,7 +14,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from hivemind.utils.asyncio import aiter_with_timeout
 from hivemind.utils.streaming import combine_from_streaming
 from torch import Tensor
 
-from ttt.errors import CheckpointError
+from ttt.errors import Cancelled, CheckpointError
 from ttt.swarm.gate import Entrance, Gate
 from ttt.swarm.progress import believed_epoch
 from ttt.swarm.records import MAX_EPOCH
@@ -39,6 +39,7 @@ logger = get_logger(__name__)
 STATE_FORMAT = 1
 SLACK = 1
 """Steps that a donor may be ahead of what the swarm's progress says: it may just have made one."""
+POLL_SECONDS = 0.5
 PATIENCE = 3
 """Times the timeout of one donor, after which a search is given up; donors may be slow on purpose."""
 
@@ -137,6 +138,8 @@ class Taking(DecentralizedAverager):
     """An averager that takes a state from other peers, one donor after the other until a state fits."""
 
     gate: Gate
+    stopped: Callable[[], bool] = staticmethod(lambda: False)
+    """Whether the peer is asked to leave, which ends its waiting."""
     _failures: Counter[PeerID]
 
     def expected_state(self) -> dict[str, Any]:
@@ -147,14 +150,19 @@ class Taking(DecentralizedAverager):
         """A donor's state of step `lowest` or later; None where nobody gave one that fits.
 
         newest: the believable step of the swarm; None where nobody reports progress. timeout: seconds for one donor.
+        Raises Cancelled when asked to stop meanwhile.
         """
         future = MPFuture()
         limits = {"future": future, "timeout": timeout, "lowest": lowest, "newest": newest}
         self._outer_pipe.send(("_load_state_from_peers", [], limits))
-        try:
-            return future.result(None if timeout is None else (PATIENCE + 1) * timeout)
-        except TimeoutError:
-            return None
+        deadline = math.inf if timeout is None else time.monotonic() + (PATIENCE + 1) * timeout
+        while time.monotonic() < deadline:
+            try:
+                return future.result(POLL_SECONDS)
+            except TimeoutError:
+                if self.stopped():
+                    raise Cancelled("stopped while taking the state from another peer") from None
+        return None
 
     async def _load_state_from_peers(
         self, future: MPFuture, timeout: float | None = None, lowest: int = 0, newest: int | None = None

@@ -102,6 +102,7 @@ class SwarmOptimizer(CarefulOptimizer):
         self.client_mode = client_mode
         self.grad_averager.current_epoch = lambda: self.local_epoch
         self.state_averager.believed = self.tracker.newest_believable
+        self.state_averager.stopped = self.grad_averager.stopped = hooks.stopped
 
     def _make_state_averager(self, **kwargs: Any) -> SwarmStateAverager:
         return SwarmStateAverager(
