@@ -89,7 +89,7 @@ def _peer(index: int, epoch: int, at: float) -> Peer:
 
 def _checkpoint(history: History, epoch: int, at: float) -> None:
     history.add_checkpoint(Checkpoint(at, epoch, epoch * BATCH, 3.0, f"checkpoints/{epoch}", "ab" * 32))
-    history.add_event(Event(at, "checkpoint", "", f"step {epoch}"))
+    history.add_event(Event(at, "problem", "", f"step {epoch}"))
     for number, prompt in enumerate(PROMPTS):
         history.add_picture(Picture(at, epoch, prompt, f"pictures/{epoch}-{number}.jpg"))
 

@@ -64,6 +64,21 @@ def test_only_the_coordinators_word_counts(tmp_path: Path) -> None:
             assert reconnect(stranger, [address]) == [address]
 
 
+def test_newcomers_find_the_run_at_another_peer_while_the_coordinator_is_away(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        with node(tmp_path / "coordinator") as coordinator:
+            [address] = visible_addresses(coordinator)
+            peer = stack.enter_context(node(tmp_path / "peer", address))
+            [other] = visible_addresses(peer)
+            assert announce_run(coordinator, "cats", Announcement(generation=1, founded=2.0))
+            assert wait_for(lambda: find_run(peer, "cats", [str(coordinator.peer_id)]) is not None, 20)
+        newcomer = stack.enter_context(node(tmp_path / "newcomer", other))
+        told = PeerOptions(run="", initial_peers=(other,), coordinator=str(coordinator.peer_id), folder=tmp_path)
+        assert wait_for(lambda: find_run(newcomer, "cats", told.coordinators) is not None, 30)
+        untold = PeerOptions(run="", initial_peers=(other,), folder=tmp_path)
+        assert find_run(newcomer, "cats", untold.coordinators) is None
+
+
 def test_peers_that_accept_and_never_answer_keep_nobody_from_the_others(tmp_path: Path) -> None:
     with ExitStack() as stack:
         silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(6)]

@@ -54,6 +54,25 @@ def add_commands(app: typer.Typer, errors_told: ErrorsTold) -> None:
             kept = roll_back(folder or RUNS / settings.run.name / "coordinator", settings, to)
             typer.echo(f"going on from {kept.path} once the coordinator is started again")
 
+    @run.command()
+    def export(
+        folder: Annotated[Path, typer.Option(help="The coordinator's folder, or any with a history.sqlite.")],
+        out: Annotated[Path, typer.Option(help="The file to write.")] = Path("history.json"),
+    ) -> None:
+        """Write a run's history as one small file, which the Dashboard shows without the run."""
+        with errors_told():
+            from ttt.errors import InvalidInput
+            from ttt.swarm.history import HISTORY_FILE
+            from ttt.swarm.history_export import export as write
+            from ttt.swarm.history_reader import HistoryReader
+
+            with HistoryReader(folder / HISTORY_FILE) as history:
+                try:
+                    size = write(history, out)
+                except OSError as error:
+                    raise InvalidInput(f"{out} cannot be written: {error}; choose another --out") from None
+            typer.echo(f"{out}: {size:,} bytes")
+
     @app.command()
     def coordinator(
         run: Annotated[str, typer.Option(help="The run file, or its URL.")],
@@ -70,21 +89,26 @@ def add_commands(app: typer.Typer, errors_told: ErrorsTold) -> None:
             from ttt.swarm.options import CoordinatorOptions
             from ttt.swarm.run_file import read_run_file
 
+            settings = read_run_file(run)
             run_coordinator(
                 CoordinatorOptions(
                     run=run,
-                    folder=folder or RUNS / read_run_file(run).run.name / "coordinator",
+                    folder=folder or RUNS / settings.run.name / "coordinator",
                     host=host,
                     port=port,
                     announce=tuple(announce or ()),
                     initial_peers=tuple(initial_peer or ()),
-                )
+                ),
+                settings,
             )
 
     @app.command()
     def peer(
         run: Annotated[str, typer.Option(help="The run file, or its URL.")],
         initial_peer: Annotated[list[str] | None, typer.Option(help="Address that the coordinator prints.")] = None,
+        coordinator: Annotated[
+            str, typer.Option(help="Its id, the end of its address: to join at another peer while it is away.")
+        ] = "",
         folder: Annotated[Path | None, typer.Option(help="For identity, status and backup.")] = None,
         name: Annotated[str, typer.Option(help="How you are called on the leaderboard.")] = "",
         device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
@@ -112,11 +136,13 @@ def add_commands(app: typer.Typer, errors_told: ErrorsTold) -> None:
             from ttt.swarm.peer import run_peer
             from ttt.swarm.run_file import read_run_file
 
+            settings = read_run_file(run)
             run_peer(
                 PeerOptions(
                     run=run,
                     initial_peers=tuple(initial_peer or ()),
-                    folder=folder or RUNS / read_run_file(run).run.name / "peer",
+                    coordinator=coordinator,
+                    folder=folder or RUNS / settings.run.name / "peer",
                     name=name,
                     device=device,
                     precision=precision,
@@ -131,5 +157,6 @@ def add_commands(app: typer.Typer, errors_told: ErrorsTold) -> None:
                     until=until,
                     seed=seed,
                     plain=plain,
-                )
+                ),
+                settings,
             )

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from ttt.bundle import Bundle
-from ttt.errors import CheckpointError, SwarmError
+from ttt.errors import SwarmError, TTTError
 from ttt.hub import find_bundle
 from ttt.swarm.checkpoints import BUNDLE, FOLDER, Checkpoint, CheckpointStore, load_state, only
 from ttt.swarm.company import invitation, keep_company, known_peers
@@ -24,6 +24,7 @@ from ttt.swarm.gate import Gate, OpenGate
 from ttt.swarm.generation import Announcement, read_generation, write_generation
 from ttt.swarm.history import HISTORY_FILE, History
 from ttt.swarm.history_types import Checkpoint as HistoryCheckpoint
+from ttt.swarm.history_types import Event
 from ttt.swarm.identity import load_identity
 from ttt.swarm.matchmaking import install
 from ttt.swarm.member import signals, taking_part
@@ -34,7 +35,6 @@ from ttt.swarm.processes import check_machine, check_shared_memory, shared_memor
 from ttt.swarm.progress import read_progress
 from ttt.swarm.records import read_all
 from ttt.swarm.reporter import Reporter
-from ttt.swarm.run_file import read_run_file
 from ttt.swarm.settings import RunSettings
 from ttt.swarm.state_averager import SwarmStateAverager
 from ttt.swarm.task import Task, load_task
@@ -42,15 +42,17 @@ from ttt.swarm.uploader import Uploader
 
 LOOK_SECONDS = 5.0
 UPLOAD_SECONDS = 120.0
-"""That an upload under way may take once the coordinator is asked to stop."""
+"""That uploading the last checkpoint may take once the coordinator is asked to stop."""
 ANNOUNCE_SECONDS = 60.0
 LOOK_AROUND_SECONDS = 15.0
 
 
-def run_coordinator(options: CoordinatorOptions, gate: Gate | None = None) -> None:
-    """Keep a run until SIGTERM. TTTError where that cannot begin."""
+def run_coordinator(options: CoordinatorOptions, settings: RunSettings, gate: Gate | None = None) -> None:
+    """Keep a run until SIGTERM. TTTError where that cannot begin.
+
+    settings: of the run file that `options.run` names.
+    """
     check_machine()
-    settings = read_run_file(options.run)
     with taking_part(options, settings, name="coordinator", role="coordinator") as reporter:
         Coordinator(options, settings, reporter, gate or OpenGate()).run()
         reporter.close("stopped", "asked to stop; the swarm goes on without its coordinator")
@@ -92,9 +94,9 @@ class Coordinator:
             write_generation(self.folder, self.announcement)
             self._watch(bundle, task)
             self.reporter.say("stopping", "writing a last checkpoint")
-            self._look()  # what happened since the last look belongs to the history and to that checkpoint
-            self._checkpoint(bundle, task)
-            self.uploader.wait(UPLOAD_SECONDS)
+            self._try(self._look)  # what happened since the last look belongs to the history and to that checkpoint
+            self._try(lambda: self._checkpoint(bundle, task))
+            self.uploader.finish(UPLOAD_SECONDS)
 
     def _begin(self, bundle: Bundle, task: Task) -> None:
         """Take the newest of: what the swarm holds, the newest checkpoint, the first weights."""
@@ -108,12 +110,14 @@ class Coordinator:
             how = f"going on from the checkpoint of step {newest.epoch}"
         else:
             how = "founded the run, from its first weights"
-            self._save(bundle, task)
+            self._try(lambda: self._save(bundle, task))
+        self._write_down_checkpoints()
         self.painter.forget_after(self.keeper.local_epoch)
         if newest is not None:
             self.painter.offer(newest)
         self._offer()
         announce_run(self.dht, self.settings.run.name, self.announcement)
+        self.history.add_event(Event(time.time(), "started", "", how))
         self.reporter.say("watching", how)
 
     def _newest_checkpoint(self) -> Checkpoint | None:
@@ -128,24 +132,36 @@ class Coordinator:
     def _watch(self, bundle: Bundle, task: Task) -> None:
         announced = looked = saved = time.monotonic()
         while not self.stop.wait(min(LOOK_SECONDS, self.settings.metrics.every_seconds)):
-            self._look()
+            self._try(self._look)
             now = time.monotonic()
             if now - announced >= ANNOUNCE_SECONDS:
                 announced = now
-                announce_run(self.dht, self.settings.run.name, self.announcement)
+                self._try(lambda: announce_run(self.dht, self.settings.run.name, self.announcement))
             if now - looked >= LOOK_AROUND_SECONDS:
                 looked = now
-                keep_company(self.dht, self.folder)
+                self._try(lambda: keep_company(self.dht, self.folder))
             if now - saved >= self.settings.checkpoints.every_seconds:
                 saved = now
-                self._checkpoint(bundle, task)
+                self._try(lambda: self._checkpoint(bundle, task))
+
+    def _try(self, act: Callable[[], object]) -> None:
+        """A full disk, or a network that does not answer, ends no run: it is told, and the next turn tries again."""
+        try:
+            act()
+        except (TTTError, OSError) as error:
+            self._problem(str(error))
+
+    def _problem(self, text: str) -> None:
+        if self.reporter.problem(text):
+            with suppress(TTTError):  # it may be the history that has the problem
+                self.history.add_event(Event(time.time(), "problem", "", text))
 
     def _look(self) -> None:
         """Read what the peers report, believe what can be believed, and write it down."""
         progress = read_progress(self.dht, self.prefix, self.settings.batch.global_batch)
         reading = read_all(self.dht, self.prefix)
         if not progress.answered or not reading.answered:
-            self.reporter.problem("the network did not answer in time")
+            self._problem("the network did not answer in time")
             return
         epoch = progress.epoch if progress.peers else self.keeper.local_epoch
         point = self.monitor.observe(reading, replace(progress, epoch=epoch), time.time())
@@ -163,28 +179,29 @@ class Coordinator:
         if self.reporter.status.epoch > self.keeper.local_epoch and not self.keeper.load_state_from_peers(
             timeout=self.settings.averaging.averaging_timeout
         ):
-            self.reporter.problem("no peer gave its state; the checkpoint waits until one does")
+            self._problem("no peer gave its state; the checkpoint waits until one does")
             return
         self._offer()
         self._save(bundle, task)
 
     def _save(self, bundle: Bundle, task: Task) -> None:
-        before = {one.path for one in self.store.all()}
-        try:
-            saved = self.store.save(self.keeper.state(copy=True), task.dalle, bundle, self.announcement.generation)
-        except CheckpointError as error:
-            self.reporter.problem(str(error))
-            return
+        saved = self.store.save(self.keeper.state(copy=True), task.dalle, bundle, self.announcement.generation)
         self.reporter.update(checkpoint=str(saved.path))
-        if saved.path not in before:
-            self.history.add_checkpoint(self._described(saved))
-        self.history.forget_checkpoints(self._name(path) for path in before - {one.path for one in self.store.all()})
         self.uploader.offer(saved)
+        self._write_down_checkpoints()
         self.painter.offer(saved)
+
+    def _write_down_checkpoints(self) -> None:
+        """Make the history name those that are on the disk, and no others."""
+        kept = {self._name(one.path): one for one in self.store.all()}
+        known = self.history.checkpoints()
+        self.history.forget_checkpoints(known - kept.keys())
+        for name in sorted(kept.keys() - known):
+            self.history.add_checkpoint(self._described(kept[name]))
 
     def _described(self, saved: Checkpoint) -> HistoryCheckpoint:
         samples = saved.epoch * self.settings.batch.global_batch
-        checksum = saved.manifest.files[f"{BUNDLE}/dalle.safetensors"]
+        checksum = saved.manifest.files.get(f"{BUNDLE}/dalle.safetensors", "")
         loss = self.reporter.status.loss
         return HistoryCheckpoint(saved.manifest.time, saved.epoch, samples, loss, self._name(saved.path), checksum)
 
@@ -193,9 +210,9 @@ class Coordinator:
 
     def _uploaded(self, name: str, text: str) -> None:
         if name:
-            self.history.set_checkpoint_url(f"{FOLDER}/{name}", text)
+            self._try(lambda: self.history.set_checkpoint_url(f"{FOLDER}/{name}", text))
         else:
-            self.reporter.problem(text)
+            self._problem(text)
 
     def _offer(self) -> None:
         self.keeper.state_sharing_priority = self.keeper.local_epoch
@@ -208,7 +225,7 @@ class Coordinator:
         )
 
     def _painter(self) -> Painter:
-        return Painter(self.folder, self.settings.pictures, self.history, self.reporter.problem)
+        return Painter(self.folder, self.settings.pictures, self.history, self._problem)
 
     @contextmanager
     def _dht(self) -> Iterator[SwarmDHT]:

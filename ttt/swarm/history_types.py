@@ -9,7 +9,7 @@ from pydantic import Field
 
 Moment = Annotated[float, Field(ge=0, le=253_402_300_799)]
 """Unix time, up to the year 9999: what can be shown as a date."""
-EventKind = Literal["started", "joined", "left", "restored", "rollback", "refused", "checkpoint", "problem"]
+EventKind = Literal["started", "joined", "left", "rollback", "problem"]
 
 
 @dataclass(frozen=True)

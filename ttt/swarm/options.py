@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from ttt.errors import InvalidInput
+
+PEER_ID = r"[1-9A-HJ-NP-Za-km-z]{40,64}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +18,9 @@ class PeerOptions:
     run: str
     """Run file, or its URL."""
     initial_peers: tuple[str, ...]
-    """Addresses to join at, the coordinator's first."""
+    """Addresses to join at."""
+    coordinator: str = ""
+    """libp2p id of the coordinator, or its address; empty: one of the initial peers is the coordinator."""
     folder: Path
     """For status, identity and backup."""
     name: str = ""
@@ -41,11 +46,17 @@ class PeerOptions:
     @property
     def coordinators(self) -> list[str]:
         """libp2p ids of those whose announcements of the run count."""
-        return [address.rpartition("/p2p/")[2] for address in self.initial_peers]
+        known = (self.coordinator,) if self.coordinator else self.initial_peers
+        return [address.rpartition("/p2p/")[2] for address in known]
 
     def check(self) -> None:
         if not self.initial_peers:
             raise InvalidInput("--initial-peer is needed: the address that the coordinator prints")
+        if self.coordinator and not all(re.fullmatch(PEER_ID, coordinator) for coordinator in self.coordinators):
+            raise InvalidInput(
+                f"--coordinator must be the end of its address, after /p2p/, such as Qm... (46 characters); "
+                f"got {self.coordinator!r}"
+            )
         if self.micro_batch < 0:
             raise InvalidInput(f"--micro-batch must be at least 1, or 0 for what fits; got {self.micro_batch}")
         if self.client and self.auxiliary:

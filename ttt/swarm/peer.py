@@ -34,7 +34,6 @@ from ttt.swarm.publisher import Publisher
 from ttt.swarm.records import describe
 from ttt.swarm.recovery import Recovery
 from ttt.swarm.reporter import Reporter
-from ttt.swarm.run_file import read_run_file
 from ttt.swarm.settings import RunSettings, dalle_config
 from ttt.swarm.status import EpochRecord, append_record
 from ttt.swarm.task import Task, load_task
@@ -45,10 +44,12 @@ AUXILIARY_PAUSE = 0.2
 SHUTDOWN_SECONDS = 90.0
 
 
-def run_peer(options: PeerOptions, gate: Gate | None = None) -> None:
-    """Take part until SIGTERM, the run's last step, or `until`. TTTError where that cannot begin."""
+def run_peer(options: PeerOptions, settings: RunSettings, gate: Gate | None = None) -> None:
+    """Take part until SIGTERM, the run's last step, or `until`. TTTError where that cannot begin.
+
+    settings: of the run file that `options.run` names.
+    """
     check_machine()
-    settings = read_run_file(options.run)
     options.check()
     with taking_part(
         options, settings, name=options.name, role="auxiliary" if options.auxiliary else "peer"

@@ -55,12 +55,13 @@ class Reporter:
         if changed and message:
             self._line(f"{state}: {message}")
 
-    def problem(self, text: str) -> None:
-        """Something that went wrong and did not end the work."""
+    def problem(self, text: str) -> bool:
+        """Something that went wrong and did not end the work; whether it is news."""
         if text[:MAX_MESSAGE] in self.status.problems[-3:]:
-            return
+            return False
         self.update(problems=[*self.status.problems, text])
         self._line(text)
+        return True
 
     def _line(self, text: str) -> None:
         with contextlib.suppress(OSError):  # a log on a full disk, a terminal that is gone

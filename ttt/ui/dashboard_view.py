@@ -36,13 +36,10 @@ PLOTS: dict[str, tuple[str, Series, Axis, plots.Axis, bool]] = {
     "rate-samples": ("Learning rate over samples", "learning_rate", "samples", RATE, True),
 }
 EVENTS = {
-    "started": "The run began",
+    "started": "The coordinator began",
     "joined": "Joined",
     "left": "Left",
-    "restored": "Took the state anew",
     "rollback": "Set back",
-    "refused": "Refused",
-    "checkpoint": "Checkpoint",
     "problem": "Problem",
 }
 
