@@ -126,8 +126,8 @@ class TextToImage:
     ) -> Iterator[Progress]:
         """Progress at least after every row of codes; the last one carries the pictures.
 
-        InvalidInput at once for a bad prompt. Setting `cancel` raises Cancelled within one code of every candidate;
-        closing the iterator stops the work as fast.
+        InvalidInput at once for a bad prompt. Setting `cancel` raises Cancelled within one code of every candidate (on
+        a GPU within one row); closing the iterator stops the work as fast.
         """
         return Request(self, check_prompt(prompt), params or SamplingParams(), cancel, chunk or self.chunk).run()
 

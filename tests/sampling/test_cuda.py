@@ -16,10 +16,11 @@ from ttt.sampling.params import SamplingParams
 from ttt.sampling.static import StaticStep
 from ttt.sampling.weights import DecoderWeights
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available(),
-    reason="NO CUDA DEVICE: recording CUDA graphs and replaying them is checked nowhere in this run",
-)
+if not torch.cuda.is_available():
+    pytest.skip(
+        "NO CUDA DEVICE: recording CUDA graphs and replaying them is checked nowhere in this run",
+        allow_module_level=True,
+    )
 
 PARAMS = SamplingParams(candidates=11, seed=3, top_k=12, top_p=0.9)
 
