@@ -27,14 +27,16 @@ RUN_THRESHOLD = 2**16
 
 
 def compression(name: Compression) -> CompressionBase:
+    """Of the run's settings; made before the averagers, which are forked from this process."""
+    if name == "none":
+        return NoCompression()
+    if name == "blockwise-8-bit":  # its import takes longer than a round waits for a part
+        import bitsandbytes.functional  # noqa: F401
     large = {
         "8-bit": Uniform8BitQuantization(),
         "blockwise-8-bit": BlockwiseQuantization(),
         "16-bit": Float16Compression(),
-        "none": NoCompression(),
     }[name]
-    if name == "none":
-        return large
     return SizeAdaptiveCompression(threshold=RUN_THRESHOLD, less=Float16Compression(), greater_equal=large)
 
 
