@@ -81,8 +81,8 @@ def test_a_client_and_a_helper_take_part(tmp_path: Path) -> None:
 
 
 def test_broken_parameters_are_restored_and_a_rollback_takes_the_peers_along(tmp_path: Path) -> None:
-    """With gradients as factors of rank 4 and 8-bit codes for each block, which no other test uses."""
-    averaging = {**FAST, "power_sgd_rank": 4, "gradients": "blockwise-8-bit", "state": "blockwise-8-bit"}
+    """With gradients as factors of rank 4, as in no other test."""
+    averaging = {**FAST, "power_sgd_rank": 4}
     settings = tiny_run(tmp_path, averaging=averaging, checkpoints={"every_seconds": 3.0, "keep_last": 50})
     with LocalSwarm(tmp_path / "swarm", settings, wrap=sick("parameters")) as swarm:
         coordinator = swarm.coordinator()
