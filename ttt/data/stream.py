@@ -155,10 +155,12 @@ class CodeStream:
         }
 
     def _next_window(self) -> Window:
-        if self._ahead is None:
-            self._ahead = self._open()
-            self._finalizer = weakref.finalize(self, self._ahead.close)
-        return self._ahead.next_window()
+        ahead = self._ahead
+        if ahead is None:
+            ahead = self._open()
+            self._finalizer = weakref.finalize(self, ahead.close)
+            self._ahead = ahead
+        return ahead.next_window()  # another thread may close the stream meanwhile
 
     def _open(self) -> ReadAhead:
         state, web = self._state, Web(self.retry)

@@ -217,9 +217,12 @@ class ReadAhead:
         self._thread.start()
 
     def next_window(self) -> Window:
-        """Raises what reading it raised."""
+        """Raises what reading it raised; Cancelled where another thread closes this meanwhile."""
+        stop = self.reader.web.stop
         with self._ready:
-            self._ready.wait_for(lambda: bool(self._waiting))
+            self._ready.wait_for(lambda: bool(self._waiting) or stop.is_set())
+            if not self._waiting:
+                raise Cancelled("the stream was closed")
             item = self._waiting[0]
             if isinstance(item, Exception):
                 raise item

@@ -15,6 +15,7 @@ from ttt.swarm.processes import leave_out_compiler, own_folder, sockets_in_own_f
 from ttt.swarm.reporter import Reporter, quiet_hivemind
 from ttt.swarm.settings import RunSettings
 from ttt.swarm.terminal import outlet
+from ttt.types import Batch, BatchStream
 
 
 @contextmanager
@@ -40,6 +41,31 @@ def taking_part(
         except BaseException as error:
             reporter.close("failed", str(error) or type(error).__name__)
             raise
+
+
+def batches_until(stop: threading.Event, stream: BatchStream) -> Iterator[Batch]:
+    """The stream's batches until asked to stop, which also ends the wait for data that does not come."""
+    close, done = getattr(stream, "close", lambda: None), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.2):
+            if stop.is_set():
+                close()  # again and again: a stream that is asked for more opens itself
+
+    watching = threading.Thread(target=watch, daemon=True, name="data")
+    watching.start()
+    try:
+        for batch in stream:
+            yield batch
+            if stop.is_set():
+                return
+    except Cancelled:
+        if not stop.is_set():
+            raise
+    finally:
+        done.set()
+        watching.join()
+        close()
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from ttt.swarm.gate import Gate, OpenGate
 from ttt.swarm.identity import load_identity
 from ttt.swarm.lookout import Lookout
 from ttt.swarm.matchmaking import install
-from ttt.swarm.member import signals, taking_part
+from ttt.swarm.member import batches_until, signals, taking_part
 from ttt.swarm.optimizer import Hooks, SwarmOptimizer
 from ttt.swarm.options import PeerOptions
 from ttt.swarm.processes import check_machine, check_shared_memory, shared_memory_needed
@@ -151,7 +151,7 @@ class Peer:
         seed = options.seed if options.seed is not None else random.SystemRandom().randrange(2**31)
         began, counted = time.monotonic(), 0
         self.reporter.say("computing", f"{in_words(self.fitted, step.device)} since step {self.optimizer.local_epoch}")
-        for batch in task.batches(self.fitted.micro_batch, seed):
+        for batch in batches_until(self.stop, task.batches(self.fitted.micro_batch, seed)):
             if self._should_leave():
                 return
             started = time.monotonic()
@@ -171,6 +171,7 @@ class Peer:
                 began, counted = time.monotonic(), 0
             if options.limit and self._too_fast(began, counted):
                 return
+        self._should_leave()
 
     def _help(self) -> None:
         self.reporter.say("helping", "averaging for others, without training")
