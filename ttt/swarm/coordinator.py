@@ -91,7 +91,7 @@ class Coordinator:
             self.keeper = stack.enter_context(self._keeper(task))
             stack.enter_context(signals(self.stop))  # hivemind has set its own
             self._begin(bundle, task)
-            write_generation(self.folder, self.announcement)
+            self._try(lambda: write_generation(self.folder, self.announcement))
             self._watch(bundle, task)
             self.reporter.say("stopping", "writing a last checkpoint")
             self._try(self._look)  # what happened since the last look belongs to the history and to that checkpoint
