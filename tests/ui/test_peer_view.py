@@ -34,6 +34,7 @@ def test_figures_of_a_running_peer() -> None:
     }  # fmt: skip
     assert 'aria-valuenow="40"' in html and 'data-state="ready"' in html
     assert ">40 of 100 samples towards step 41<" in html
+    assert "at its own pace" in html and "Nothing new" in peer_view.status_html(running(message="Nothing new"), 0.0)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,8 @@ def test_what_was_asked_for_in_a_line() -> None:
     assert peer_view.limits_line(view) == ""
     line = peer_view.limits_line(View(phase="running", status=view.status, order=order, peer=5))
     assert line == "micro-batches of 4, at most 2.5 samples a second, no end set, connects to others only"
+    assert ">Micro-batches of 4, at most 2.5 samples a second" in peer_view.limits_html(line)
+    assert peer_view.limits_html("") == ""
     assert peer_view.limits_line(View(phase="starting", order=order)).startswith("micro-batches as large as fit")
 
 

@@ -1,4 +1,4 @@
-"""What a run's model paints at each checkpoint, in the background, at the lowest priority. Knows no model.
+"""What a run's model paints at each checkpoint, in the background, at a low priority. Knows no model.
 
 FOLDER/pictures/step-00001200-0.webp   the run's first prompt, painted from the checkpoint of that step
 
@@ -26,7 +26,8 @@ from ttt.swarm.processes import die_with_parent
 from ttt.swarm.settings import PicturesSection
 
 FOLDER = "pictures"
-LOWEST_PRIORITY = 19
+NICENESS = 10
+"""Of the painter: a tenth of a peer's claim on a processor that both want, so that it is late and not starved."""
 
 
 class Painter:
@@ -91,7 +92,7 @@ class Painter:
         parent = os.getpid()
 
         def prepare() -> None:
-            os.nice(LOWEST_PRIORITY)
+            os.nice(NICENESS)
             die_with_parent(parent)
 
         with self._lock:

@@ -16,7 +16,7 @@ from ttt.swarm.complaints import explained
 from ttt.swarm.names import clean_text
 from ttt.swarm.order import Work
 from ttt.swarm.status import PeerStatus
-from ttt.swarm.words import STATES, figures, towards_next_step
+from ttt.swarm.words import MEANINGS, STATES, figures, towards_next_step
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -95,8 +95,8 @@ def block(status: PeerStatus, width: int) -> RenderableType:
 
     head = Text(STATES[status.state], style=f"bold {COLORS.get(status.state, 'yellow')}")
     parts: list[RenderableType] = [head]
-    if status.message:
-        parts.append(Text(clean_text(status.message, LONGEST_LINE), style="dim"))
+    if said := status.message or MEANINGS.get(status.state, ""):
+        parts.append(Text(clean_text(said, LONGEST_LINE), style="dim"))
     parts += [*_progress(status), Text(""), _table(status, 2 if width >= TWO_COLUMNS else 1), *_problem(status)]
     who = " as " + clean_text(status.name, 40) if status.name else ""
     return Panel(Group(*parts), title=Text(f"{status.run}{who}"), title_align="left", padding=(0, 1))

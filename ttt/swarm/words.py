@@ -21,6 +21,12 @@ STATES: dict[State, str] = {
     "stopped": "Off",
     "failed": "Off",
 }
+MEANINGS: dict[State, str] = {
+    "computing": "On its own share of the data, at its own pace.",
+    "averaging": "Gradients go to and fro; then everybody takes the same step.",
+    "helping": "It averages for peers that cannot reach each other, and trains nothing itself.",
+}
+"""A sentence for the states that last, where the peer has nothing else to say."""
 WORKING: tuple[State, ...] = ("computing", "averaging", "helping")
 UNKNOWN = "–"
 

@@ -9,7 +9,7 @@ from html import escape
 from ttt.swarm.complaints import explained
 from ttt.swarm.launcher import View
 from ttt.swarm.status import STALE_SECONDS
-from ttt.swarm.words import STATES, WORKING, figures, size, span, towards_next_step
+from ttt.swarm.words import MEANINGS, STATES, WORKING, figures, size, span, towards_next_step
 from ttt.ui.place import Place
 from ttt.ui.redaction import mask, redact
 
@@ -33,7 +33,7 @@ def headline(view: View, now: float) -> tuple[str, str]:
         return "Starting", "The program loads; that takes 10 to 20 seconds."
     if now - status.time > STALE_SECONDS:
         return "No word from the peer", f"Its last report is {span(now - status.time)} old. It may hang; try Stop."
-    return STATES[status.state], status.message
+    return STATES[status.state], status.message or MEANINGS.get(status.state, "")
 
 
 def status_html(view: View, now: float, *, gpu: str = "", share: float | None = None, owner: bool = False) -> str:
@@ -123,7 +123,7 @@ def limits_line(view: View) -> str:
 
 
 def limits_html(line: str) -> str:
-    return f'<p class="ttt-model">{escape(line)}</p>' if line else ""
+    return f'<p class="ttt-model">{escape(line[0].upper() + line[1:])}.</p>' if line else ""
 
 
 def gpu_line(place: Place) -> str:
