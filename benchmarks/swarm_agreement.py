@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -28,6 +29,7 @@ def agree(folder: Path, wanted: Wanted, **changes: Any) -> Result:
             member.wait(lambda status: status.state == "stopped", 120.0 * wanted.epochs)
         seconds = time.monotonic() - began
         result = compared(members, wanted)
+    print(f"the swarm is done: {result}; now one process alone", file=sys.stderr, flush=True)
     losses = single_losses(settings, wanted.epochs)
     last = losses[-max(1, wanted.epochs // 10) :]
     return {
