@@ -97,8 +97,10 @@ LIES: dict[str, Any] = {
     "nothing": lambda state: [],
     "endless": forever,
     "endless nothing": lambda state: [next(messages(state)), *[Message()] * 100_000],
-    "silence": lambda state: [None],
+    "silence": lambda state: [60.0],
 }
+SLOWLY = [lambda state: [part for message in messages(state) for part in (0.5, message)]]
+"""Honest, with seconds of silence before each message."""
 
 
 def trainee() -> Trainee:
@@ -123,10 +125,11 @@ class Liar(SwarmStateAverager):
         self, request: averaging_pb2.DownloadRequest, context: P2PContext
     ) -> AsyncIterator[averaging_pb2.DownloadData]:
         self.asked.value += 1
-        for message in list(LIES.values())[self.lie.value](self.expected_state()):
-            if message is None:
-                await asyncio.sleep(60)
-            yield message
+        for message in [*LIES.values(), *SLOWLY][self.lie.value](self.expected_state()):
+            if isinstance(message, float):
+                await asyncio.sleep(message)
+            else:
+                yield message
 
 
 Liar.__name__ = "SwarmStateAverager"  # a peer calls others by the name of its class
@@ -187,6 +190,17 @@ def test_where_nobody_trains_the_donors_vouch_for_each_other(swarm: Swarm) -> No
     swarm.liar.lie.value = list(LIES).index("a little ahead")
     assert newcomer.load_state_from_peers(timeout=8)
     assert newcomer.local_epoch == EPOCH
+
+
+def test_a_donor_may_take_the_time_that_its_state_needs(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    newcomer = swarm.newcomer
+    newcomer.load(fresh(newcomer, epoch=EPOCH - 1))
+    newcomer.believed = lambda: NEWEST
+    swarm.liar.lie.value, before = len(LIES), swarm.liar.asked.value
+    monkeypatch.setattr("ttt.swarm.donors.SLOWEST_DONOR", 10_000)
+    assert newcomer.load_state_from_peers(timeout=1)
+    assert swarm.liar.asked.value == before + 1
+    assert not any(bool((tensor == 0.25).all()) for tensor in parameters(newcomer)), "it gave up too early"
 
 
 def test_an_older_state_than_ours_is_not_taken(swarm: Swarm) -> None:

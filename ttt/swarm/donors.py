@@ -43,6 +43,9 @@ POLL_SECONDS = 0.5
 PATIENCE = 3
 """Times the timeout of one donor, after which a search is given up; donors may be slow on purpose."""
 
+SLOWEST_DONOR = 1 << 20
+"""Bytes a second with which a donor is still waited for: 8 Mbit/s, at which the paper's model takes 12 minutes."""
+
 
 @dataclass
 class IncomingState:
@@ -117,6 +120,10 @@ class IncomingState:
         self._parts, self._bytes = [], 0
 
 
+def _bytes(state: Mapping[str, Any]) -> int:
+    return sum(one.numel() * one.element_size() for one in state.values() if isinstance(one, Tensor))
+
+
 def in_order(donors: Mapping[Any, float], newest: int, failures: Mapping[Any, int]) -> list[Any]:
     """Whom to ask first: the newest, but nobody counts as newer than `newest`; among equals whoever failed us least."""
     claims = {donor: min(claim, newest) for donor, claim in donors.items() if math.isfinite(claim)}
@@ -149,10 +156,13 @@ class Taking(DecentralizedAverager):
     def take_state(self, lowest: int, newest: int | None, timeout: float | None) -> TrainingState | None:
         """A donor's state of step `lowest` or later; None where nobody gave one that fits.
 
-        newest: the believable step of the swarm; None where nobody reports progress. timeout: seconds for one donor.
-        Raises Cancelled when asked to stop meanwhile.
+        newest: the believable step of the swarm; None where nobody reports progress. timeout: seconds for one donor,
+        beside those in which a state of this size comes at `SLOWEST_DONOR`. Raises Cancelled when asked to stop
+        meanwhile.
         """
         future = MPFuture()
+        if timeout is not None:
+            timeout += _bytes(self.expected_state()) / SLOWEST_DONOR
         limits = {"future": future, "timeout": timeout, "lowest": lowest, "newest": newest}
         self._outer_pipe.send(("_load_state_from_peers", [], limits))
         deadline = math.inf if timeout is None else time.monotonic() + (PATIENCE + 1) * timeout
