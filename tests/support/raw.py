@@ -17,6 +17,7 @@ class Raw:
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
+    _config: dict[str, Any] = field(default_factory=dict)
 
     def post(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
         return httpx.post(f"{self.url}gradio_api/{path}", json=body, headers=dict(self.headers), timeout=60)
@@ -51,7 +52,10 @@ class Raw:
         return ""
 
     def config(self) -> dict[str, Any]:
-        return dict(httpx.get(f"{self.url}config", headers=dict(self.headers), timeout=60).json())
+        """The page's components and events; asked for once, as the server makes it anew each time."""
+        if not self._config:
+            self._config = dict(httpx.get(f"{self.url}config", headers=dict(self.headers), timeout=60).json())
+        return self._config
 
     def events_on(self, elem_id: str) -> Iterator[tuple[int, int]]:
         """(number, count of inputs) of every event that a component sets off."""

@@ -125,8 +125,8 @@ class HistoryReader:
         return self._checked(Checkpoint, [row._asdict() for row in rows])
 
     def pictures(self, prompt: str | None = None) -> list[Picture]:
-        """Of all prompts or one, oldest first."""
-        wanted = select(tables.pictures).order_by(tables.pictures.c.prompt, tables.pictures.c.time)
+        """Of all prompts or one, oldest first; those of one time in the order of the run's prompts."""
+        wanted = select(tables.pictures).order_by(tables.pictures.c.time, tables.pictures.c.id)
         if prompt is not None:
             wanted = wanted.where(tables.pictures.c.prompt == prompt)
         return self._checked(Picture, [row._asdict() for row in self._rows(wanted)])

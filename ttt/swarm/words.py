@@ -58,8 +58,12 @@ def towards_next_step(status: PeerStatus | None) -> tuple[float, str] | None:
     """(0 to 1, in words) of the swarm's work for its next step; None for a peer that is not in it."""
     if status is None or not status.global_batch or status.state not in WORKING:
         return None
-    part = min(1.0, status.swarm_samples / status.global_batch)
-    return part, f"{status.swarm_samples:,} of {status.global_batch:,} samples towards step {status.epoch + 1:,}"
+    # A peer averages once it heard that there are enough; the number that it heard of lags behind.
+    gathered = status.global_batch if status.state == "averaging" else min(status.swarm_samples, status.global_batch)
+    return (
+        gathered / status.global_batch,
+        f"{gathered:,} of {status.global_batch:,} samples towards step {status.epoch + 1:,}",
+    )
 
 
 def size(count: int) -> str:
