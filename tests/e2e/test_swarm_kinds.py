@@ -61,7 +61,7 @@ def test_a_client_and_a_helper_take_part(tmp_path: Path) -> None:
     """Nobody can reach the client, so that it averages through others; the helper averages and trains nothing. Once
     the client's gradients are NaN: they stay at home, and it gets the others' average all the same."""
     with LocalSwarm(tmp_path / "swarm", tiny_run(tmp_path), wrap=sick("gradients")) as swarm:
-        swarm.coordinator()
+        swarm.coordinator(seconds=180)
         a, client = swarm.peer("a", *PACE, "--seed", "1"), swarm.peer("sick", *PACE, "--seed", "2", "--client")
         helper = swarm.peer("helper", "--auxiliary")
         helper.wait(lambda status: status.state == "helping", 180)
@@ -85,7 +85,7 @@ def test_broken_parameters_are_restored_and_a_rollback_takes_the_peers_along(tmp
     averaging = {**FAST, "power_sgd_rank": 4}
     settings = tiny_run(tmp_path, averaging=averaging, checkpoints={"every_seconds": 3.0, "keep_last": 50})
     with LocalSwarm(tmp_path / "swarm", settings, wrap=sick("parameters")) as swarm:
-        coordinator = swarm.coordinator()
+        coordinator = swarm.coordinator(seconds=180)
         healthy, ill = swarm.peer("healthy", *PACE, "--seed", "1"), swarm.peer("sick", *PACE, "--seed", "2")
         ill.wait(lambda status: status.restored == 1, 240)
         assert any("restored from the swarm" in problem for problem in ill.status.problems)
@@ -101,7 +101,7 @@ def test_broken_parameters_are_restored_and_a_rollback_takes_the_peers_along(tmp
         assert to < reached - 2
         line = ["run", "rollback", "--run", str(swarm.run_file), "--folder", str(coordinator.folder), "--to", str(to)]
         subprocess.run([sys.executable, "-m", "ttt", *line], check=True, timeout=300)
-        swarm.coordinator()
+        swarm.coordinator(seconds=180)
         for peer in (healthy, ill):
             peer.wait(lambda status: status.state == "computing" and status.epoch < reached, 240)
             peer.wait(lambda status: status.epoch >= to + 2, 240)
