@@ -37,6 +37,8 @@ STRANGERS: dict[str, dict[str, str]] = {
 }
 NOTHING = ["", "", "", 0, 0, "", 0, 0, False, 0, ""]
 """Values of /start_peer that leave all to the app."""
+PACE = 8
+"""Samples a second: a peer that is held back leaves the processor to the app and the browser."""
 ADDRESS = "/ip4/127.0.0.1/tcp/8080/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
 TOKEN, PASSWORD = "hf_AbCdEfGhIjKlMnOpQrStUv", "a password of the owner"
 
@@ -121,6 +123,8 @@ def test_the_owner_lends_this_machine_and_takes_it_back(place: Place, context: A
     page = open_tab(context, place.server)
     page.get_by_text("You are at the machine itself").wait_for()
     page.locator("#place", has_text="its peers reach this one").wait_for()
+    page.locator("#peer-more > button").click()
+    page.locator("#peer-limit input").fill(str(PACE))
     page.get_by_role("button", name="Start", exact=True).click()
     wait_until(lambda: place.view.work.samples > 0, 120, "the first sample")
     page.locator("#peer-status", has_text="Computing").or_(
@@ -128,7 +132,7 @@ def test_the_owner_lends_this_machine_and_takes_it_back(place: Place, context: A
     ).wait_for()
     first = int(shown(page, "samples").replace(",", ""))
     wait_until(lambda: int(shown(page, "samples").replace(",", "")) > first, 60, "more samples on the page")
-    assert place.view.order is not None and place.view.order.host == "127.0.0.1"
+    assert place.view.order is not None and place.view.order.host == "127.0.0.1" and place.view.order.limit == PACE
     peer, supervisor = place.view.peer, json.loads((place.launcher.folder / "supervision.json").read_text())["pid"]
     assert os.getsid(peer) == peer != os.getsid(place.server.process.pid)
 
@@ -177,7 +181,7 @@ def test_the_owner_lends_this_machine_and_takes_it_back(place: Place, context: A
 def test_the_owner_may_by_name_too_and_a_killed_supervisor_takes_its_peer_along(place: Place) -> None:
     raw = Raw(place.server.url)
     before = place.view.work.samples
-    assert '"phase": "off"' not in (said := raw.call("start_peer", *NOTHING)), said
+    assert '"phase": "off"' not in (said := raw.call("start_peer", *NOTHING[:7], PACE, *NOTHING[8:])), said
     assert "runs already" in raw.call("start_peer", *NOTHING)
     wait_until(lambda: place.view.work.samples > before, 120, "samples")
     given, peer = place.view.work.samples, place.view.peer
