@@ -74,7 +74,7 @@ def test_a_failure_gives_the_same_codes_and_one_warning(capture, weights, expect
         assert torch.equal(painted(weights, PARAMS, 5, recorder), expected)
         assert recorder.failed
         assert torch.equal(painted(weights, PARAMS, 10, recorder), expected)
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
     message = caplog.records[0].getMessage()
     assert "without CUDA graphs" in message
     assert "\n" not in message

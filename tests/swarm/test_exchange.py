@@ -16,8 +16,8 @@ import hivemind
 import hivemind.averaging.averager as hivemind_averager
 import torch
 
+from tests.support.waiting import wait_for
 from ttt.swarm.averagers import Reporting
-from ttt.swarm.dht import wait_for
 from ttt.swarm.exchange import RUN_THRESHOLD, compression
 from ttt.swarm.matchmaking import install
 from ttt.swarm.settings import Compression

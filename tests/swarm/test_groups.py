@@ -23,7 +23,7 @@ from hivemind.p2p import P2PContext, PeerID
 from hivemind.proto import averaging_pb2
 from hivemind.utils import MSGPackSerializer, get_dht_time
 
-from tests.support.waiting import wait_for
+from tests.support.waiting import run_async, wait_for
 from ttt.swarm.averagers import Reporting
 from ttt.swarm.group_data import Gathered, group_key, parse_gathered, why_not_join
 from ttt.swarm.matchmaking import EpochMatchmaking, MeasuredRunner
@@ -201,7 +201,7 @@ def test_a_leader_that_lies_holds_nobody_up(peers: list[Reporting]) -> None:
 def test_a_malformed_request_is_refused_and_the_next_honest_one_accepted(peers: list[Reporting]) -> None:
     a, b, _ = peers
     step = a.step(gather=EPOCH, wait=False, timeout=60, weight=1.0)
-    codes = asyncio.run(ask_all(b, a))
+    codes = run_async(ask_all(b, a))
     assert codes == {name: [Code.PROTOCOL_VIOLATION] for name in HOSTILE}
     assert not step.done()
     assert len(b.step(gather=EPOCH, timeout=60, weight=1.0)) == len(step.result(70)) == 2

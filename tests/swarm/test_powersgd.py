@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from hivemind.averaging.group_info import GroupInfo
 from hivemind.averaging.matchmaking import MatchmakingException
 from hivemind.utils import MSGPackSerializer
 
-from tests.support.waiting import wait_for
+from tests.support.waiting import run_async, wait_for
 from ttt.swarm.averagers import SwarmPowerSGDAverager
 from ttt.swarm.dht import get_record
 from ttt.swarm.matchmaking import install
@@ -86,11 +85,11 @@ def test_a_failed_round_carries_nothing_over_and_nan_does_not_stay(peers: list[S
     group = GroupInfo(b"never registered", (alone.peer_id,), (said,))
     options = {"min_vector_size": 0, "weight": 1.0, **alone.allreduce_kwargs}
     with pytest.raises(MatchmakingException):
-        asyncio.run(alone._aggregate_with_group(group, **options))
+        run_async(alone._aggregate_with_group(group, **options))
     assert bool((carried == 0.5).all())
     carried[0, 0] = float("nan")
     with pytest.raises(MatchmakingException):
-        asyncio.run(alone._aggregate_with_group(group, **options))
+        run_async(alone._aggregate_with_group(group, **options))
     assert bool((carried == 0).all())
     assert alone.take_reports()[-1].failed
 

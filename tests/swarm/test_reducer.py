@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.support.waiting import run_async
 from ttt.swarm.reducer import Aggregator, CheckedContainer, CheckedReducer, Findings, WeightedMean, misfit
 
 Sent = list[tuple[Tensor, float]]
@@ -47,7 +48,7 @@ def reduce(
         answers = await asyncio.wait_for(asyncio.gather(*(send(i) for i in range(len(senders)))), 10)
         return answers[0]
 
-    return asyncio.run(everybody()), findings
+    return run_async(everybody()), findings
 
 
 def test_the_mean_is_weighted_by_samples() -> None:
@@ -116,7 +117,7 @@ def test_a_sender_that_goes_away_is_not_waited_for() -> None:
             await reducer.accumulate_part(1, 0, GOOD[1][0], weight=1.0)
         return await asyncio.wait_for(waiting, 5)
 
-    assert torch.allclose(asyncio.run(everybody()), GOOD[0][0])
+    assert torch.allclose(run_async(everybody()), GOOD[0][0])
 
 
 def test_another_aggregator_decides() -> None:
@@ -172,6 +173,6 @@ def test_an_average_that_does_not_fit_leaves_what_we_had(answer: Tensor) -> None
         deltas = [delta async for delta in container.iterate_output_tensors()]
         return deltas, container.failed_size, findings
 
-    deltas, failed, findings = asyncio.run(collect())
+    deltas, failed, findings = run_async(collect())
     assert deltas[0].tolist() == [1.0] * 4 + [0.0] * 4
     assert failed == 4 and {peer for peer, _ in findings.bad_results} == {"eve"}

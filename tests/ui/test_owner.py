@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import json
 import time
@@ -14,6 +13,7 @@ import gradio as gr
 import httpx
 import pytest
 
+from tests.support.waiting import run_async
 from ttt.errors import InvalidInput
 from ttt.ui.owner import FORWARDED, WRONG_A_MINUTE, WRONG_BY_ALL, Caller, Owner, caller_of
 
@@ -224,7 +224,7 @@ def test_gradio_calls_in_the_name_of_who_speaks_mcp_and_that_is_not_the_owner() 
     """The tool is called from loopback, whoever asked for it and whatever host they named."""
     with app_that_tells_callers() as url:
         assert '"allowed": true' in call(url)
-        told = asyncio.run(call_tool(f"{url}gradio_api/mcp/", "who"))
+        told = run_async(call_tool(f"{url}gradio_api/mcp/", "who"))
         assert "'address': '127.0.0.1'" in told and "'allowed': False" in told
 
 

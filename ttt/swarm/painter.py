@@ -26,8 +26,8 @@ from ttt.swarm.processes import die_with_parent
 from ttt.swarm.settings import PicturesSection
 
 FOLDER = "pictures"
-NICENESS = 10
-"""Of the painter: a tenth of a peer's claim on a processor that both want, so that it is late and not starved."""
+NICENESS = 5
+"""Of the painter: a third of a peer's claim on a processor that both want, so that it is late and not starved."""
 
 
 class Painter:
