@@ -47,9 +47,10 @@ class ContributeTab:
                 self.login = gr.LoginButton(elem_id="sign-in") if self.owner.sign_in else None
                 self.who = gr.HTML(value="", elem_id="owner")
                 self.password = gr.Textbox(
-                    label="Owner's password", info="Press Enter. It is not kept.", type="password", max_length=200,
-                    visible=self.owner.has_password, elem_id="owner-password",
+                    label="Owner's password", info="Press Enter. Only this page keeps it.", type="password",
+                    max_length=200, visible=self.owner.has_password, elem_id="owner-password",
                 )  # fmt: skip
+                self.given = gr.State("")  # the password once Enter was pressed: what is being typed is no guess
                 with gr.Column(visible=False, elem_id="peer-controls") as self.controls:
                     self._lay_out_controls()
             with gr.Column(elem_id="peer-stage"):
@@ -113,17 +114,17 @@ class ContributeTab:
         self.stop.click(fn=self.press_stop, inputs=[self.password], outputs=pressed, **hidden)
         self.password.submit(fn=self.show, inputs=[self.password, *self.form], outputs=self._all(), **hidden)
         for edited in (self.run, self.initial_peers, self.gpu_gib, self.reachable):
-            edited.change(fn=self.judge, inputs=[self.password, *self.form], outputs=[self.place], **hidden)
+            edited.change(fn=self.judge, inputs=[self.given, *self.form], outputs=[self.place], **hidden)
         root = gr.context.Context.root_block
         assert root is not None
-        root.load(fn=self.show, inputs=[self.password, *self.form], outputs=self._all(), **hidden)
-        self.clock.tick(fn=self.tick, inputs=[self.password], outputs=self._moving(), **hidden)
+        root.load(fn=self.show, inputs=[self.given, *self.form], outputs=self._all(), **hidden)
+        self.clock.tick(fn=self.tick, inputs=[self.given], outputs=self._moving(), **hidden)
 
     @property
     def live(self) -> Live:
         """What happens while the tab is the one shown."""
         refresh = {
-            "fn": self.tick, "inputs": [self.password], "outputs": self._moving(), "show_progress": "hidden",
+            "fn": self.tick, "inputs": [self.given], "outputs": self._moving(), "show_progress": "hidden",
             "api_visibility": "undocumented", "preprocess": False,
         }  # fmt: skip
         return Live(self.clock, refresh)
@@ -132,7 +133,8 @@ class ContributeTab:
         return [self.status, self.limits, self.trouble, self.log_box, self.log, self.start, self.pause, self.stop]
 
     def _all(self) -> list[Any]:
-        return [self.place, self.who, self.controls, self.run, self.initial_peers, self.name, *self._moving()]
+        owners = [self.given, self.place, self.who, self.controls, self.run, self.initial_peers, self.name]
+        return [*owners, *self._moving()]
 
     # What happens. Each handler asks who calls: a button that is hidden can be pressed by a request all the same.
 
@@ -168,6 +170,7 @@ class ContributeTab:
         verdict = self._verdict(request, password)
         asked = with_defaults(read(values), self._set_up()) if verdict else Asked()
         return {
+            self.given: password if verdict else "",
             self.place: self._judged(verdict, asked),
             self.run: asked.run,
             self.initial_peers: asked.initial_peers,
