@@ -66,6 +66,7 @@ def test_all_stages_make_a_bundle_that_paints_and_another_can_be_built_on_it(tmp
     DemoTraining(tmp_path / "run", recipe).bundle(first)
     assert sum(f.stat().st_size for f in first.iterdir()) <= 40e6
     provenance = (first / "PROVENANCE.md").read_text()
+    assert "Trained from nothing" in provenance
     assert "## vqgan" in provenance and "## dalle" in provenance and "held_out_loss" in provenance
     pipe = TextToImage.from_pretrained(first)
     best = pipe("a red circle", SamplingParams(candidates=2, keep=1))
@@ -74,7 +75,8 @@ def test_all_stages_make_a_bundle_that_paints_and_another_can_be_built_on_it(tmp
     DemoTraining(tmp_path / "more", recipe, read_bundle(first)).bundle(second)
     assert (second / "vqgan.safetensors").read_bytes() == (first / "vqgan.safetensors").read_bytes()
     assert (second / "dalle.safetensors").read_bytes() != (first / "dalle.safetensors").read_bytes()
-    assert "## vqgan" not in (second / "PROVENANCE.md").read_text()
+    assert "## vqgan" not in (provenance := (second / "PROVENANCE.md").read_text())
+    assert "Trained on from the bundle 'demo'" in provenance
     kept = DemoTraining(tmp_path / "kept", recipe, read_bundle(first), keep_dalle=True).dalle.state_dict()
     assert all(
         torch.equal(kept[name], weights) for name, weights in load_dalle_from(read_bundle(first)).state_dict().items()

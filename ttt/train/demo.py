@@ -170,7 +170,8 @@ class DemoTraining:
         (out / "PROVENANCE.md").write_text(self.provenance())
 
     def provenance(self) -> str:
-        parts = [_HEADER.format(torch=torch.__version__, device=_device())]
+        start = "from nothing" if self.base is None else f"on from the bundle {self.base.name!r}"
+        parts = [_HEADER.format(start=start, torch=torch.__version__, device=_device())]
         notes = self.folder / "notes.md"  # what a person has to add, such as a recipe changed half-way
         if notes.exists():
             parts.append(notes.read_text())
@@ -191,7 +192,7 @@ class DemoTraining:
 
 _HEADER = """# Where this bundle comes from
 
-Trained from nothing by `python -m ttt.train.demo` on captioned scenes that `ttt/data/shapes.py` draws; no other data
+Trained {start} by `python -m ttt.train.demo` on captioned scenes that `ttt/data/shapes.py` draws; no other data
 and no other weights. Seeds are fixed; a run depends on them, on the recipe below, and on the rounding of the machine
 (torch {torch}, {device}). Seconds are wall-clock, on cores shared with other work. `held_out` figures are on
 combinations of shape, colour and place that training never shows. The losses are running means over about 50 steps.
