@@ -1,4 +1,5 @@
-"""Configurations with every kind of mask; the plain forward, which knows no cache; and whole requests painted."""
+"""Configurations with every kind of mask; logits of the plain forward, which knows no cache, and of both decoders; and
+whole requests painted."""
 
 from __future__ import annotations
 
@@ -6,11 +7,13 @@ import torch
 
 from ttt.config import DalleConfig
 from ttt.model.dalle import Dalle
+from ttt.sampling.cache import Cache
 from ttt.sampling.crew import Crew
-from ttt.sampling.decode import prefill
+from ttt.sampling.decode import decode_one_code, prefill
 from ttt.sampling.graph import Recorder
 from ttt.sampling.paint import Canvas, painting
 from ttt.sampling.params import SamplingParams
+from ttt.sampling.static import StaticStep
 from ttt.sampling.weights import DecoderWeights
 
 SIZES = {
@@ -54,6 +57,33 @@ def plain_logits(dalle: Dalle, text: torch.Tensor, codes: torch.Tensor) -> torch
     config = dalle.config
     logits = dalle(text.expand(len(codes), -1), codes)
     return logits[:, config.text_seq_len : config.text_seq_len + codes.shape[1], config.text_vocab :]
+
+
+@torch.inference_mode()
+def cached_logits(dalle: Dalle, text: torch.Tensor, codes: torch.Tensor, **how: object) -> torch.Tensor:
+    """Logits [b, n, v] before each of the codes, from the loop over growing caches."""
+    b, n = codes.shape
+    weights = DecoderWeights(dalle, **how)  # type: ignore[arg-type]
+    prompt = prefill(weights, text)
+    cache = Cache(dalle.config, prompt, b, weights.dtype, weights.device)
+    logits = [prompt.logits.expand(b, -1)]
+    logits += [decode_one_code(weights, cache, codes[:, i], i) for i in range(n - 1)]
+    return torch.stack(logits, dim=1)
+
+
+@torch.inference_mode()
+def static_logits(dalle: Dalle, text: torch.Tensor, codes: torch.Tensor, **how: object) -> torch.Tensor:
+    """Logits [b, n, v] before each of the codes, from the step whose position is data."""
+    b, n = codes.shape
+    weights = DecoderWeights(dalle, **how)  # type: ignore[arg-type]
+    prompt = prefill(weights, text)
+    step = StaticStep(weights, prompt, SamplingParams(candidates=b), b)
+    logits = [prompt.logits.expand(b, -1)]
+    step.codes[:n] = codes.t()
+    for position in range(n - 1):
+        step.position.fill_(position)
+        logits.append(step.decode())
+    return torch.stack(logits, dim=1)
 
 
 @torch.inference_mode()

@@ -1,61 +1,18 @@
-"""The cached decoder against the plain forward, and what it costs in memory."""
+"""The caches of the decoder: what they show, what they cost in memory, and the weights beside them."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from tests.sampling.oracle import KINDS, SIZES, config_of, plain_logits, request
+from tests.sampling.oracle import cached_logits, config_of, plain_logits, request
 from tests.support.tiny import tiny_dalle
 from ttt.config import DEMO, PAPER
 from ttt.errors import CheckpointError
 from ttt.model.dalle import Dalle
 from ttt.sampling.cache import Cache, bytes_per_candidate, unseen_slots
-from ttt.sampling.decode import decode_one_code, prefill
+from ttt.sampling.decode import prefill
 from ttt.sampling.weights import DecoderWeights
-
-
-@torch.inference_mode()
-def cached_logits(dalle: Dalle, text: torch.Tensor, codes: torch.Tensor, **how: object) -> torch.Tensor:
-    """Logits [b, n, v] before each of the codes."""
-    b, n = codes.shape
-    weights = DecoderWeights(dalle, **how)  # type: ignore[arg-type]
-    prompt = prefill(weights, text)
-    cache = Cache(dalle.config, prompt, b, weights.dtype, weights.device)
-    logits = [prompt.logits.expand(b, -1)]
-    logits += [decode_one_code(weights, cache, codes[:, i], i) for i in range(n - 1)]
-    return torch.stack(logits, dim=1)
-
-
-@pytest.mark.parametrize("b", [1, 5])
-@pytest.mark.parametrize("kinds", KINDS)
-@pytest.mark.parametrize("size", SIZES)
-def test_cached_logits_equal_the_plain_forward_at_every_position(size: str, kinds: str, b: int):
-    config = config_of(size, kinds)
-    dalle = tiny_dalle(3, config)
-    text, codes = request(config, b)
-    expected = plain_logits(dalle, text, codes)
-    assert expected.abs().max() > 0.5, "logits near zero would prove nothing"
-    torch.testing.assert_close(cached_logits(dalle, text, codes), expected, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("more", [{"share_layers": False}, {"reversible": False}, {"conv_kernel": 3}, {"ff_mult": 1}])
-def test_every_other_option_is_followed_too(more: dict[str, object]):
-    config = config_of("tiny", "paper", **more)
-    dalle = tiny_dalle(4, config)
-    text, codes = request(config, 3)
-    torch.testing.assert_close(cached_logits(dalle, text, codes), plain_logits(dalle, text, codes), atol=1e-4, rtol=0)
-
-
-def test_the_demo_size_is_equal_too():
-    dalle = Dalle(DEMO).eval()
-    with torch.no_grad():
-        for parameter in dalle.parameters():
-            parameter.normal_(std=0.1)
-    text, codes = request(DEMO, 2)
-    codes = codes[:, : 5 * DEMO.image_fmap_size + 3]
-    expected = plain_logits(dalle, text, codes)
-    torch.testing.assert_close(cached_logits(dalle, text, codes), expected, atol=1e-4, rtol=0)
 
 
 def test_library_layout_of_weights_changes_nothing_but_rounding():
@@ -86,18 +43,6 @@ def test_the_ring_of_the_convolution_shows_the_corner_above_and_to_the_left():
     assert drawn(1, 2) == ["xxx.", "xxx.", "...."]
     assert drawn(2, 3) == [".xxx", ".xxx", ".xxx"]
     assert drawn(3, 1) == ["xx..", "xx..", "xx.."], "row 3 has taken the place of row 0"
-
-
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_16_bits_keep_the_distribution(dtype: torch.dtype, seed: int):
-    dalle = tiny_dalle(6, config_of("wide", "paper"))
-    text, codes = request(dalle.config, 4, seed)
-    expected = plain_logits(dalle, text, codes).log_softmax(-1)
-    logits = cached_logits(dalle, text, codes, dtype=dtype)
-    assert logits.dtype == torch.float32
-    kl = torch.nn.functional.kl_div(logits.log_softmax(-1), expected, reduction="none", log_target=True).sum(-1)
-    assert kl.mean() < 1e-2
 
 
 def test_candidates_do_not_touch_each_other():

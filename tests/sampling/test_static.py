@@ -1,17 +1,14 @@
-"""The step whose position is data: its logits against the plain forward, its codes against the loop, on a tape that
-allows what a CUDA graph allows."""
+"""The step whose position is data: its codes against the loop, on a tape that allows what a CUDA graph allows."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from tests.sampling.oracle import KINDS, SIZES, config_of, painted, plain_logits, request
+from tests.sampling.oracle import KINDS, config_of, painted, request
 from tests.sampling.tape import NotRecordable, taped
 from tests.support.tiny import tiny_dalle
-from ttt.config import DEMO, PAPER
-from ttt.model.dalle import Dalle
+from ttt.config import PAPER
 from ttt.sampling.decode import prefill
 from ttt.sampling.graph import Recorder
 from ttt.sampling.paint import memory_per_candidate
@@ -21,61 +18,6 @@ from ttt.sampling.weights import DecoderWeights
 
 CPU = torch.device("cpu")
 PARAMS = SamplingParams(candidates=11, seed=3, top_k=12, top_p=0.9)
-
-
-@torch.inference_mode()
-def static_logits(dalle: Dalle, text: torch.Tensor, codes: torch.Tensor, **how: object) -> torch.Tensor:
-    """Logits [b, m, v] before each of the codes."""
-    b, m = codes.shape
-    weights = DecoderWeights(dalle, **how)  # type: ignore[arg-type]
-    prompt = prefill(weights, text)
-    step = StaticStep(weights, prompt, SamplingParams(candidates=b), b)
-    logits = [prompt.logits.expand(b, -1)]
-    step.codes[:m] = codes.t()
-    for position in range(m - 1):
-        step.position.fill_(position)
-        logits.append(step.decode())
-    return torch.stack(logits, dim=1)
-
-
-@pytest.mark.parametrize("b", [1, 5])
-@pytest.mark.parametrize("kinds", KINDS)
-@pytest.mark.parametrize("size", SIZES)
-def test_logits_equal_the_plain_forward_at_every_position(size: str, kinds: str, b: int):
-    dalle = tiny_dalle(3, config_of(size, kinds))
-    text, codes = request(dalle.config, b)
-    expected = plain_logits(dalle, text, codes)
-    assert expected.abs().max() > 0.5, "logits near zero would prove nothing"
-    torch.testing.assert_close(static_logits(dalle, text, codes), expected, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("more", [{"share_layers": False}, {"reversible": False}, {"conv_kernel": 3}, {"ff_mult": 1}])
-def test_every_other_option_is_followed_too(more: dict[str, object]):
-    dalle = tiny_dalle(4, config_of("tiny", "paper", **more))
-    text, codes = request(dalle.config, 3)
-    torch.testing.assert_close(static_logits(dalle, text, codes), plain_logits(dalle, text, codes), atol=1e-4, rtol=0)
-
-
-def test_the_demo_size_is_equal_too():
-    dalle = Dalle(DEMO).eval()
-    with torch.no_grad():
-        for parameter in dalle.parameters():
-            parameter.normal_(std=0.1)
-    text, codes = request(DEMO, 2)
-    codes = codes[:, : 5 * DEMO.image_fmap_size + 3]
-    torch.testing.assert_close(static_logits(dalle, text, codes), plain_logits(dalle, text, codes), atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_16_bits_keep_the_distribution(dtype: torch.dtype, seed: int):
-    dalle = tiny_dalle(6, config_of("wide", "paper"))
-    text, codes = request(dalle.config, 4, seed)
-    expected = plain_logits(dalle, text, codes).log_softmax(-1)
-    logits = static_logits(dalle, text, codes, dtype=dtype)
-    assert logits.dtype == torch.float32
-    kl = F.kl_div(logits.log_softmax(-1), expected, reduction="none", log_target=True).sum(-1)
-    assert kl.mean() < 1e-2
 
 
 @pytest.mark.parametrize(("size", "kinds"), [*(("odd head", kinds) for kinds in KINDS), ("wide", "paper")])

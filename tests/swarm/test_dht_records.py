@@ -24,7 +24,7 @@ from ttt.swarm import progress as module
 from ttt.swarm.gate import BanList
 from ttt.swarm.progress import CautiousTracker, parse_claims, read_progress
 from ttt.swarm.records import metrics_key, owner_of, publish, read_all
-from ttt.swarm.validation import StrictSignatures, validators
+from ttt.swarm.validation import RecordRules, StrictSignatures, drop_only_bad_entries
 
 RUN, TARGET = "my-run-g0", 64
 
@@ -66,12 +66,13 @@ class Swarm:
 def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
     bans = BanList(tmp_path_factory.mktemp("gate") / "bans.json")
     nodes: list[Node] = []
+    drop_only_bad_entries()
     try:
         for honest in (True, True, False):
             key = RSAPrivateKey()
-            signer, rules = validators(RUN, key, bans, max_samples=TARGET)
+            signer = StrictSignatures(key)
             peers = nodes[0].dht.get_visible_maddrs() if nodes else []
-            checks = rules if honest else [signer]
+            checks = [signer, RecordRules(RUN, bans, max_samples=TARGET)] if honest else [signer]
             nodes.append(Node(hivemind.DHT(initial_peers=peers, start=True, record_validators=checks), signer, key))
         yield Swarm(*nodes, bans=bans)
     finally:

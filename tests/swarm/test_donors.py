@@ -18,7 +18,6 @@ if sys.platform != "linux":
     pytest.skip("hivemind is for Linux alone", allow_module_level=True)
 
 import hivemind
-import hivemind.averaging.averager as hivemind_averager
 import torch
 from hivemind.compression import Float16Compression, serialize_torch_tensor
 from hivemind.p2p import P2PContext
@@ -32,7 +31,6 @@ from ttt.swarm.dht import find_donors
 from ttt.swarm.donors import STATE_FORMAT, IncomingState, in_order, parse_donors
 from ttt.swarm.exchange import make_state_keeper
 from ttt.swarm.gate import OpenGate
-from ttt.swarm.matchmaking import install
 from ttt.swarm.settings import AveragingSection
 from ttt.swarm.state import snapshot
 from ttt.swarm.state_averager import SwarmStateAverager
@@ -144,11 +142,7 @@ class Swarm:
 
 @pytest.fixture(scope="module")
 def swarm() -> Iterator[Swarm]:
-    before = hivemind_averager.Matchmaking, hivemind_averager.AllReduceRunner
-    install()
     with ExitStack() as stack:
-        stack.callback(lambda: setattr(hivemind_averager, "Matchmaking", before[0]))
-        stack.callback(lambda: setattr(hivemind_averager, "AllReduceRunner", before[1]))
         keepers, addresses = [], []
         for kind in (SwarmStateAverager, SwarmStateAverager, Liar):
             dht = hivemind.DHT(initial_peers=addresses, start=True)

@@ -13,13 +13,11 @@ if sys.platform != "linux":
     pytest.skip("hivemind is for Linux alone", allow_module_level=True)
 
 import hivemind
-import hivemind.averaging.averager as hivemind_averager
 import torch
 
 from tests.support.waiting import wait_for
 from ttt.swarm.averagers import Reporting
 from ttt.swarm.exchange import RUN_THRESHOLD, compression
-from ttt.swarm.matchmaking import install
 from ttt.swarm.settings import Compression
 from ttt.swarm.traffic import SENT
 
@@ -31,11 +29,7 @@ ERROR = {"8-bit": 0.01, "blockwise-8-bit": 0.02, "16-bit": 1e-3, "none": 1e-6}
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[list[hivemind.DHT]]:
-    before = hivemind_averager.Matchmaking, hivemind_averager.AllReduceRunner
-    install()
     with ExitStack() as stack:
-        stack.callback(lambda: setattr(hivemind_averager, "Matchmaking", before[0]))
-        stack.callback(lambda: setattr(hivemind_averager, "AllReduceRunner", before[1]))
         first = hivemind.DHT(start=True)
         stack.callback(first.shutdown)
         second = hivemind.DHT(initial_peers=first.get_visible_maddrs(), start=True)

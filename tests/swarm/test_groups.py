@@ -16,17 +16,20 @@ if sys.platform != "linux":
     pytest.skip("hivemind is for Linux alone", allow_module_level=True)
 
 import hivemind
-import hivemind.averaging.averager as hivemind_averager
 import torch
 from hivemind.averaging.allreduce import AveragingMode
+from hivemind.averaging.matchmaking import MatchmakingException
+from hivemind.dht.crypto import RSASignatureValidator
 from hivemind.p2p import P2PContext, PeerID
 from hivemind.proto import averaging_pb2
-from hivemind.utils import MSGPackSerializer, get_dht_time
+from hivemind.utils import MPFuture, MSGPackSerializer, get_dht_time
+from hivemind.utils.crypto import RSAPrivateKey
 
 from tests.support.waiting import run_async, wait_for
 from ttt.swarm.averagers import Reporting
 from ttt.swarm.group_data import Gathered, group_key, parse_gathered, why_not_join
-from ttt.swarm.matchmaking import EpochMatchmaking, MeasuredRunner
+from ttt.swarm.matchmaking import EpochMatchmaking
+from ttt.swarm.validation import ProgressRecord
 
 PREFIX, EPOCH, SIZE = "groups", 7, 2000
 Code = averaging_pb2.MessageCode
@@ -132,20 +135,14 @@ def test_no_lie_of_a_leader_is_a_group() -> None:
 
 
 class Honest(Reporting):
-    matchmaking: type[EpochMatchmaking] = EpochMatchmaking
-
-    def run(self) -> None:
-        hivemind_averager.Matchmaking = type(self).matchmaking
-        hivemind_averager.AllReduceRunner = MeasuredRunner
-        super().run()
+    """Of its own: hivemind keeps what a class can be asked where its subclasses find it, under the wrong name."""
 
 
-class Liar(Honest):
+class Liar(Reporting):
     matchmaking = LyingMatchmaking
 
 
-for one in (Honest, Liar):
-    one.__name__ = "Averager"  # a peer calls others by the name of its class
+Liar.__name__ = "Honest"  # a peer calls others by the name of its class
 
 
 def average_of(averager: Reporting) -> float:
@@ -243,3 +240,45 @@ def test_the_group_of_another_step_is_another(peers: list[Reporting]) -> None:
     steps = [one.step(gather=EPOCH + n, wait=False, timeout=5, weight=1.0) for n, one in enumerate((a, b))]
     assert wait_for(lambda: all(step.done() for step in steps), 30)
     assert average_of(a) == 0.0 and average_of(b) == 1.0
+
+
+def test_a_cancelled_step_looks_no_further(peers: list[Reporting]) -> None:
+    """Also where the news of it comes before the mark: the next step would have to wait for it."""
+    a, b, _ = peers
+    step = a.step(gather=EPOCH, wait=False, timeout=300)
+    time.sleep(1.0)
+    step._cancel.set_result(None)
+    time.sleep(1.0)
+    assert MPFuture.cancel(step)
+    steps = [one.step(gather=EPOCH + 1, wait=False, timeout=60, weight=1.0) for one in (a, b)]
+    assert all(len(step.result(70)) == 2 for step in steps)
+
+
+def test_a_helper_that_comes_late_looks_no_further(peers: list[Reporting]) -> None:
+    """The others are at a later step: nobody will come, and its timeout is far away."""
+    a, b, _ = peers
+    with ExitStack() as stack:
+        dht = hivemind.DHT(initial_peers=a.dht.get_visible_maddrs(), start=True)
+        stack.callback(dht.shutdown)
+        helper = Honest(
+            [torch.zeros(SIZE)], dht, start=True, prefix=PREFIX, min_matchmaking_time=3.0, request_timeout=1.0,
+            next_chunk_timeout=4.0, allreduce_timeout=15.0, auxiliary=True,
+        )  # fmt: skip
+        stack.callback(helper.shutdown)
+        step = helper.step(gather=EPOCH, wait=False, timeout=300)
+        time.sleep(2.0)
+        assert not step.done(), "nobody has gone on yet"
+        for node, epoch in ((a.dht, EPOCH + 1), (b.dht, EPOCH)):
+            report_progress(node, epoch)
+        with pytest.raises(MatchmakingException, match="have gone on"):
+            step.result(60)
+
+
+def report_progress(dht: hivemind.DHT, epoch: int) -> None:
+    """What a trainer says, signed as a trainer signs it."""
+    public = RSASignatureValidator(RSAPrivateKey()).local_public_key
+    value = ProgressRecord(
+        peer_id=dht.peer_id.to_bytes(), epoch=epoch, samples_accumulated=0, samples_per_second=1.0,
+        time=get_dht_time(), client_mode=False,
+    )  # fmt: skip
+    assert dht.store(f"{PREFIX}_progress", value.model_dump(), get_dht_time() + 60, subkey=public)

@@ -12,7 +12,6 @@ if sys.platform != "linux":
     pytest.skip("hivemind is for Linux alone", allow_module_level=True)
 
 import hivemind
-import hivemind.averaging.averager as hivemind_averager
 import torch
 from hivemind.averaging.group_info import GroupInfo
 from hivemind.averaging.matchmaking import MatchmakingException
@@ -21,7 +20,6 @@ from hivemind.utils import MSGPackSerializer
 from tests.support.waiting import run_async, wait_for
 from ttt.swarm.averagers import SwarmPowerSGDAverager
 from ttt.swarm.dht import get_record
-from ttt.swarm.matchmaking import install
 
 RANK, SHAPE = 2, (40, 30)
 
@@ -37,11 +35,7 @@ def make(dht: hivemind.DHT, seed: int) -> SwarmPowerSGDAverager:
 
 @pytest.fixture(scope="module")
 def peers() -> Iterator[list[SwarmPowerSGDAverager]]:
-    before = hivemind_averager.Matchmaking, hivemind_averager.AllReduceRunner
-    install()
     with ExitStack() as stack:
-        stack.callback(lambda: setattr(hivemind_averager, "Matchmaking", before[0]))
-        stack.callback(lambda: setattr(hivemind_averager, "AllReduceRunner", before[1]))
         found, addresses = [], []
         for seed in (0, 0):
             dht = hivemind.DHT(initial_peers=addresses, start=True)

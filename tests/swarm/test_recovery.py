@@ -13,14 +13,12 @@ import pytest
 if sys.platform != "linux":
     pytest.skip("hivemind is for Linux alone", allow_module_level=True)
 
-import hivemind.averaging.averager as hivemind_averager
 import torch
 
 from ttt.errors import Cancelled
 from ttt.swarm.backup import load_backup, save_backup
 from ttt.swarm.dht import start_dht
 from ttt.swarm.identity import load_identity
-from ttt.swarm.matchmaking import install
 from ttt.swarm.optimizer import Hooks, SwarmOptimizer
 from ttt.swarm.recovery import BAD_LOSSES, Recovery
 from ttt.swarm.reporter import Reporter
@@ -44,8 +42,6 @@ def trainee() -> Trainee:
 
 @pytest.fixture(scope="module")
 def optimizer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SwarmOptimizer]:
-    before = hivemind_averager.Matchmaking, hivemind_averager.AllReduceRunner
-    install()
     path, key = load_identity(tmp_path_factory.mktemp("identity"))
     dht = start_dht([], identity=path, key=key, listen=["/ip4/127.0.0.1/tcp/0"], required=False)
     made = SwarmOptimizer(
@@ -55,7 +51,6 @@ def optimizer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SwarmOptimiz
     yield made
     made.shutdown()
     dht.shutdown()
-    hivemind_averager.Matchmaking, hivemind_averager.AllReduceRunner = before  # type: ignore[misc]
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from hivemind.averaging import DecentralizedAverager
 from hivemind.averaging.allreduce import AllReduceRunner
 
 from ttt.swarm import reducer
+from ttt.swarm.reducer import Findings
 
 SIZE, MAX_WEIGHT = 50_000, 64.0
 HONEST = {"a": (1.0, 8.0), "b": (2.0, 16.0), "c": (3.0, 8.0)}
@@ -64,7 +65,7 @@ class Watched(DecentralizedAverager):
     async def _run_allreduce_inplace_(self, tensors: Any, group_info: Any, group_id: Any = None, **kwargs: Any) -> None:
         future = self._running_groups[group_info.group_id]
         await super()._run_allreduce_inplace_(tensors, group_info, group_id, max_weight=MAX_WEIGHT, **kwargs)
-        self.found_by.send(future.result().findings.as_dict())
+        self.found_by.send(future.result().findings)
 
 
 for one in (Liar, Watched):  # a peer calls others by the name of its class
@@ -94,8 +95,7 @@ def make(cls: type[DecentralizedAverager], dht: hivemind.DHT, value: float) -> D
 def swarm(
     monkeypatch: pytest.MonkeyPatch, liar: type[AllReduceRunner] = reducer.CheckedRunner, *, client: bool = False
 ) -> Iterator[dict[str, Any]]:
-    monkeypatch.setattr(hivemind_averager, "AllReduceRunner", hivemind_averager.AllReduceRunner)
-    reducer.install()
+    monkeypatch.setattr(hivemind_averager, "AllReduceRunner", reducer.CheckedRunner)
     first = hivemind.DHT(start=True)
     dhts, averagers = [first], {}
     addresses = first.get_visible_maddrs()
@@ -114,7 +114,7 @@ def swarm(
             dht.shutdown()
 
 
-def average(averagers: dict[str, Any], weight_of_liar: float) -> dict[str, dict[str, Any]]:
+def average(averagers: dict[str, Any], weight_of_liar: float) -> dict[str, Findings]:
     weights = {name: weight for name, (_, weight) in HONEST.items()} | {"liar": weight_of_liar}
     steps = {name: one.step(weight=weights[name], wait=False, timeout=40) for name, one in averagers.items()}
     for name in HONEST:
@@ -155,7 +155,7 @@ def test_parts_of_the_wrong_shape_stall_nobody(monkeypatch: pytest.MonkeyPatch) 
         findings = average(averagers, 8.0)
         for name in HONEST:
             assert torch.allclose(tensors_of(averagers[name]), torch.tensor(MEAN), atol=1e-5)
-            assert {why.partition("[")[0] for _, why, _ in findings[name]["bad_parts"]} == {"its shape is not "}
+            assert {why.partition("[")[0] for _, why in findings[name].bad_parts} == {"its shape is not "}
 
 
 def test_averages_that_do_not_fit_are_not_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,11 +170,9 @@ def test_averages_that_do_not_fit_are_not_taken_over(monkeypatch: pytest.MonkeyP
             averaged, kept = (found - mean).abs() < 1e-5, found == value
             assert bool((averaged | kept).all())
             assert 0 < int(kept.sum()) < 0.5 * SIZE
-            assert [(peer, why) for peer, why, _ in findings[name]["bad_results"]] == [
-                (liar, "it holds NaN or infinity")
-            ]
+            assert list(findings[name].bad_results) == [(liar, "it holds NaN or infinity")]
 
 
-def assert_left_out(averagers: dict[str, Any], findings: dict[str, Any], reason: str) -> None:
-    assert [(peer, why) for peer, why, _ in findings["bad_parts"]] == [(str(averagers["liar"].peer_id), reason)]
-    assert findings["weights"] == {str(averagers[n].peer_id): w for n, (_, w) in HONEST.items()}
+def assert_left_out(averagers: dict[str, Any], findings: Findings, reason: str) -> None:
+    assert list(findings.bad_parts) == [(str(averagers["liar"].peer_id), reason)]
+    assert findings.weights == {str(averagers[n].peer_id): w for n, (_, w) in HONEST.items()}

@@ -135,7 +135,7 @@ def test_a_real_peer_at_a_terminal(tmp_path: Path) -> None:
         address = swarm.coordinator().status.addresses[0]
         peer = Terminal(
             [sys.executable, "-m", "ttt", "peer", "--run", str(swarm.run_file), "--folder", str(tmp_path / "peer"),
-             "--initial-peer", address, "--host", "127.0.0.1", "--name", "Ada", "--until", "2"]
+             "--initial-peer", address, "--host", "127.0.0.1", "--name", "Ada", "--until", "2", "--limit", "24"]
         )  # fmt: skip
         try:
             peer.until(lambda text: "Connecting to the swarm" in text, "the first block")

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, AsyncIterator  # noqa: UP035 (hivemind reads the annotations of rpc_* and knows these alone)
 
+import hivemind.averaging.averager as hivemind_averager
 import torch
 from hivemind.averaging.allreduce import AveragingMode
 from hivemind.averaging.control import StepControl
@@ -33,7 +34,7 @@ from torch import Tensor
 from ttt.swarm.donors import STATE_FORMAT, Taking
 from ttt.swarm.gate import Entrance, Gate, OpenGate
 from ttt.swarm.group_data import gathered_epoch, parse_gathered
-from ttt.swarm.matchmaking import MeasuredRunner
+from ttt.swarm.matchmaking import EpochMatchmaking, MeasuredRunner
 from ttt.swarm.processes import become_child
 from ttt.swarm.reducer import Aggregator
 from ttt.swarm.status import RoundRecord
@@ -46,6 +47,7 @@ class Reporting(Taking):
     """An averager that tells how each round went, asks the gate, and checks what comes."""
 
     kind = "gradients"
+    matchmaking: type[EpochMatchmaking] = EpochMatchmaking
 
     def __init__(
         self,
@@ -67,6 +69,9 @@ class Reporting(Taking):
 
     def run(self) -> None:
         become_child(self._parent_pid)
+        # hivemind takes both from its module: here, in the averager's own process, that is nobody else's.
+        hivemind_averager.Matchmaking = self.matchmaking
+        hivemind_averager.AllReduceRunner = MeasuredRunner
         torch.set_num_threads(self.threads)
         count_into(self.traffic)
         self.matchmaking_kwargs["gate"] = self.gate

@@ -26,7 +26,6 @@ from ttt.swarm.history import HISTORY_FILE, History
 from ttt.swarm.history_types import Checkpoint as HistoryCheckpoint
 from ttt.swarm.history_types import Event
 from ttt.swarm.identity import load_identity
-from ttt.swarm.matchmaking import install
 from ttt.swarm.member import signals, taking_part
 from ttt.swarm.metrics import Monitor
 from ttt.swarm.options import CoordinatorOptions
@@ -249,7 +248,6 @@ class Coordinator:
 
     @contextmanager
     def _keeper(self, task: Task) -> Iterator[SwarmStateAverager]:
-        install()
         keeper = make_state_keeper(self.dht, self.prefix, task.trainee(), self.settings.averaging, self.gate)
         try:
             yield keeper

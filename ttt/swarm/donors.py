@@ -148,10 +148,8 @@ class Taking(DecentralizedAverager):
     stopped: Callable[[], bool] = staticmethod(lambda: False)
     """Whether the peer is asked to leave, which ends its waiting."""
     _failures: Counter[PeerID]
-
-    def expected_state(self) -> dict[str, Any]:
-        """Name -> tensor or number, as a donor must deliver them."""
-        raise NotImplementedError
+    expected_state: Callable[[], dict[str, Any]]
+    """Name -> tensor or number, as a donor must deliver them; of each kind of averager."""
 
     def take_state(self, lowest: int, newest: int | None, timeout: float | None) -> TrainingState | None:
         """A donor's state of step `lowest` or later; None where nobody gave one that fits.

@@ -56,13 +56,19 @@ class CarefulOptimizer(hivemind.Optimizer):
                 self._note(epoch, began, "the others had averaged already; this peer's gradients were lost")
                 self._behind = True
                 raise LeftBehind
+        if self.auxiliary and control.done() and not _succeeded(control):
+            self._note(epoch, began, "this helper was in no group; the others average without it too")
+            raise LeftBehind
 
     def _others_finished(self, epoch: int) -> bool:
         """Whether a peer that others can reach reports a later epoch (asked at most once a second)."""
         if time.time() - self._asked < 1.0:
             return False
         self._asked = time.time()
-        return read_progress(self.dht, self.run_id, self.target_batch_size).epoch > epoch
+        return self._epoch_of_others() > epoch
+
+    def _epoch_of_others(self) -> int:
+        return read_progress(self.dht, self.run_id, self.target_batch_size).epoch
 
     def _give_up_round(self) -> None:
         self._behind = False

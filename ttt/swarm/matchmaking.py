@@ -9,18 +9,18 @@ import time
 from collections.abc import Iterator
 from typing import Any, AsyncIterator  # noqa: UP035 (hivemind reads the annotations of rpc_* and knows these alone)
 
-import hivemind.averaging.averager as hivemind_averager
 from hivemind.averaging.allreduce import AveragingMode
 from hivemind.averaging.control import StepControl
 from hivemind.averaging.group_info import GroupInfo
 from hivemind.averaging.key_manager import GroupKeyManager
-from hivemind.averaging.matchmaking import Matchmaking
+from hivemind.averaging.matchmaking import Matchmaking, MatchmakingException
 from hivemind.p2p import P2PContext, PeerID
 from hivemind.proto import averaging_pb2
 from hivemind.utils import get_logger
 
 from ttt.swarm.gate import Entrance, Gate, OpenGate
 from ttt.swarm.group_data import ID_BYTES, gathered_epoch, group_key, parse_gathered, why_not_follow, why_not_join
+from ttt.swarm.progress import believed_epoch, parse_claims, voices
 from ttt.swarm.reducer import CheckedRunner
 from ttt.swarm.traffic import RECEIVED, SENT, count, counted
 
@@ -56,7 +56,8 @@ class EpochMatchmaking(Matchmaking):
 
     hivemind begins after matchmaking_time, or with a fixed number of peers. Here that time can be generous: a group
     that is full begins at once, and it is full when it has as many trainers as the DHT just now knows of the run.
-    Auxiliary peers take nobody's place, and a group of them with a single trainer is none.
+    Auxiliary peers take nobody's place, and a group of them with a single trainer is none. Nobody waits for them, so
+    that they may come late: once the others are at a later epoch, such a peer looks no further.
     """
 
     def __init__(self, *args: Any, gate: Gate | None = None, **kwargs: Any) -> None:
@@ -94,21 +95,30 @@ class EpochMatchmaking(Matchmaking):
         async with super().looking_for_group(step_control):
             self.group_key_manager.epoch = gathered_epoch(step_control.data_for_gather)
             self._trainers = self.most_trainers or 1 << 30  # nobody is counted yet
-            counting = asyncio.create_task(self._count_trainers())
+            counting = asyncio.create_task(self._watch_trainers(step_control))
             try:
                 yield
             finally:
                 counting.cancel()
 
-    async def _count_trainers(self) -> None:
+    async def _watch_trainers(self, step: StepControl) -> None:
+        """How many there are, and whether they have gone on."""
+        own = parse_gathered(step.data_for_gather)
+        helps = own is not None and own.mode == AveragingMode.AUX
         while True:
             with contextlib.suppress(asyncio.TimeoutError):
                 found = await asyncio.wait_for(
                     self.group_key_manager.dht.get(self._progress_key, latest=True, return_future=True), COUNT_TIMEOUT
                 )
-                entries = found.value.values() if found is not None and isinstance(found.value, dict) else ()
-                known = max(sum(isinstance(entry.value, dict) for entry in entries), FEWEST_TRAINERS)
+                claims = parse_claims(found.value) if found is not None and isinstance(found.value, dict) else []
+                known = max(len(claims), FEWEST_TRAINERS)
                 self._trainers = min(known, self.most_trainers or known)
+                if helps and step.triggered and believed_epoch(voices(claims)) > self.group_key_manager.epoch:
+                    step.set_exception(MatchmakingException("the others have gone on"))
+            if step.done():  # hivemind overlooks a cancelled step that it hears of a moment before it is marked as one
+                if not self.assembled_group.done():
+                    self.assembled_group.set_exception(MatchmakingException("this step is over"))
+                return
             await asyncio.sleep(COUNT_SECONDS)
 
     def _check_reasons_to_reject(
@@ -183,9 +193,3 @@ class _CountingStub:
 
     async def rpc_aggregate_part(self, parts: AsyncIterator[Any]) -> AsyncIterator[Any]:
         return counted(await self._stub.rpc_aggregate_part(counted(parts, SENT)), RECEIVED)
-
-
-def install() -> None:
-    """Make hivemind use these classes; before any averager is made."""
-    hivemind_averager.Matchmaking = EpochMatchmaking
-    hivemind_averager.AllReduceRunner = MeasuredRunner

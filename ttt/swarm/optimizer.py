@@ -203,7 +203,7 @@ class SwarmOptimizer(CarefulOptimizer):
         except LeftBehind:
             self._give_up_round()
             if self.auxiliary:
-                self._jump_to(self.local_epoch + 1)
+                self._jump_to(max(self.local_epoch + 1, self._epoch_of_others()))
             else:
                 self.load_state_from_peers()
 

@@ -25,7 +25,6 @@ from ttt.swarm.fingerprint import fingerprint
 from ttt.swarm.gate import Gate, OpenGate
 from ttt.swarm.identity import load_identity
 from ttt.swarm.lookout import Lookout
-from ttt.swarm.matchmaking import install
 from ttt.swarm.member import batches_until, signals, taking_part
 from ttt.swarm.optimizer import Hooks, SwarmOptimizer
 from ttt.swarm.options import PeerOptions
@@ -273,7 +272,6 @@ class Peer:
 
     @contextmanager
     def _swarm_optimizer(self, task: Task) -> Iterator[SwarmOptimizer]:
-        install()
         self.reporter.say("connecting", "preparing to average with others")
         optimizer = SwarmOptimizer(
             dht=self.dht,

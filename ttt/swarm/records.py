@@ -139,8 +139,8 @@ def publish(
     """Store a record under the signer's key for `lifetime` seconds; False where the DHT did not take it in time.
 
     False too for a record in another's name, which is not sent: every honest node would refuse it, yet hivemind calls
-    a record stored as soon as one node says so. The DHT must have been made with this signer among its validators
-    (`validation.validators`), which signs.
+    a record stored as soon as one node says so. The DHT must have been made with this signer
+    (`validation.StrictSignatures`) among its validators, which signs.
     """
     from hivemind.utils import get_dht_time
 

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import hivemind.averaging.averager as hivemind_averager
 import torch
 from hivemind.averaging.allreduce import AllReduceRunner
 from hivemind.averaging.partition import TensorPartContainer, TensorPartReducer
@@ -62,14 +61,6 @@ class Findings:
     """(sender, reason) -> parts that were left out."""
     bad_results: Counter[tuple[str, str]] = field(default_factory=Counter)
     """(reducer, reason) -> averages that were not taken over."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """For a report between processes: plain lists and numbers."""
-        return {
-            "weights": dict(self.weights),
-            "bad_parts": [[peer, reason, count] for (peer, reason), count in self.bad_parts.items()],
-            "bad_results": [[peer, reason, count] for (peer, reason), count in self.bad_results.items()],
-        }
 
 
 class CheckedReducer(TensorPartReducer):
@@ -211,8 +202,3 @@ def misfit(tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> str:
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         return "it holds NaN or infinity"
     return ""
-
-
-def install() -> None:
-    """Make every averager of hivemind check what it is sent; before the averager is made."""
-    hivemind_averager.AllReduceRunner = CheckedRunner

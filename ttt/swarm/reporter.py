@@ -26,14 +26,19 @@ from ttt.swarm.terminal import Lines, Outlet, stamped
 EVERY_SECONDS = 1.0
 
 
+SOONEST_SECONDS = 0.1
+"""Between two writings, when one state follows another quickly."""
+
+
 class Reporter:
-    """Writes the status once a second from a thread of its own, so that a hanging process is seen to hang."""
+    """Writes the status once a second and at every new state, from a thread of its own, so that a hanging process is
+    seen to hang."""
 
     def __init__(self, folder: Path, outlet: Outlet | None = None, **about: Any) -> None:
         """outlet: where a person is told; lines on stderr by default. about: fields of the status."""
         self.folder, self.outlet = folder, outlet or Lines()
         self.status = PeerStatus(pid=os.getpid(), started=time.time(), time=time.time(), **about)
-        self._lock, self._closed = threading.Lock(), threading.Event()
+        self._lock, self._closed, self._news = threading.Lock(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._write_regularly, daemon=True, name="status")
         self._write()
         self._thread.start()
@@ -52,6 +57,8 @@ class Reporter:
         """A new state, and the sentence that goes with it for a person, once."""
         changed = (state, message) != (self.status.state, self.status.message)
         self.update(state=state, message=message)
+        if changed:
+            self._news.set()
         if changed and message:
             self._line(f"{state}: {message}")
 
@@ -83,11 +90,14 @@ class Reporter:
         """The last word; nothing is written afterwards."""
         self.say(state, message)
         self._closed.set()
+        self._news.set()
         self._thread.join()
         self._write()
 
     def _write_regularly(self) -> None:
-        while not self._closed.wait(EVERY_SECONDS):
+        while not self._closed.wait(SOONEST_SECONDS):
+            self._news.wait(EVERY_SECONDS - SOONEST_SECONDS)
+            self._news.clear()
             self._write()
 
     def _write(self) -> None:

@@ -17,7 +17,6 @@ from hivemind.dht.protocol import DHTProtocol
 from hivemind.dht.routing import DHTID
 from hivemind.dht.validation import DHTRecord, RecordValidatorBase
 from hivemind.utils import MSGPackSerializer, get_dht_time
-from hivemind.utils.crypto import RSAPrivateKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ttt.swarm.gate import Entrance, Gate, OpenGate
@@ -118,18 +117,6 @@ class RecordRules(RecordValidatorBase):
 
     def _may_speak(self, peer_id: str) -> bool:
         return self._gate.allows(peer_id, Entrance.DHT_RECORD).allowed
-
-
-def validators(
-    run: str, key: RSAPrivateKey, gate: Gate | None = None, *, max_samples: int = MAX_SAMPLES
-) -> tuple[StrictSignatures, list[RecordValidatorBase]]:
-    """(signer for `records.publish`, everything for `DHT(record_validators=...)`), before the DHT is started.
-
-    Give the same key to the DHT (`identity_path`) and to the progress tracker (`tracker_opts=dict(private_key=key)`).
-    """
-    drop_only_bad_entries()
-    signer = StrictSignatures(key)
-    return signer, [signer, RecordRules(run, gate, max_samples=max_samples)]
 
 
 def drop_only_bad_entries() -> None:
