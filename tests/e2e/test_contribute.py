@@ -68,11 +68,11 @@ class Place:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("contribute")
     launcher = Launcher(folder / "peer")
-    settings = tiny_run(folder, batch={"global_batch": 256})
+    settings = tiny_run(folder)
     with LocalSwarm(folder / "swarm", settings) as swarm:
         address = swarm.coordinator().status.addresses[0]
         options = ["--run", str(swarm.run_file), "--initial-peer", address, "--peer-folder", str(launcher.folder),
-                   "--runs", str(folder / "runs")]  # fmt: skip
+                   "--runs", str(swarm.folder)]  # fmt: skip
         place = Place(start(folder, [APP, str(folder / "diary")], *options, HF_TOKEN=TOKEN), folder, options, launcher)
         try:
             yield place
@@ -120,7 +120,8 @@ def test_a_stranger_starts_nothing(place: Place, stranger: str) -> None:
 
 @pytest.mark.timeout(600)  # four starts of real processes: on a busy machine each takes a minute
 def test_the_owner_lends_this_machine_and_takes_it_back(place: Place, context: Any, browser: Any) -> None:
-    """Start, samples rise, strangers change nothing, the app dies and comes back, Pause, Go on, Stop."""
+    """Start, samples rise, strangers change nothing, the app dies and comes back, Pause, Go on, Stop; and the
+    leaderboard keeps what was given."""
     page = open_tab(context, place.server)
     page.get_by_text("You are at the machine itself").wait_for()
     page.locator("#place", has_text="its peers reach this one").wait_for()
@@ -168,7 +169,9 @@ def test_the_owner_lends_this_machine_and_takes_it_back(place: Place, context: A
     page.locator("#peer-pause", has_text="Go on").click()
     wait_until(lambda: place.view.peer not in (0, peer) and place.view.work.samples > given, 120, "it goes on")
 
-    peer = place.view.peer
+    board = open_leaderboard(context, place.server)
+    wait_until(lambda: credited(board) > given, 120, "credit for what was given after the pause")
+    confirmed, peer = credited(board), place.view.peer
     page.locator("#peer-stop").click()
     assert place.launcher.wait_until_off(90)
     view = place.view
@@ -177,6 +180,28 @@ def test_the_owner_lends_this_machine_and_takes_it_back(place: Place, context: A
     page.locator("#peer-status", has_text="Off").wait_for()
     assert shown(page, "samples") == f"{view.work.samples:,}" and view.work.samples > given
     assert not processes_of(peer) and not processes_of(supervisor)
+
+    board.locator("#run-head", has_text="nobody trains just now").wait_for()
+    assert board.locator("#leaderboard .ttt-here").count() == 0, "it is still called active"
+    assert confirmed <= credited(board) <= view.work.samples
+    board.close()
+    board = open_leaderboard(context, place.server)
+    assert confirmed <= credited(board) <= view.work.samples
+    assert f'"samples": {credited(board)}' in Raw(place.server.url).call("leaderboard", "", "samples", 5)
+
+
+def open_leaderboard(context: Any, server: Server) -> Any:
+    page = context.new_page()
+    page.goto(server.url + "?tab=dashboard")
+    page.locator("#run-head h2").wait_for()
+    return page
+
+
+def credited(page: Any) -> int:
+    """Samples of the one contributor on the leaderboard; 0 while nobody is on it."""
+    cells = page.locator("#leaderboard tbody td:nth-child(4)").all_inner_texts()
+    assert len(cells) <= 1
+    return int(cells[0].replace(",", "")) if cells else 0
 
 
 def test_the_owner_may_by_name_too_and_a_killed_supervisor_takes_its_peer_along(place: Place) -> None:

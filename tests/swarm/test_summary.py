@@ -103,6 +103,8 @@ def test_a_monitor_writes_down_what_it_sees(history: History) -> None:
         assert places[0].active and places[0].share == 1.0 and places[0].samples_today == 450
         later = summary.progress(reader, at=START + 1000)
         assert later is not None and not later.active and later.peers == 0 and later.eta_seconds is None
+        monitor.observe(reading(helper), Seen(9, 50, 0), START + 100)  # type: ignore[arg-type]
+        assert [p.active for p in summary.leaderboard(reader, at=START + 101)] == [False, True], "she said goodbye"
 
 
 def test_peers_come_and_go_once(history: History) -> None:

@@ -5,6 +5,7 @@ Every function takes a `HistoryReader` and returns dataclasses, lists and dicts,
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -135,7 +136,8 @@ def progress(history: HistoryReader, *, at: float | None = None) -> Progress | N
 def leaderboard(history: HistoryReader, *, limit: int = 100, at: float | None = None) -> list[Place]:
     """Who contributed most, by credited computing time."""
     at = time.time() if at is None else at
-    peers, today = history.peers(), history.contributed_since(at - DAY)
+    peers, today, now = history.peers(), history.contributed_since(at - DAY), history.now()
+    heard = now.time if now is not None and at - now.time < ACTIVE_SECONDS else math.inf  # in the newest reading
     total = sum(peer.samples for peer in peers) or 1.0
     waiting = 2 * history.about().target_batch_size  # claims that are not yet settled
     counted = [peer for peer in peers if peer.samples > 0 or peer.auxiliary][:limit]
@@ -152,7 +154,7 @@ def leaderboard(history: HistoryReader, *, limit: int = 100, at: float | None = 
             share=round(peer.samples / total, 4),
             first_seen=peer.first_seen,
             last_seen=peer.last_seen,
-            active=at - peer.last_seen < ACTIVE_SECONDS,
+            active=peer.last_seen >= heard,
             helper=peer.auxiliary,
             inflated=peer.claimed_samples > 1.5 * peer.samples + waiting,
         )
