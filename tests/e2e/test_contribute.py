@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 if sys.platform != "linux":
@@ -116,6 +117,18 @@ def test_a_stranger_starts_nothing(place: Place, stranger: str) -> None:
     assert len(refused) >= 3 + len(BUTTONS)  # by name and through the queue; the other ways are closed or ask too
     assert not (place.launcher.folder / "order.json").exists()
     assert place.view.phase == "off"
+
+
+def test_no_other_site_may_frame_the_page(place: Place, context: Any) -> None:
+    """Or it could lay something else over the owner's buttons."""
+    page = context.new_page()
+    page.route("http://evil.example/", lambda route: route.fulfill(
+        content_type="text/html", body=f"<iframe src='{place.server.url}'></iframe>"
+    ))  # fmt: skip
+    with page.expect_console_message(lambda message: "frame-ancestors 'self'" in message.text):
+        page.goto("http://evil.example/")
+    assert not any(frame.locator("#masthead").count() for frame in page.frames)
+    page.close()
 
 
 @pytest.mark.timeout(600)  # four starts of real processes: on a busy machine each takes a minute
@@ -254,6 +267,12 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def as_user(server: Server, user: dict[str, Any] | None, *, secret: str = SECRET, hours: float = 1.0) -> Raw:
     cookie = signed_in(user, secret, expires_at=time.time() + 3600 * hours) if user else {}
     return Raw(server.url, {**FORWARDED, "host": "anna-demo.hf.space", **cookie})
+
+
+def test_the_hub_shows_the_space_in_its_page(space: Server) -> None:
+    assert httpx.get(space.url).headers["content-security-policy"] == (
+        "frame-ancestors 'self' https://huggingface.co https://*.hf.space"
+    )
 
 
 def test_the_owner_of_a_space_may(space: Server) -> None:

@@ -31,7 +31,7 @@ from hivemind.proto import averaging_pb2
 from hivemind.utils import get_logger
 from torch import Tensor
 
-from ttt.swarm.donors import STATE_FORMAT, Taking
+from ttt.swarm.donors import STATE_FORMAT, Downloads, Taking, state_bytes
 from ttt.swarm.gate import Entrance, Gate, OpenGate
 from ttt.swarm.group_data import gathered_epoch, parse_gathered
 from ttt.swarm.matchmaking import EpochMatchmaking, MeasuredRunner
@@ -64,7 +64,7 @@ class Reporting(Taking):
         self.reports, self._report = mp.Pipe(duplex=False)
         self.traffic: Any = mp.Array("q", 4)
         self._runners: list[MeasuredRunner] = []
-        self._failures = Counter()
+        self._failures, self._downloads = Counter(), Downloads()
         super().__init__(*args, **kwargs)
 
     def run(self) -> None:
@@ -153,7 +153,11 @@ class Reporting(Taking):
     async def rpc_download_state(
         self, request: averaging_pb2.DownloadRequest, context: P2PContext
     ) -> AsyncIterator[averaging_pb2.DownloadData]:
-        if self._may(context, Entrance.STATE_DOWNLOAD):
+        if not self._may(context, Entrance.STATE_DOWNLOAD):
+            return
+        with self._downloads.place(str(context.remote_id), state_bytes(self.expected_state())) as free:
+            if not free:
+                return
             async for message in super().rpc_download_state(request, context):
                 count(STATE_SENT, message)
                 yield message

@@ -14,7 +14,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,11 @@ PATIENCE = 3
 
 SLOWEST_DONOR = 1 << 20
 """Bytes a second with which a donor is still waited for: 8 Mbit/s, at which the paper's model takes 12 minutes."""
+
+MOST_DOWNLOADS = 4
+"""At a time from one donor."""
+DOWNLOAD_GRACE = 60.0
+"""Seconds beside those in which the state goes at `SLOWEST_DONOR`."""
 
 
 @dataclass
@@ -120,7 +125,8 @@ class IncomingState:
         self._parts, self._bytes = [], 0
 
 
-def _bytes(state: Mapping[str, Any]) -> int:
+def state_bytes(state: Mapping[str, Any]) -> int:
+    """Of its tensors."""
     return sum(one.numel() * one.element_size() for one in state.values() if isinstance(one, Tensor))
 
 
@@ -139,6 +145,33 @@ def parse_donors(entries: Any) -> dict[PeerID, float]:
             with contextlib.suppress(Exception):
                 donors[PeerID(peer)] = float(value)
     return donors
+
+
+class Downloads:
+    """Who is taking the state from us: a few at a time, each once, and nobody longer than a slow line needs.
+
+    Each has a copy of the whole state meanwhile, so that a crowd, or one peer that asks again and again, could use up
+    the memory of a donor. Whoever finds no place is answered nothing and asks the next donor.
+    """
+
+    def __init__(self) -> None:
+        self._taking: set[str] = set()
+
+    @contextlib.contextmanager
+    def place(self, peer: str, size: int) -> Iterator[bool]:
+        """Whether there is a place for `peer`; ends the task that serves it when its time is over, wherever that
+        waits. size: bytes of the state."""
+        serving = asyncio.current_task()
+        if serving is None or peer in self._taking or len(self._taking) >= MOST_DOWNLOADS:
+            yield False
+            return
+        self._taking.add(peer)
+        ending = asyncio.get_running_loop().call_later(DOWNLOAD_GRACE + size / SLOWEST_DONOR, serving.cancel)
+        try:
+            yield True
+        finally:
+            ending.cancel()
+            self._taking.discard(peer)
 
 
 class Taking(DecentralizedAverager):
@@ -160,7 +193,7 @@ class Taking(DecentralizedAverager):
         """
         future = MPFuture()
         if timeout is not None:
-            timeout += _bytes(self.expected_state()) / SLOWEST_DONOR
+            timeout += state_bytes(self.expected_state()) / SLOWEST_DONOR
         limits = {"future": future, "timeout": timeout, "lowest": lowest, "newest": newest}
         self._outer_pipe.send(("_load_state_from_peers", [], limits))
         deadline = math.inf if timeout is None else time.monotonic() + (PATIENCE + 1) * timeout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from ttt.ui import theme
+from ttt.ui.framing import Framing, framers
 from ttt.ui.settings import Settings
 from ttt.ui.store import ResultStore
 
@@ -117,6 +120,7 @@ def launch_options(settings: Settings, store: ResultStore, *served: Path) -> dic
         "enable_monitoring": False,
         "run_history": False,
         "ssr_mode": False,
+        "app_kwargs": {"middleware": [Middleware(Framing, allowed=framers(os.environ))]},
         "pwa": False,
         "mcp_server": find_spec("mcp") is not None,
         "footer_links": ["api", "gradio", "settings"],
