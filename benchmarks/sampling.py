@@ -29,7 +29,7 @@ from ttt.sampling.crew import Crew
 from ttt.sampling.decode import prefill
 from ttt.sampling.device import choose_device, choose_dtype, flop_per_code, is_small
 from ttt.sampling.memory import available
-from ttt.sampling.weights import DecoderWeights
+from ttt.sampling.weights import DecoderWeights, cache_dtype
 
 SIZES = {"demo": (DEMO, DEMO_VQGAN), "paper": (PAPER, PAPER_VQGAN)}
 
@@ -42,7 +42,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "benchmark": "sampling", "size": options.size, "device": _name(device), "threads": torch.get_num_threads(),
         "dtype": str(dtype).removeprefix("torch."),
-        "cache_mb_per_candidate": bytes_per_candidate(config, dtype) / 1e6,
+        "cache_mb_per_candidate": bytes_per_candidate(config, cache_dtype(dtype)) / 1e6,
         "cache_mb_per_candidate_16_bit": bytes_per_candidate(config, torch.bfloat16) / 1e6,
         "bandwidth_gb_s": bandwidth(device) / 1e9,
     }  # fmt: skip
@@ -74,7 +74,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 8, 32, 128], help="none: only what else is asked")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each measurement")
     parser.add_argument("--steps", type=int, default=4, help="steps a round, spread over the picture")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16 or int8")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--gpu", action="store_true", help="the same on a GPU; an error where there is none")
     parser.add_argument("--reference", action="store_true", help="dalle-pytorch 1.6.6 beside ours, in turns")

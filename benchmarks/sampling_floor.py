@@ -8,22 +8,23 @@ import torch
 
 from ttt.config import DalleConfig
 from ttt.sampling.cache import Prompt, slots_of
-from ttt.sampling.linear import PackedLinear
-from ttt.sampling.weights import DecoderWeights
+from ttt.sampling.linear import Int8Linear
+from ttt.sampling.weights import DecoderWeights, Linear
 
 
 def products_alone(weights: DecoderWeights, rows: int) -> None:
     """All products with weights of one step of `rows` candidates, in its order."""
     config: DalleConfig = weights.config
     x = torch.ones(rows, config.dim, dtype=weights.dtype, device=weights.device)
+    last = x.float()
+    if isinstance(weights.layers[0].up, Int8Linear):
+        x = x.to(torch.uint8)
     inner = x.new_ones(rows, config.heads * config.dim_head)
     wide = x.new_ones(rows, config.dim * config.ff_mult)
     for layer in weights.layers:
-        layer.to_qkv(x)
-        layer.to_out(inner)
-        layer.up(x)
-        layer.down(wide)
-    weights.to_logits(x.float())
+        for linear, of in ((layer.to_qkv, x), (layer.to_out, inner), (layer.up, x), (layer.down, wide)):
+            linear.of_integers(of, weights.dtype) if isinstance(linear, Int8Linear) else linear(of)
+    weights.to_logits(last)
 
 
 def bytes_moved(weights: DecoderWeights, prompt: Prompt, b: int) -> int:
@@ -37,7 +38,7 @@ def bytes_moved(weights: DecoderWeights, prompt: Prompt, b: int) -> int:
     return sum(map(_bytes, (*linears, weights.to_logits))) + of_prompt + b * own
 
 
-def _bytes(linear: PackedLinear) -> int:
+def _bytes(linear: Linear) -> int:
     return linear.weight.numel() * linear.weight.element_size()
 
 

@@ -151,9 +151,9 @@ def test_a_wrong_device_is_refused_with_those_allowed(bundle: Bundle, device: ob
         TextToImage.from_pretrained(bundle.root, device=device)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("dtype", ["float8", "int8", "", torch.int8])
+@pytest.mark.parametrize("dtype", ["float8", "int4", "", torch.uint8])
 def test_a_wrong_dtype_is_refused_with_those_allowed(bundle: Bundle, dtype: object):
-    with pytest.raises(InvalidInput, match="'auto', 'float32', 'bfloat16', 'float16'"):
+    with pytest.raises(InvalidInput, match="'auto', 'float32', 'bfloat16', 'float16', 'int8'"):
         TextToImage.from_pretrained(bundle.root, dtype=dtype)  # type: ignore[arg-type]
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from ttt.config import DEMO, PAPER
+from ttt.errors import InvalidInput
 from ttt.sampling import device as device_module
 from ttt.sampling.device import choose_device, choose_dtype, flop_per_code
-from ttt.sampling.linear import PackedLinear
+from ttt.sampling.linear import Int8Linear, PackedLinear
 
 CPU = torch.device("cpu")
 
@@ -51,6 +52,38 @@ def test_packed_products_equal_plain_ones(dtype: torch.dtype, rows: int):
                 assert got.dtype == dtype
                 tolerance = 1e-4 if dtype == torch.float32 else 0.15
                 torch.testing.assert_close(got.double(), expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 4, 17, 64])
+def test_products_in_8_bits_are_near_and_rows_do_not_touch(dtype: torch.dtype, rows: int):
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(s, generator=generator) for s in ((rows, 48), (80, 48), (80,)))
+    x *= torch.logspace(-3, 3, rows)[:, None]  # a scale for all rows would lose the small ones
+    x, kept = x.to(dtype), x.to(dtype).clone()
+    with torch.inference_mode():
+        product = Int8Linear(weight, bias * 1e-3)
+        got, expected = product(x), torch.nn.functional.linear(x.double(), weight.double(), bias.double() * 1e-3)
+        assert got.dtype == dtype
+        off = (got.double() - expected).norm(dim=1) / expected.norm(dim=1)
+        assert off.max() < 0.02, "rounding to 8 bits of gaussian numbers costs 1.1 %"
+        assert torch.equal(product(x[-1:]), got[-1:])
+        assert torch.equal(x, kept)
+
+
+def test_zeros_in_8_bits_are_zeros():
+    with torch.inference_mode():
+        assert Int8Linear(torch.zeros(3, 8))(torch.ones(4, 8)).tolist() == [[0.0] * 3] * 4
+        assert Int8Linear(torch.ones(3, 8))(torch.zeros(4, 8)).tolist() == [[0.0] * 3] * 4
+
+
+def test_8_bits_are_asked_for_and_for_cpus(monkeypatch):
+    assert choose_dtype("int8", CPU, DEMO) == choose_dtype(torch.int8, CPU, DEMO) == torch.int8
+    with pytest.raises(InvalidInput, match="'int8' is for CPUs"):
+        choose_dtype("int8", torch.device("cuda"), DEMO)
+    monkeypatch.setattr(Int8Linear, "works", staticmethod(lambda: False))
+    with pytest.raises(InvalidInput, match="oneDNN"):
+        choose_dtype("int8", CPU, DEMO)
 
 
 def test_without_onednn_the_plain_product_is_used(monkeypatch):

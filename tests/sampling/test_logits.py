@@ -10,7 +10,9 @@ import torch.nn.functional as F
 
 from tests.sampling.oracle import KINDS, SIZES, cached_logits, config_of, plain_logits, request, static_logits
 from tests.support.tiny import tiny_dalle
+from ttt.bundle import load_dalle_from
 from ttt.config import DEMO
+from ttt.hub import find_bundle
 from ttt.model.dalle import Dalle
 
 Decoder = Callable[..., torch.Tensor]
@@ -48,14 +50,27 @@ def test_the_demo_size_is_equal_too(logits: Decoder) -> None:
     torch.testing.assert_close(logits(dalle, text, codes), plain_logits(dalle, text, codes), atol=1e-4, rtol=0)
 
 
-@both
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_16_bits_keep_the_distribution(dtype: torch.dtype, seed: int, logits: Decoder) -> None:
-    dalle = tiny_dalle(6, config_of("wide", "paper"))
+def divergence(dalle: Dalle, logits: Decoder, dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """KL [b, n] of the next code's distribution from that of the plain forward, of random codes."""
     text, codes = request(dalle.config, 4, seed)
     expected = plain_logits(dalle, text, codes).log_softmax(-1)
     rounded = logits(dalle, text, codes, dtype=dtype)
     assert rounded.dtype == torch.float32
-    kl = F.kl_div(rounded.log_softmax(-1), expected, reduction="none", log_target=True).sum(-1)
+    return F.kl_div(rounded.log_softmax(-1), expected, reduction="none", log_target=True).sum(-1)
+
+
+@both
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int8])
+def test_fewer_bits_keep_the_distribution(dtype: torch.dtype, seed: int, logits: Decoder) -> None:
+    kl = divergence(tiny_dalle(6, config_of("wide", "paper")), logits, dtype, seed)
     assert kl.mean() < 1e-2
+
+
+@both
+@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 1e-3), (torch.int8, 1e-2)])
+def test_fewer_bits_keep_the_distribution_of_a_trained_model(dtype: torch.dtype, most: float, logits: Decoder) -> None:
+    """Whose weights and activations have outliers. Measured: 1.5e-4 in bfloat16, 3e-3 in 8 bits."""
+    dalle = load_dalle_from(find_bundle("demo"), torch.device("cpu"))
+    kl = divergence(dalle, logits, dtype, 0)
+    assert 0 < kl.mean() < most

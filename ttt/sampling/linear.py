@@ -9,6 +9,10 @@ from torch import Tensor
 MIN_ROWS = 4
 """With fewer rows the libraries take other paths, whose rounding differs: a candidate's codes would depend
 on how many others are computed beside it. Callers pad to this many."""
+MOST, OFFSET = 127, 128
+"""Of 8-bit integers; the library wants those of x without a sign."""
+TINY = 1e-30
+"""The scale of a row of zeros."""
 
 
 class PackedLinear:
@@ -28,6 +32,45 @@ class PackedLinear:
         if self.packed:
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return F.linear(x, self.weight, self.bias)
+
+
+class Int8Linear:
+    """`x @ weight.T + bias` in 8-bit integers: a scale for each row of the weight, and for each row of x as it comes.
+
+    So rows do not touch one another, and the sums are exact: only the rounding to 8 bits costs precision (as in
+    LLM.int8, Dettmers et al. 2022, without its detour for outliers). CPUs alone, by oneDNN.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        """weight [o, i] and bias [o] of any floating type; the result has the type of x."""
+        weight = weight.detach().float()
+        self.scale = (weight.abs().amax(dim=1) / MOST).clamp_min_(TINY)
+        rounded = (weight / self.scale[:, None]).round_().to(torch.int8)
+        self.weight = torch.ops.onednn.qlinear_prepack(rounded, None)
+        self.no_offset = torch.zeros(len(weight), dtype=torch.long)
+        self.bias = None if bias is None else bias.detach()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        exact = x.float()
+        scale = torch.maximum(exact.amax(dim=1, keepdim=True), -exact.amin(dim=1, keepdim=True))
+        scale = scale.div_(MOST).clamp_min_(TINY)
+        rounded = (exact / scale).add_(OFFSET + 0.5).to(torch.uint8)  # cut off, so rounded
+        out = self.of_integers(rounded, x.dtype).mul_(scale)
+        return out if self.bias is None else out.add_(self.bias)
+
+    def of_integers(self, rounded: Tensor, dtype: torch.dtype) -> Tensor:
+        """uint8 [n, i], less `OFFSET`, times the weight -> [n, o]."""
+        return torch.ops.onednn.qlinear_pointwise(
+            rounded, 1.0, OFFSET, self.weight, self.scale, self.no_offset, None, 1.0, 0, dtype, "none", [], ""
+        )
+
+    @staticmethod
+    def works() -> bool:
+        """Whether this build of torch can."""
+        try:
+            return bool(Int8Linear(torch.eye(16))(torch.ones(MIN_ROWS, 16)).sum() == 16 * MIN_ROWS)
+        except (AttributeError, NotImplementedError, RuntimeError):
+            return False
 
 
 def _pack(weight: Tensor) -> Tensor | None:

@@ -13,7 +13,9 @@ from ttt.model.attention import Attention
 from ttt.model.dalle import Dalle
 from ttt.model.layers import FeedForward, Layer
 from ttt.model.rotary import rotary_tables, rotate
-from ttt.sampling.linear import PackedLinear
+from ttt.sampling.linear import Int8Linear, PackedLinear
+
+Linear = PackedLinear | Int8Linear
 
 
 @dataclass(frozen=True)
@@ -34,33 +36,36 @@ class Norm:
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One layer; layers of a group hold the same four PackedLinear."""
+    """One layer; layers of a group hold the same four products."""
 
     kind: AttentionKind
     attention_norm: Norm
     attention_scale: Tensor
-    to_qkv: PackedLinear
-    to_out: PackedLinear
+    to_qkv: Linear
+    to_out: Linear
     feed_forward_norm: Norm
     feed_forward_scale: Tensor
-    up: PackedLinear
-    down: PackedLinear
+    up: Linear
+    down: Linear
 
 
 class DecoderWeights:
     """What prefill and decode_one_code read. Norms, scales, embedding and logits are float32 in any `dtype`."""
 
     def __init__(self, dalle: Dalle, dtype: torch.dtype = torch.float32, *, pack: bool = True) -> None:
-        self.dalle, self.dtype = dalle, dtype
+        """dtype: of products with weights, and of the rest; int8 stands for such products beside bfloat16."""
+        in_8_bits = dtype == torch.int8
+        self.dalle, self.dtype = dalle, cache_dtype(dtype)
         self.config: DalleConfig = dalle.config
         self.device = dalle.to_logits.weight.device
-        groups: dict[int, PackedLinear] = {}
+        groups: dict[int, Linear] = {}
 
-        def linear(module: nn.Linear, weight: Tensor | None = None) -> PackedLinear:
+        def linear(module: nn.Linear, weight: Tensor | None = None) -> Linear:
             if id(module) not in groups:
-                bias = None if module.bias is None else module.bias.detach().to(dtype)
-                groups[id(module)] = PackedLinear(
-                    (module.weight.detach() if weight is None else weight).to(dtype), bias, pack=pack
+                bias = None if module.bias is None else module.bias.detach().to(self.dtype)
+                weight = module.weight.detach() if weight is None else weight
+                groups[id(module)] = (
+                    Int8Linear(weight, bias) if in_8_bits else PackedLinear(weight.to(self.dtype), bias, pack=pack)
                 )
             return groups[id(module)]
 
@@ -72,7 +77,12 @@ class DecoderWeights:
         self.rotary = Rotary(dalle.transformer.pos_emb, self.config)
 
 
-def _layer(layer: Layer, linear: Callable[..., PackedLinear]) -> LayerWeights:
+def cache_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of activations, keys and values, where the products with weights are in `dtype`."""
+    return torch.bfloat16 if dtype == torch.int8 else dtype
+
+
+def _layer(layer: Layer, linear: Callable[..., Linear]) -> LayerWeights:
     attention: Attention = layer.attention
     feed_forward: FeedForward = layer.feed_forward
     return LayerWeights(
