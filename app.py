@@ -29,8 +29,8 @@ from ttt.ui.studio import Studio
 from ttt.ui.thumbnails import Thumbnails
 from ttt.ui.view import file_url
 
-EXAMPLE_RUN = Path(__file__).parent / "ttt" / "demo"
-"""Shows the history of the run that made the demo model, where one ships."""
+EXAMPLE_RUN = Path(__file__).parent / "examples" / "run"
+"""The history of a finished run, for who has none yet."""
 
 
 def main(arguments: list[str] | None = None, load: Callable[[str], Painter] = load_real) -> None:
@@ -54,7 +54,7 @@ def serve(settings: Settings, load: Callable[[str], Painter]) -> None:
         add_endpoint(studio, first)
 
     thumbnails = Thumbnails(passing_folder("pictures"))
-    board = Board(RunFolders(settings.runs, EXAMPLE_RUN), thumbnails, file_url)
+    board = Board(RunFolders(settings.runs, example=EXAMPLE_RUN), thumbnails, file_url)
 
     def dashboard() -> Live:
         add_endpoints(board.source)

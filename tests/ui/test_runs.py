@@ -69,6 +69,18 @@ def test_runs_of_all_layouts_are_found_those_going_on_first(tmp_path: Path, alwa
     folders.close()
 
 
+def test_the_example_is_for_who_has_no_run(tmp_path: Path) -> None:
+    """It comes last, after a run that has ended long ago and one that has not been heard of yet."""
+    small().write(tmp_path / "example", painted=False)
+    folders = RunFolders(tmp_path / "runs", example=tmp_path / "example", clock=lambda: END + 1000)
+    assert [name.key for name in folders.names()] == ["example"]
+    small(END - 10**6).write(tmp_path / "runs" / "old", painted=False)
+    (tmp_path / "runs" / "new").mkdir()
+    History(tmp_path / "runs" / "new" / runs.HISTORY_FILE, "new").close()
+    folders = RunFolders(tmp_path / "runs", example=tmp_path / "example", clock=lambda: END + 1000)
+    assert [name.key for name in folders.names()] == ["old", "new", "example"]
+
+
 def test_two_runs_of_one_name_stay_apart(tmp_path: Path) -> None:
     small().write(tmp_path / "a" / "run" / "first", painted=False)
     small().write(tmp_path / "a" / "run" / "second", painted=False)

@@ -57,16 +57,18 @@ class _Run:
 class RunFolders:
     """The runs below some folders; new ones are found while the server runs."""
 
-    def __init__(self, *roots: Path, clock: Callable[[], float] = time.time) -> None:
-        """clock: Unix time."""
-        self._roots, self._clock = roots, clock
+    def __init__(self, *roots: Path, example: Path | None = None, clock: Callable[[], float] = time.time) -> None:
+        """example: a run to show where there is no other; it comes last. clock: Unix time."""
+        self._roots, self._example, self._clock = (*roots, example) if example else roots, example, clock
         self._lock = threading.Lock()
         self._runs: dict[str, _Run] = {}
         self._names: list[RunName] = []
         self._looked = self._named = float("-inf")
 
     def names(self) -> list[RunName]:
-        """Those that go on now first, then the newest; a history that cannot be read says so when it is chosen."""
+        """Those that go on now first, then the newest; a history that cannot be read says so when it is chosen.
+
+        The example is last."""
         if not self._names or time.monotonic() - self._named >= LOOK_SECONDS:
             found = sorted(self._label(run) for run in self._known())
             self._names, self._named = [RunName(key, label) for _, key, label in found], time.monotonic()
@@ -106,6 +108,8 @@ class RunFolders:
         except TTTError:
             return (2, 0.0), run.key, f"{run.key} (cannot be read)"
         words = run.key if not title else f"{run.key}: {title}"
+        if run.path.parent == self._example:
+            return (3, 0.0), run.key, words
         if progress is None or not progress.active:
             return (1, -progress.updated if progress else 0.0), run.key, words
         return (0, -progress.updated), run.key, f"{words}, running"
