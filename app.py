@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -33,10 +34,11 @@ EXAMPLE_RUN = Path(__file__).parent / "examples" / "run"
 """The history of a finished run, for who has none yet."""
 
 
-def main(arguments: list[str] | None = None, load: Callable[[str], Painter] = load_real) -> None:
+def main(arguments: list[str] | None = None, load: Callable[[str], Painter] | None = None) -> None:
     """Serve until Ctrl-C; what a setting has wrong is one line and exit code 2."""
     try:
-        serve(read_settings(arguments), load)
+        settings = read_settings(arguments)
+        serve(settings, load or partial(load_real, dtype=settings.dtype))
     except (TTTError, OSError) as error:  # a port that is taken, a folder that cannot be written
         sys.stderr.write(f"Error: {error}\n")
         raise SystemExit(2) from None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ttt.errors import BundleError
+from ttt.ui import settings
 from ttt.ui.models import sources
 from ttt.ui.settings import Settings, read_settings
 
@@ -34,6 +35,21 @@ def test_a_wrong_port_is_told(wrong: str, capsys: pytest.CaptureFixture) -> None
     with pytest.raises(SystemExit):
         read_settings([f"--port={wrong}"], {})
     assert "from 0 to 65535" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("line", "env"), [(["--dtype", "int4"], {}), ([], {"TTT_DTYPE": "int4"})])
+def test_a_wrong_precision_is_told(line: list[str], env: dict[str, str], capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        read_settings(line, env)
+    assert "must be one of auto, float32, bfloat16, float16, int8" in capsys.readouterr().err
+
+
+def test_the_precisions_are_those_of_painting() -> None:
+    from ttt.sampling import device
+
+    assert ("auto", *device.DTYPES) == settings.DTYPES
+    assert read_settings(["--dtype", "float32"], {"TTT_DTYPE": "int8"}).dtype == "float32"
+    assert read_settings([], {"TTT_DTYPE": "int8"}).dtype == "int8"
 
 
 def test_the_first_model() -> None:

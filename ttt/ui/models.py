@@ -137,8 +137,8 @@ class ModelShelf:
                 failed(reason)
 
 
-def load_real(target: str) -> Painter:
+def load_real(target: str, dtype: str = "auto") -> Painter:
     """The real model; imported here because torch takes seconds, which the page must not wait for."""
     from ttt.pipeline import TextToImage
 
-    return TextToImage.from_pretrained(target)
+    return TextToImage.from_pretrained(target, dtype=dtype)
