@@ -270,9 +270,7 @@ def as_user(server: Server, user: dict[str, Any] | None, *, secret: str = SECRET
 
 
 def test_the_hub_shows_the_space_in_its_page(space: Server) -> None:
-    assert httpx.get(space.url).headers["content-security-policy"] == (
-        "frame-ancestors 'self' https://huggingface.co https://*.hf.space"
-    )
+    assert httpx.get(space.url).headers["content-security-policy"] == ("frame-ancestors 'self' https://huggingface.co")
 
 
 def test_the_owner_of_a_space_may(space: Server) -> None:

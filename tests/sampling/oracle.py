@@ -3,6 +3,7 @@ whole requests painted."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from ttt.config import DalleConfig
@@ -11,11 +12,15 @@ from ttt.sampling.cache import Cache
 from ttt.sampling.crew import Crew
 from ttt.sampling.decode import decode_one_code, prefill
 from ttt.sampling.graph import Recorder
+from ttt.sampling.linear import Int8Linear
 from ttt.sampling.paint import Canvas, painting
 from ttt.sampling.params import SamplingParams
 from ttt.sampling.static import StaticStep
 from ttt.sampling.weights import DecoderWeights
 
+needs_vnni = pytest.mark.skipif(
+    not Int8Linear.works(), reason="NO 8-BIT PRODUCTS: this processor lacks VNNI, or torch oneDNN; they are not checked"
+)
 SIZES = {
     "tiny": {"dim": 16, "depth": 5, "heads": 2, "dim_head": 8, "text_seq_len": 6, "image_fmap_size": 4},
     "odd head": {"dim": 32, "depth": 6, "heads": 3, "dim_head": 7, "text_seq_len": 3, "image_fmap_size": 7},

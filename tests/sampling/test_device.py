@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
+from tests.sampling.oracle import needs_vnni
 from ttt.config import DEMO, PAPER
 from ttt.errors import InvalidInput
 from ttt.sampling import device as device_module
@@ -54,6 +59,15 @@ def test_packed_products_equal_plain_ones(dtype: torch.dtype, rows: int):
                 torch.testing.assert_close(got.double(), expected, atol=tolerance, rtol=0)
 
 
+def test_a_processor_without_vnni_is_found_out():
+    """oneDNN's kernels for it add pairs of products in 16 bits: 64 ones come to 0.5."""
+    code = "from ttt.sampling.linear import Int8Linear; print(Int8Linear.works())"
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@needs_vnni
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 4, 17, 64])
 def test_products_in_8_bits_are_near_and_rows_do_not_touch(dtype: torch.dtype, rows: int):
@@ -71,15 +85,17 @@ def test_products_in_8_bits_are_near_and_rows_do_not_touch(dtype: torch.dtype, r
         assert torch.equal(x, kept)
 
 
+@needs_vnni
 def test_zeros_in_8_bits_are_zeros():
     with torch.inference_mode():
         assert Int8Linear(torch.zeros(3, 8))(torch.ones(4, 8)).tolist() == [[0.0] * 3] * 4
         assert Int8Linear(torch.ones(3, 8))(torch.zeros(4, 8)).tolist() == [[0.0] * 3] * 4
 
 
+@needs_vnni
 def test_8_bits_are_asked_for_and_for_cpus(monkeypatch):
     assert choose_dtype("int8", CPU, DEMO) == choose_dtype(torch.int8, CPU, DEMO) == torch.int8
-    with pytest.raises(InvalidInput, match="'int8' is for CPUs"):
+    with pytest.raises(InvalidInput, match="'int8' is for CPUs with VNNI"):
         choose_dtype("int8", torch.device("cuda"), DEMO)
     monkeypatch.setattr(Int8Linear, "works", staticmethod(lambda: False))
     with pytest.raises(InvalidInput, match="oneDNN"):

@@ -240,6 +240,33 @@ def test_who_takes_the_state_without_end_loses_its_place(monkeypatch: pytest.Mon
     run_async(ended())
 
 
+def test_who_has_gone_keeps_the_place_until_the_copy_is_made() -> None:
+    downloads = Downloads()
+
+    async def gone(answer: asyncio.Future[None]) -> None:
+        with downloads.place("a peer", 1000) as free:
+            assert free
+            downloads.owe(answer)
+            await asyncio.shield(answer)
+
+    async def again() -> list[bool]:
+        answer = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(gone(answer))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        found = []
+        for _ in range(2):
+            with downloads.place("a peer", 1000) as free:
+                found.append(free)
+            if not answer.done():
+                answer.set_result(None)
+            await asyncio.sleep(0)
+        return found
+
+    assert run_async(again()) == [False, True]
+
+
 def test_one_peer_takes_one_state_at_a_time(swarm: Swarm) -> None:
     """Asked by its own stub, while another download of the same peer is under way."""
     newcomer, honest = swarm.newcomer, swarm.honest
@@ -247,11 +274,10 @@ def test_one_peer_takes_one_state_at_a_time(swarm: Swarm) -> None:
     async def taken() -> tuple[int, int]:
         p2p = await newcomer.dht.replicate_p2p()
         stub = SwarmStateAverager.get_stub(p2p, honest.peer_id, namespace=honest.prefix)
-        with honest.lock_averaged_tensors:  # its state has to wait, and the download with it
-            first = asyncio.create_task(count_of(stub))
-            await asyncio.sleep(1.0)
-            second = await asyncio.wait_for(count_of(stub), 30)
-        return await asyncio.wait_for(first, 30), second
+        with honest.lock_averaged_tensors:  # its state has to wait, and a download with it
+            both = [asyncio.create_task(count_of(stub)) for _ in range(2)]
+            (refused,), (first,) = await asyncio.wait(both, timeout=30, return_when=asyncio.FIRST_COMPLETED)
+        return await asyncio.wait_for(first, 30), refused.result()
 
     async def count_of(stub: Any) -> int:
         return len([message async for message in await stub.rpc_download_state(averaging_pb2.DownloadRequest())])

@@ -44,7 +44,7 @@ def choose_dtype(name: str | torch.dtype, device: torch.device, config: DalleCon
     if isinstance(name, torch.dtype):
         name = str(name).removeprefix("torch.")
     if name == "int8" and not (device.type == "cpu" and Int8Linear.works()):
-        raise InvalidInput("dtype 'int8' is for CPUs, with a torch that has oneDNN; choose 'auto' here")
+        raise InvalidInput("dtype 'int8' is for CPUs with VNNI, and a torch with oneDNN; choose 'auto' here")
     if name in DTYPES:
         return DTYPES[name]
     if name != "auto":

@@ -153,7 +153,7 @@ class Reporting(Taking):
     async def rpc_download_state(
         self, request: averaging_pb2.DownloadRequest, context: P2PContext
     ) -> AsyncIterator[averaging_pb2.DownloadData]:
-        if not self._may(context, Entrance.STATE_DOWNLOAD):
+        if not self.allow_state_sharing or not self._may(context, Entrance.STATE_DOWNLOAD):
             return
         with self._downloads.place(str(context.remote_id), state_bytes(self.expected_state())) as free:
             if not free:
@@ -161,6 +161,12 @@ class Reporting(Taking):
             async for message in super().rpc_download_state(request, context):
                 count(STATE_SENT, message)
                 yield message
+
+    async def _get_current_state_from_host_process(self) -> Any:
+        """Whoever asked and has gone keeps the place until the copy is made, or could have any number made."""
+        answer = asyncio.ensure_future(super()._get_current_state_from_host_process())
+        self._downloads.owe(answer)
+        return await asyncio.shield(answer)
 
     def _may(self, context: P2PContext, entrance: Entrance) -> bool:
         decision = self.gate.allows(str(context.remote_id), entrance)

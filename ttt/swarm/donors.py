@@ -156,6 +156,7 @@ class Downloads:
 
     def __init__(self) -> None:
         self._taking: set[str] = set()
+        self._owed: dict[asyncio.Task[Any], asyncio.Future[Any]] = {}
 
     @contextlib.contextmanager
     def place(self, peer: str, size: int) -> Iterator[bool]:
@@ -171,7 +172,16 @@ class Downloads:
             yield True
         finally:
             ending.cancel()
-            self._taking.discard(peer)
+            owed = self._owed.pop(serving, None)
+            if owed is not None and not owed.done():
+                owed.add_done_callback(lambda _: self._taking.discard(peer))
+            else:
+                self._taking.discard(peer)
+
+    def owe(self, answer: asyncio.Future[Any]) -> None:
+        """Whoever the current task serves keeps the place until `answer` is there, even if they have gone."""
+        if (serving := asyncio.current_task()) is not None:
+            self._owed[serving] = answer
 
 
 class Taking(DecentralizedAverager):

@@ -57,7 +57,8 @@ class CarefulOptimizer(hivemind.Optimizer):
                 self._behind = True
                 raise LeftBehind
         if self.auxiliary and control.done() and not _succeeded(control):
-            self._note(epoch, began, "this helper was in no group; the others average without it too")
+            if not control.began_allreduce:  # else the round itself has told why
+                self._note(epoch, began, "this helper was in no group; the others average without it too")
             raise LeftBehind
 
     def _others_finished(self, epoch: int) -> bool:

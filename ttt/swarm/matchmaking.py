@@ -113,7 +113,8 @@ class EpochMatchmaking(Matchmaking):
                 claims = parse_claims(found.value) if found is not None and isinstance(found.value, dict) else []
                 known = max(len(claims), FEWEST_TRAINERS)
                 self._trainers = min(known, self.most_trainers or known)
-                if helps and step.triggered and believed_epoch(voices(claims)) > self.group_key_manager.epoch:
+                looking = step.triggered and not step.done() and not self.assembled_group.done()
+                if helps and looking and believed_epoch(voices(claims)) > self.group_key_manager.epoch:
                     step.set_exception(MatchmakingException("the others have gone on"))
             if step.done():  # hivemind overlooks a cancelled step that it hears of a moment before it is marked as one
                 if not self.assembled_group.done():

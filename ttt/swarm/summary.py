@@ -20,7 +20,7 @@ from ttt.swarm.names import MAX_NAME, clean_text, safe_name
 Axis = Literal["time", "samples"]
 Series = Literal["loss", "peers", "samples_per_second", "learning_rate", "epoch"]
 ACTIVE_SECONDS = 120.0
-"""A swarm or a peer that was not heard of for longer is shown as silent."""
+"""A swarm that was not heard of for longer is shown as silent."""
 DAY = 86_400.0
 
 
@@ -136,7 +136,8 @@ def progress(history: HistoryReader, *, at: float | None = None) -> Progress | N
 def leaderboard(history: HistoryReader, *, limit: int = 100, at: float | None = None) -> list[Place]:
     """Who contributed most, by credited computing time."""
     at = time.time() if at is None else at
-    peers, today, now = history.peers(), history.contributed_since(at - DAY), history.now()
+    now = history.now()  # first: who is heard while the rest is read has been heard since
+    peers, today = history.peers(), history.contributed_since(at - DAY)
     heard = now.time if now is not None and at - now.time < ACTIVE_SECONDS else math.inf  # in the newest reading
     total = sum(peer.samples for peer in peers) or 1.0
     waiting = 2 * history.about().target_batch_size  # claims that are not yet settled

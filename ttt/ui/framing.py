@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-HUB_PAGES = ("https://huggingface.co", "https://*.hf.space")
-"""The Hub shows every Space inside its own page."""
+HUB_PAGES = ("https://huggingface.co",)
+"""The Hub shows every Space inside its own page. Other Spaces may not: they are anybody's."""
 
 
 def framers(environment: Mapping[str, str]) -> tuple[str, ...]:
