@@ -31,6 +31,21 @@ def epochs_of(member: Member) -> dict[int, EpochRecord]:
     return {record.epoch: record for record in read_epochs(member.folder)}
 
 
+def test_the_last_state_of_a_complete_run_is_kept(tmp_path: Path) -> None:
+    """Though its peers leave at once, and no checkpoint is due for hours."""
+    settings = tiny_run(tmp_path, optimizer={"total_steps": 5}, checkpoints={"every_seconds": 3600.0})
+    with LocalSwarm(tmp_path / "swarm", settings) as swarm:
+        coordinator = swarm.coordinator()
+        peers = [swarm.peer(name, "--micro-batch", "4", "--limit", "24", "--seed", name) for name in ("1", "2")]
+        for peer in peers:
+            assert peer.process.wait(240) == 0, peer.log[-3000:]
+            assert "the run is complete: 5 steps; staying until the coordinator has them" in peer.log
+        store = CheckpointStore(coordinator.folder, "tiny", settings.checkpoints)
+        assert [kept.epoch for kept in store.all()] == [0, 5]
+        kept = epochs_of(peers[0])[5]
+        assert kept.time < store.newest().manifest.time < kept.time + 60  # type: ignore[union-attr]
+
+
 def test_a_run_from_its_founding_to_its_end(tmp_path: Path) -> None:
     settings = tiny_run(tmp_path)
     with LocalSwarm(tmp_path / "swarm", settings) as swarm:

@@ -60,7 +60,7 @@ def test_only_the_coordinators_word_counts(tmp_path: Path) -> None:
             assert wait_for(lambda: find_run(stranger, "cats", trusted) is not None, 20)
             assert find_run(stranger, "cats", trusted) == Announcement(generation=1, founded=2.0)
             assert find_run(stranger, "dogs", trusted) is None
-            assert find_donors(stranger, "cats-g0") == []
+            assert find_donors(stranger, "cats-g0") == {}
             assert reconnect(stranger, [address]) == [address]
 
 

@@ -139,7 +139,8 @@ class Coordinator:
             if now - looked >= LOOK_AROUND_SECONDS:
                 looked = now
                 self._try(lambda: keep_company(self.dht, self.folder))
-            if now - saved >= self.settings.checkpoints.every_seconds:
+            done = self.reporter.status.epoch >= self.settings.optimizer.total_steps > self.keeper.local_epoch
+            if done or now - saved >= self.settings.checkpoints.every_seconds:
                 saved = now
                 self._try(lambda: self._checkpoint(bundle, task))
 

@@ -175,15 +175,15 @@ def guard(dht: hivemind.DHT, run_prefix: str, gate: Gate, global_batch: int) -> 
     dht.add_validators([SchemaValidator(TrainingProgressSchema, prefix=run_prefix), rules])
 
 
-def find_donors(dht: hivemind.DHT, run_prefix: str) -> list[str]:
-    """libp2p ids of peers that offer the state of the run."""
+def find_donors(dht: hivemind.DHT, run_prefix: str) -> dict[str, float]:
+    """libp2p ids of peers that offer the state of the run, with the step that each says it is of."""
     entries = get_record(dht, f"{run_prefix}_state_averager.all_averagers") or {}
     own = dht.peer_id
-    return [
-        str(PeerID(peer))
+    return {
+        str(PeerID(peer)): float(entry.value)
         for peer, entry in entries.items()
         if isinstance(entry.value, (int, float)) and PeerID(peer) != own
-    ]
+    }
 
 
 def visible_addresses(dht: hivemind.DHT) -> list[str]:

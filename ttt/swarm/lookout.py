@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,8 @@ from ttt.swarm.options import PeerOptions
 from ttt.swarm.reporter import Reporter
 
 LOOK_AROUND_SECONDS = 10.0
+HAND_OVER_SECONDS = 60.0
+"""Without a sign of the coordinator, at the end of a run."""
 
 
 class Lookout:
@@ -43,6 +46,19 @@ class Lookout:
             )
             self._look_for_newer(generation, rolled_back)
             self._pause()
+
+    def hand_over(self, run_prefix: str, step: int, given: Callable[[], int]) -> None:
+        """Stay until the coordinator has the state of the last step: until it offers it itself, or is away.
+
+        given: bytes of the state that others took from us so far; while these grow, somebody is taking it.
+        """
+        last, deadline = given(), time.monotonic() + HAND_OVER_SECONDS
+        while time.monotonic() < deadline and not self.stop.wait(1.0):
+            offers = find_donors(self.dht, run_prefix)
+            if any(offers.get(coordinator, -1) >= step for coordinator in self.options.coordinators):
+                return
+            if (now := given()) != last:
+                last, deadline = now, time.monotonic() + HAND_OVER_SECONDS
 
     @contextmanager
     def watching(self, generation: int, rolled_back: Callable[[], None]) -> Iterator[None]:

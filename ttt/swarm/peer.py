@@ -36,6 +36,7 @@ from ttt.swarm.reporter import Reporter
 from ttt.swarm.settings import RunSettings, dalle_config
 from ttt.swarm.status import EpochRecord, append_record
 from ttt.swarm.task import Task, load_task
+from ttt.swarm.traffic import STATE_SENT
 from ttt.train.fit import Fit, tried
 from ttt.train.step import TrainingStep, choose_precision
 
@@ -127,6 +128,7 @@ class Peer:
                 self._help()
             else:
                 self._train(task)
+                self._hand_over()
             self.reporter.say("stopping", "leaving the swarm")
 
     def _task(self, bundle: Bundle) -> Task:
@@ -245,6 +247,13 @@ class Peer:
             self.optimizer.state_averager.step(wait_for_delayed_updates=True, apply_delayed_updates=True)
             self.recovery.back_up()
         return True
+
+    def _hand_over(self) -> None:
+        """The last state of a complete run would be lost if all left before the coordinator took it."""
+        epoch, averager = self.optimizer.local_epoch, self.optimizer.state_averager
+        if epoch >= self.settings.optimizer.total_steps and not self.options.client and not self.stop.is_set():
+            self.reporter.say("stopping", f"{self.why_left}; staying until the coordinator has them")
+            self.lookout.hand_over(self.prefix, epoch, lambda: int(averager.traffic[STATE_SENT]))
 
     def _rolled_back(self) -> None:
         self.why_left, self.begin_anew = "the run was rolled back; joining it anew", True
