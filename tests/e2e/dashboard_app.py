@@ -13,6 +13,7 @@ import ttt.ui.runs
 from ttt.ui.fake import FakePainter
 
 if __name__ == "__main__":
+    app.EXAMPLE_RUN = Path(__file__).with_name("no example")
     ttt.ui.dashboard.REFRESH_SECONDS = 0.7
     ttt.ui.runs.CHECK_SECONDS = 0.2
     ttt.ui.runs.LOOK_SECONDS = 0.5

@@ -120,15 +120,24 @@ def test_a_stranger_starts_nothing(place: Place, stranger: str) -> None:
 
 
 def test_no_other_site_may_frame_the_page(place: Place, context: Any) -> None:
-    """Or it could lay something else over the owner's buttons."""
+    """Or it could lay something else over the owner's buttons. Another port is another site."""
+
+    class Framing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(f"<iframe src='{place.server.url}'></iframe>".encode())
+
+    other = ThreadingHTTPServer(("127.0.0.1", 0), Framing)
+    threading.Thread(target=other.serve_forever, daemon=True).start()
     page = context.new_page()
-    page.route("http://evil.example/", lambda route: route.fulfill(
-        content_type="text/html", body=f"<iframe src='{place.server.url}'></iframe>"
-    ))  # fmt: skip
-    with page.expect_console_message(lambda message: "frame-ancestors 'self'" in message.text):
-        page.goto("http://evil.example/")
+    with page.expect_event("requestfailed", lambda request: request.url == place.server.url) as blocked:
+        page.goto(f"http://127.0.0.1:{other.server_port}/")
+    assert blocked.value.failure == "net::ERR_BLOCKED_BY_RESPONSE"
     assert not any(frame.locator("#masthead").count() for frame in page.frames)
     page.close()
+    other.shutdown()
 
 
 @pytest.mark.timeout(600)  # four starts of real processes: on a busy machine each takes a minute
