@@ -37,7 +37,7 @@ SIZES = {"demo": (DEMO, DEMO_VQGAN), "paper": (PAPER, PAPER_VQGAN)}
 def main() -> None:
     options = _options()
     config, vqgan = SIZES[options.size]
-    device = choose_device("cuda" if options.gpu else options.device)
+    device = choose_device("cuda" if options.gpu else options.device, options.dtype)
     dtype = choose_dtype(options.dtype, device, config)
     report: dict[str, Any] = {
         "benchmark": "sampling", "size": options.size, "device": _name(device), "threads": torch.get_num_threads(),

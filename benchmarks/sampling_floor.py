@@ -17,8 +17,7 @@ def products_alone(weights: DecoderWeights, rows: int) -> None:
     config: DalleConfig = weights.config
     x = torch.ones(rows, config.dim, dtype=weights.dtype, device=weights.device)
     last = x.float()
-    if isinstance(weights.layers[0].up, Int8Linear):
-        x = x.to(torch.uint8)
+    x = x.to(torch.uint8) if isinstance(weights.layers[0].up, Int8Linear) else x
     inner = x.new_ones(rows, config.heads * config.dim_head)
     wide = x.new_ones(rows, config.dim * config.ff_mult)
     for layer in weights.layers:

@@ -53,7 +53,7 @@ class TextToImage:
         bfloat16: faster on CPUs, and a little further from the model. chunk: most candidates painted at once, else as
         many as fit the memory that is free when painting starts.
         """
-        self.device = choose_device(device)
+        self.device = choose_device(device, dtype)
         precision = choose_dtype(dtype, self.device, dalle.config)
         self.name, self.chunk, self.tokenizer = name, chunk, tokenizer
         self.dalle = dalle.eval().to(self.device)
@@ -81,7 +81,7 @@ class TextToImage:
         """`"demo"`, a bundle folder, or a Hub id (`revision`: branch, tag or commit of it)."""
         from ttt.hub import find_bundle
 
-        device = choose_device(device)  # a wrong one is told before anything is fetched
+        device = choose_device(device, dtype)  # a wrong one is told before anything is fetched
         bundle = find_bundle(name_or_path, revision, cache_dir=cache_dir, local_files_only=local_files_only)
         return cls.from_bundle(bundle, device=device, dtype=dtype, chunk=chunk)
 
@@ -96,7 +96,7 @@ class TextToImage:
     ) -> TextToImage:
         from ttt.bundle import load_dalle_from, load_vqgan_from
 
-        device = choose_device(device)
+        device = choose_device(device, dtype)
         scorer = load_in_background(bundle.clip, device)
         pipe = cls(
             dalle=load_dalle_from(bundle, device),

@@ -92,6 +92,11 @@ def test_zeros_in_8_bits_are_zeros():
         assert Int8Linear(torch.ones(3, 8))(torch.zeros(4, 8)).tolist() == [[0.0] * 3] * 4
 
 
+def test_where_8_bits_are_asked_for_the_device_is_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto", "int8") == choose_device("auto", torch.int8) == CPU
+
+
 @needs_vnni
 def test_8_bits_are_asked_for_and_for_cpus(monkeypatch):
     assert choose_dtype("int8", CPU, DEMO) == choose_dtype(torch.int8, CPU, DEMO) == torch.int8

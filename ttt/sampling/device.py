@@ -16,8 +16,13 @@ SMALL_MODEL_FLOP = 200_000_000
 CLEARLY_FASTER = 1.5
 
 
-def choose_device(name: str | torch.device = "auto") -> torch.device:
-    """ "auto" is a GPU where there is one. CUDA devices come numbered: another may be current in another thread."""
+def choose_device(name: str | torch.device = "auto", dtype: str | torch.dtype = "auto") -> torch.device:
+    """ "auto" is a GPU where there is one and the `dtype` asked for is not that of CPUs.
+
+    CUDA devices come numbered: another may be current in another thread.
+    """
+    if str(name) == "auto" and str(dtype).removeprefix("torch.") == "int8":
+        name = "cpu"
     if str(name) == "auto":
         if torch.cuda.is_available():
             return torch.empty(0, device="cuda").device

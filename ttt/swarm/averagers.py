@@ -31,7 +31,8 @@ from hivemind.proto import averaging_pb2
 from hivemind.utils import get_logger
 from torch import Tensor
 
-from ttt.swarm.donors import STATE_FORMAT, Downloads, Taking, state_bytes
+from ttt.swarm.donors import STATE_FORMAT, Taking, state_bytes
+from ttt.swarm.downloads import Downloads
 from ttt.swarm.gate import Entrance, Gate, OpenGate
 from ttt.swarm.group_data import gathered_epoch, parse_gathered
 from ttt.swarm.matchmaking import EpochMatchmaking, MeasuredRunner

@@ -177,13 +177,19 @@ def guard(dht: hivemind.DHT, run_prefix: str, gate: Gate, global_batch: int) -> 
 
 def find_donors(dht: hivemind.DHT, run_prefix: str) -> dict[str, float]:
     """libp2p ids of peers that offer the state of the run, with the step that each says it is of."""
-    entries = get_record(dht, f"{run_prefix}_state_averager.all_averagers") or {}
-    own = dht.peer_id
-    return {
-        str(PeerID(peer)): float(entry.value)
-        for peer, entry in entries.items()
-        if isinstance(entry.value, (int, float)) and PeerID(peer) != own
-    }
+    donors = parse_donors(get_record(dht, f"{run_prefix}_state_averager.all_averagers"))
+    return {str(peer): step for peer, step in donors.items() if peer != dht.peer_id}
+
+
+def parse_donors(entries: Any) -> dict[PeerID, float]:
+    """Peer -> how new it says its state is, from an unsigned record of the DHT."""
+    donors = {}
+    for peer, entry in entries.items() if isinstance(entries, dict) else ():
+        value = getattr(entry, "value", None)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            with contextlib.suppress(Exception):
+                donors[PeerID(peer)] = float(value)
+    return donors
 
 
 def visible_addresses(dht: hivemind.DHT) -> list[str]:

@@ -9,12 +9,11 @@ tensors and numbers it expects.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +27,7 @@ from hivemind.utils.streaming import combine_from_streaming
 from torch import Tensor
 
 from ttt.errors import Cancelled, CheckpointError
+from ttt.swarm.dht import parse_donors
 from ttt.swarm.gate import Entrance, Gate
 from ttt.swarm.progress import believed_epoch
 from ttt.swarm.records import MAX_EPOCH
@@ -45,11 +45,6 @@ PATIENCE = 3
 
 SLOWEST_DONOR = 1 << 20
 """Bytes a second with which a donor is still waited for: 8 Mbit/s, at which the paper's model takes 12 minutes."""
-
-MOST_DOWNLOADS = 4
-"""At a time from one donor."""
-DOWNLOAD_GRACE = 60.0
-"""Seconds beside those in which the state goes at `SLOWEST_DONOR`."""
 
 
 @dataclass
@@ -134,54 +129,6 @@ def in_order(donors: Mapping[Any, float], newest: int, failures: Mapping[Any, in
     """Whom to ask first: the newest, but nobody counts as newer than `newest`; among equals whoever failed us least."""
     claims = {donor: min(claim, newest) for donor, claim in donors.items() if math.isfinite(claim)}
     return sorted(claims, key=lambda donor: (-claims[donor], failures.get(donor, 0), random.random()))
-
-
-def parse_donors(entries: Any) -> dict[PeerID, float]:
-    """Peer -> how new it says its state is, from an unsigned record of the DHT."""
-    donors = {}
-    for peer, entry in entries.items() if isinstance(entries, dict) else ():
-        value = getattr(entry, "value", None)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            with contextlib.suppress(Exception):
-                donors[PeerID(peer)] = float(value)
-    return donors
-
-
-class Downloads:
-    """Who is taking the state from us: a few at a time, each once, and nobody longer than a slow line needs.
-
-    Each has a copy of the whole state meanwhile, so that a crowd, or one peer that asks again and again, could use up
-    the memory of a donor. Whoever finds no place is answered nothing and asks the next donor.
-    """
-
-    def __init__(self) -> None:
-        self._taking: set[str] = set()
-        self._owed: dict[asyncio.Task[Any], asyncio.Future[Any]] = {}
-
-    @contextlib.contextmanager
-    def place(self, peer: str, size: int) -> Iterator[bool]:
-        """Whether there is a place for `peer`; ends the task that serves it when its time is over, wherever that
-        waits. size: bytes of the state."""
-        serving = asyncio.current_task()
-        if serving is None or peer in self._taking or len(self._taking) >= MOST_DOWNLOADS:
-            yield False
-            return
-        self._taking.add(peer)
-        ending = asyncio.get_running_loop().call_later(DOWNLOAD_GRACE + size / SLOWEST_DONOR, serving.cancel)
-        try:
-            yield True
-        finally:
-            ending.cancel()
-            owed = self._owed.pop(serving, None)
-            if owed is not None and not owed.done():
-                owed.add_done_callback(lambda _: self._taking.discard(peer))
-            else:
-                self._taking.discard(peer)
-
-    def owe(self, answer: asyncio.Future[Any]) -> None:
-        """Whoever the current task serves keeps the place until `answer` is there, even if they have gone."""
-        if (serving := asyncio.current_task()) is not None:
-            self._owed[serving] = answer
 
 
 class Taking(DecentralizedAverager):

@@ -24,8 +24,6 @@ from ttt.swarm.status import (
 from ttt.swarm.terminal import Lines, Outlet, stamped
 
 EVERY_SECONDS = 1.0
-
-
 SOONEST_SECONDS = 0.1
 """Between two writings, when one state follows another quickly."""
 

@@ -141,4 +141,4 @@ def load_real(target: str, dtype: str = "auto") -> Painter:
     """The real model; imported here because torch takes seconds, which the page must not wait for."""
     from ttt.pipeline import TextToImage
 
-    return TextToImage.from_pretrained(target, dtype=dtype, device="cpu" if dtype == "int8" else "auto")
+    return TextToImage.from_pretrained(target, dtype=dtype)
