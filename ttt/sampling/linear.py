@@ -43,7 +43,7 @@ class Int8Linear:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        """weight [o, i] and bias [o] of any floating type; the result has the type of x."""
+        """weight [o, i] and bias [o] of any floating type; x is float32 or bfloat16, and so is the result."""
         weight = weight.detach().float()
         self.scale = (weight.abs().amax(dim=1) / MOST).clamp_min_(TINY)
         rounded = (weight / self.scale[:, None]).round_().to(torch.int8)
@@ -52,12 +52,12 @@ class Int8Linear:
         self.bias = None if bias is None else bias.detach()
 
     def __call__(self, x: Tensor) -> Tensor:
-        exact = x.float()
+        exact = x.to(torch.float32, copy=True)
         scale = torch.maximum(exact.amax(dim=1, keepdim=True), -exact.amin(dim=1, keepdim=True))
-        scale = scale.div_(MOST).clamp_min_(TINY)
-        rounded = (exact / scale).add_(OFFSET + 0.5).to(torch.uint8)  # cut off, so rounded
-        out = self.of_integers(rounded, x.dtype).mul_(scale)
-        return out if self.bias is None else out.add_(self.bias)
+        scale = scale.div_(MOST).clamp_min_(TINY).to(x.dtype)  # as `out` has it: products of two types are copied first
+        rounded = exact.mul_(scale.float().reciprocal_()).round_().to(torch.int8)  # at most 127.3 before, in 16 bits
+        out = self.of_integers(rounded.view(torch.uint8).bitwise_xor_(OFFSET), x.dtype)
+        return out.mul_(scale) if self.bias is None else torch.addcmul(self.bias, out, scale, out=out)
 
     def of_integers(self, rounded: Tensor, dtype: torch.dtype) -> Tensor:
         """uint8 [n, i], less `OFFSET`, times the weight -> [n, o]."""
