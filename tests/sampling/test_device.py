@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,6 +58,14 @@ def test_packed_products_equal_plain_ones(dtype: torch.dtype, rows: int):
                 assert got.dtype == dtype
                 tolerance = 1e-4 if dtype == torch.float32 else 0.15
                 torch.testing.assert_close(got.double(), expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="NO /proc/cpuinfo: whether there is VNNI is not known")
+def test_a_processor_with_vnni_multiplies_in_8_bits():
+    """Else what `needs_vnni` leaves out would be left out where it fails."""
+    if not {"avx512_vnni", "avx_vnni"} & set(Path("/proc/cpuinfo").read_text().split()):
+        pytest.skip("THIS PROCESSOR LACKS VNNI: its products in 8 bits are refused, and not checked")
+    assert Int8Linear.works()
 
 
 def test_a_processor_without_vnni_is_found_out():

@@ -55,7 +55,7 @@ class Int8Linear:
         exact = x.to(torch.float32, copy=True)
         scale = torch.maximum(exact.amax(dim=1, keepdim=True), -exact.amin(dim=1, keepdim=True))
         scale = scale.div_(MOST).clamp_min_(TINY).to(x.dtype)  # as `out` has it: products of two types are copied first
-        rounded = exact.mul_(scale.float().reciprocal_()).round_().to(torch.int8)  # at most 127.3 before, in 16 bits
+        rounded = exact.mul_(1 / scale.float()).round_().to(torch.int8)  # at most 127.3 before, in 16 bits
         out = self.of_integers(rounded.view(torch.uint8).bitwise_xor_(OFFSET), x.dtype)
         return out.mul_(scale) if self.bias is None else torch.addcmul(self.bias, out, scale, out=out)
 
