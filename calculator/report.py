@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import tempfile
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
 from calculator.architectures import Architecture
@@ -54,14 +52,6 @@ def as_csv(estimates: list[MemoryEstimate]) -> str:
         for name, size in m.ram.items():
             writer.writerow([number, _safe(m.model.name), "RAM", "all", name, size])
     return out.getvalue()
-
-
-def write_file(text: str, name: str) -> str:
-    """Path of a new file, alone in a temporary folder."""
-    folder = Path(tempfile.mkdtemp(prefix="calculator-"))
-    path = folder / name
-    path.write_text(text, encoding="utf-8")
-    return str(path)
 
 
 def _safe(text: str) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 from urllib.parse import urlencode
 
 import gradio as gr
+from gradio.processing_utils import save_bytes_to_cache
+from gradio.utils import get_upload_folder
 
 from calculator import advice, formulas, page, validation
 from calculator.custom import SIZES, USED
@@ -18,7 +20,7 @@ from calculator.form import CHECKPOINTING, CONFIG, CUSTOM, DEFAULTS, EXAMPLES, M
 from calculator.hub import LARGEST_FILE
 from calculator.hub import fetch as fetch_config
 from calculator.presets import PRESETS
-from calculator.report import as_csv, as_dict, write_file
+from calculator.report import as_csv, as_dict
 from calculator.setup import OPTIMIZERS, TrainingSetup
 
 Component = gr.components.Component
@@ -175,8 +177,13 @@ def show(form: Form, base: str) -> list[Any]:
         parts = [page.verdict_html(a), page.bars_html(a), page.advice_html(a), page.curves_html(a), page.phases_html(a)]
     except CalculatorError as error:
         return [page.refused_html(str(error)), *[gr.skip()] * 8]
-    files = [write_file(as_csv([m]), "memory.csv"), write_file(json.dumps(as_dict(m), indent=2), "memory.json")]
+    files = [_download(as_csv([m]), "memory.csv"), _download(json.dumps(as_dict(m), indent=2), "memory.json")]
     return [*parts, formulas.as_html(m), page.link(form, base), *files]
+
+
+def _download(text: str, name: str) -> str:
+    """Path of the file in Gradio's cache, which the app clears (`delete_cache`); one for all who ask the same."""
+    return save_bytes_to_cache(text.encode(), name, get_upload_folder())
 
 
 def _address(request: gr.Request | None) -> str:
@@ -253,7 +260,7 @@ def estimate_memory(model: str = "gpt2-large", gpu: str = "RTX 3060", techniques
 
 
 def main() -> None:
-    with gr.Blocks(title="Memory of training", analytics_enabled=False) as app:
+    with gr.Blocks(title="Memory of training", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as app:
         gr.HTML(value="<h1>Memory of training</h1>")
         build_tab()
     theme = gr.themes.Monochrome(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from pathlib import Path
+
 import pytest
 
 gr = pytest.importorskip("gradio")
 
-from calculator.tab import build_tab, estimate_memory  # noqa: E402
+from calculator.form import DEFAULTS  # noqa: E402
+from calculator.tab import build_tab, estimate_memory, show  # noqa: E402
 
 
 def test_it_is_built_inside_another_page() -> None:
@@ -21,6 +26,18 @@ def test_the_endpoint_answers_in_bytes() -> None:
     assert answer["parameter_count"] == 774_030_080
     assert answer["verdict"] == "fits"
     assert sum(answer["phases"][answer["peak_phase"]].values()) == answer["gpu_total"]
+
+
+def test_downloads_lie_where_the_app_clears_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").mkdir()
+    first, again, other = (show({**DEFAULTS, "batch_size": b}, "")[-2:] for b in (1, 1, 2))
+    assert [Path(path).name for path in first] == ["memory.csv", "memory.json"]
+    assert all(Path(path).is_relative_to(tmp_path / "cache") for path in (*first, *other))
+    assert first == again != other
+    assert json.loads(Path(first[1]).read_text())["model"] in Path(first[0]).read_text()
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 @pytest.mark.parametrize(
