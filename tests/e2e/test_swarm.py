@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,22 @@ def test_a_run_from_its_founding_to_its_end(tmp_path: Path) -> None:
         names = {row[0] for row in history.execute("select name from peers")}
     assert max(steps) > last.epoch
     assert {"a", "b", "late"} <= names
+
+
+def test_peers_who_could_each_go_on_alone_find_together(tmp_path: Path) -> None:
+    """Each fills the global batch ten times in the second that it takes to hear of the other."""
+    with LocalSwarm(tmp_path / "swarm", tiny_run(tmp_path, batch={"global_batch": 16})) as swarm:
+        swarm.coordinator()
+        peers = [swarm.peer(name, "--micro-batch", "8") for name in ("a", "b")]
+        for peer in peers:
+            peer.wait(lambda status: status.clean_rounds >= 4 and status.group_size == 2, 120)
+        ours, theirs = (epochs_of(peer) for peer in peers)
+        last = max(ours.keys() & theirs.keys())
+        assert distance(ours[last].fingerprint, theirs[last].fingerprint, ours[last].norm) < AGREE
+        for epochs in (ours, theirs):
+            times = [epochs[epoch].time for epoch in sorted(epochs)]
+            # of the writing of a record, which comes a little after the step
+            assert all(later - earlier > 0.5 for earlier, later in pairwise(times))
 
 
 def test_two_peers_that_leave_at_the_same_step_hold_the_same_model(tmp_path: Path) -> None:

@@ -190,14 +190,54 @@ def test_the_tracker_survives_what_is_no_claim(swarm: Swarm) -> None:
         assert tracker._parse_swarm_progress_data(nothing).num_peers == 0
 
 
-def test_of_two_the_faster_may_be_ahead_after_a_while(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [100.0]
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The tracker's, in seconds."""
+    seconds = [100.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    return seconds
+
+
+def test_of_two_the_faster_may_be_ahead_after_a_while(swarm: Swarm, clock: list[float]) -> None:
     tracker = make_tracker(swarm)
-    tracker._since = None
     heard = answer((swarm.ada, swarm.ada.claim(12)), (swarm.bob, swarm.bob.claim(7)))
     assert tracker._parse_swarm_progress_data(heard).epoch == 7
     clock[0] += 5
     assert tracker._parse_swarm_progress_data(heard).epoch == 12
     heard = answer((swarm.ada, swarm.ada.claim(10**6)), (swarm.bob, swarm.bob.claim(8)))
-    assert tracker._parse_swarm_progress_data(heard).epoch == 8  # it went on: the time begins anew
+    assert tracker._parse_swarm_progress_data(heard).epoch == 8
+
+
+@pytest.mark.parametrize("pace", [0, 1])
+def test_two_who_step_side_by_side_find_together(swarm: Swarm, clock: list[float], pace: int) -> None:
+    """However far apart they began, and whether the one behind goes on as fast or waits for a donor."""
+    tracker, gap = make_tracker(swarm), 20
+    for second in range(gap + 1):
+        ahead, behind = swarm.ada.claim(50 + gap + second), swarm.bob.claim(50 + pace * second)
+        believed = tracker._parse_swarm_progress_data(answer((swarm.ada, ahead), (swarm.bob, behind))).epoch
+        if believed == ahead["epoch"]:
+            break
+        assert believed == behind["epoch"]
+        clock[0] += 1
+    assert believed == 50 + gap + second and second > gap / 4, "neither at once nor never"
+
+
+def test_together_again_the_time_begins_anew(swarm: Swarm, clock: list[float]) -> None:
+    tracker = make_tracker(swarm)
+    for epoch, believed in ((7, 7), (8, 8), (12, 7), (8, 8), (12, 7)):
+        heard = answer((swarm.ada, swarm.ada.claim(epoch)), (swarm.bob, swarm.bob.claim(7)))
+        assert tracker._parse_swarm_progress_data(heard).epoch == believed
+        clock[0] += 1.5
+
+
+def test_who_is_ahead_of_two_others_knows_it(swarm: Swarm) -> None:
+    tracker = make_tracker(swarm, epoch=9)
+    for own, bob, eve, ahead in ((9, 7, 7, True), (9, 8, 7, False), (9, 8, 8, False), (9, 9, 7, False)):
+        heard = answer(
+            (swarm.ada, swarm.ada.claim(own)), (swarm.bob, swarm.bob.claim(bob)), (swarm.eve, swarm.eve.claim(eve))
+        )
+        tracker._parse_swarm_progress_data(heard)
+        tracker.fetched_global_progress_this_epoch.set()
+        assert tracker.runs_ahead is ahead
+    tracker._parse_swarm_progress_data(answer((swarm.ada, swarm.ada.claim(9)), (swarm.bob, swarm.bob.claim(3))))
+    assert not tracker.runs_ahead, "of two nobody can tell"

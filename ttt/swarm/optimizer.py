@@ -21,7 +21,7 @@ from ttt.swarm.averagers import SwarmGradientAverager, SwarmPowerSGDAverager
 from ttt.swarm.exchange import averager_options, compression
 from ttt.swarm.failed_rounds import CarefulOptimizer, LeftBehind
 from ttt.swarm.gate import Gate
-from ttt.swarm.progress import CautiousTracker
+from ttt.swarm.progress import MIN_EPOCH_SECONDS, CautiousTracker
 from ttt.swarm.settings import MOST_BATCHES, AveragingSection
 from ttt.swarm.state import parameters_of
 from ttt.swarm.state_averager import SwarmStateAverager
@@ -63,6 +63,7 @@ class SwarmOptimizer(CarefulOptimizer):
         gate: Gate | None = None,
     ) -> None:
         self.hooks, self.trainee, self._gate, self.settings = hooks, trainee, gate, settings
+        self._paced = 0.0
         gradients: Any = SwarmGradientAverager
         if settings.power_sgd_rank:
             torch.manual_seed(0)  # the factors must begin alike on all peers
@@ -197,6 +198,8 @@ class SwarmOptimizer(CarefulOptimizer):
         super().shutdown()
 
     def _update_global_epoch(self, grad_scaler: Any) -> None:
+        if not self.auxiliary:
+            self._keep_pace()
         self.hooks.averaging()
         try:
             super()._update_global_epoch(grad_scaler)
@@ -206,6 +209,15 @@ class SwarmOptimizer(CarefulOptimizer):
                 self._jump_to(max(self.local_epoch + 1, self._epoch_of_others()))
             else:
                 self.load_state_from_peers()
+
+    def _keep_pace(self) -> None:
+        """Not faster than the others believe; and who is ahead alone waits for them, as long as for a round."""
+        now = time.monotonic()
+        earliest, latest = self._paced + MIN_EPOCH_SECONDS, now + self.averaging_timeout
+        while (now < earliest or self.tracker.runs_ahead) and now < latest and not self.hooks.stopped():
+            time.sleep(0.05)
+            now = time.monotonic()
+        self._paced = now
 
     def _should_load_state_from_peers(self) -> bool:
         if self._behind:  # noticed in the background, in delayed mode

@@ -5,9 +5,9 @@ a state that nobody has, for as long as the record lives. Here a claim counts wh
 
 - the reference is the highest epoch that a quarter of the reporting peers, and at least two, have reached;
 - one epoch ahead of it is believed: somebody is always the first to step;
-- further ahead is not. A peer that really is ahead alone has to gather the whole global batch by itself, so the others
-  catch up with it;
-- of two peers no majority can tell which one lies; there the one ahead is believed as far as time allows.
+- further ahead is not. A peer that really is ahead alone waits for the others (`CautiousTracker.runs_ahead`);
+- of two peers no majority can tell which one lies; there the one ahead is believed as far as it can have come since the
+  two were last together: no peer steps more often than every MIN_EPOCH_SECONDS.
 
 Liars who are a quarter of the peers can still lead the swarm astray: keys are free in an open run.
 """
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 QUORUM = 0.25
 MIN_EPOCH_SECONDS = 1.0
-"""No swarm takes its optimizer steps faster than this."""
+"""No peer takes its optimizer steps faster than this. Alone with a small batch it could, and two that begin at the same
+time would be too far apart to believe each other before they had heard of each other."""
 OLDEST_SECONDS = 120.0
 
 
@@ -145,15 +146,24 @@ def newest_believable(dht: DHT, run: str) -> int | None:
 class CautiousTracker(ProgressTracker):
     """hivemind's tracker, which hears only claims that are believed."""
 
-    _since: tuple[int, float] | None = None
-    """The lower of two claims, and when it was first heard."""
+    _together: float | None = None
+    """When there were last no two peers more than a step apart."""
+    _believed: float = math.inf
+    """The epoch of the swarm at the last look; infinite where there are too few to tell."""
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether the others do not believe that this peer is as far as it is."""
+        known = self.fetched_global_progress_this_epoch.is_set()
+        return known and self.local_progress.epoch > self._believed + 1
 
     def _parse_swarm_progress_data(self, metadata: Any) -> GlobalTrainingProgress:
         if not isinstance(metadata, Mapping):
             return super()._parse_swarm_progress_data(None)
         claims, now = parse_claims(metadata), get_dht_time()
         patience = self._patience([claim.epoch for claim in claims if not claim.client_mode])
-        _, kept = judge(claims, target_batch_size=self.target_batch_size, now=now, patience=patience)
+        state, kept = judge(claims, target_batch_size=self.target_batch_size, now=now, patience=patience)
+        self._believed = state.epoch if len(claims) > 2 else math.inf
         believed = {
             claim.peer_id: ValueWithExpiration(_as_value(claim), now + self.metadata_expiration) for claim in kept
         }
@@ -165,11 +175,13 @@ class CautiousTracker(ProgressTracker):
         return believed_epoch(epochs, patience=self._patience(epochs)) if epochs else None
 
     def _patience(self, epochs: Sequence[int]) -> int:
-        """Epochs that can have passed since the slower of two peers was last seen to step."""
-        lowest, now = min(epochs, default=0), time.monotonic()
-        if self._since is None or self._since[0] != lowest:
-            self._since = (lowest, now)
-        return int((now - self._since[1]) / MIN_EPOCH_SECONDS)
+        """Epochs that the one ahead of two can have gone since they were together; twice as many, or who stands still
+        would never believe who goes on as fast as can be.
+        """
+        now = time.monotonic()
+        if self._together is None or len(epochs) != 2 or max(epochs) - min(epochs) <= 1:
+            self._together = now
+        return int(2 * (now - self._together) / MIN_EPOCH_SECONDS)
 
 
 def _as_value(claim: Claim) -> dict[str, Any]:
