@@ -13,7 +13,7 @@ import json
 import resource
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,12 +23,14 @@ from benchmarks.sampling_floor import bandwidth, bytes_moved, clock
 from benchmarks.sampling_peers import Peer
 from benchmarks.sampling_steps import Steps
 from ttt.config import DEMO, DEMO_VQGAN, PAPER, PAPER_VQGAN, DalleConfig
+from ttt.errors import TTTError
 from ttt.model.dalle import Dalle
 from ttt.sampling.cache import Prompt, bytes_per_candidate
 from ttt.sampling.crew import Crew
 from ttt.sampling.decode import prefill
 from ttt.sampling.device import choose_device, choose_dtype, flop_per_code, is_small
 from ttt.sampling.memory import available
+from ttt.sampling.params import SamplingParams, allowed
 from ttt.sampling.weights import DecoderWeights, cache_dtype
 
 SIZES = {"demo": (DEMO, DEMO_VQGAN), "paper": (PAPER, PAPER_VQGAN)}
@@ -36,9 +38,7 @@ SIZES = {"demo": (DEMO, DEMO_VQGAN), "paper": (PAPER, PAPER_VQGAN)}
 
 def main() -> None:
     options = _options()
-    config, vqgan = SIZES[options.size]
-    device = choose_device("cuda" if options.gpu else options.device, options.dtype)
-    dtype = choose_dtype(options.dtype, device, config)
+    config, device, dtype = SIZES[options.size][0], options.device, options.dtype
     report: dict[str, Any] = {
         "benchmark": "sampling", "size": options.size, "device": _name(device), "threads": torch.get_num_threads(),
         "dtype": str(dtype).removeprefix("torch."),
@@ -47,11 +47,31 @@ def main() -> None:
         "bandwidth_gb_s": bandwidth(device) / 1e9,
     }  # fmt: skip
     print(f"{options.size}, {report['device']}, {report['dtype']}, {report['threads']} threads")
+    try:
+        _measure(options, report)
+    except (TTTError, SystemExit) as error:
+        report["error"] = str(error)
+        print(error, file=sys.stderr)
+    finally:  # what was measured is not lost
+        report["peak_mb"] = peak_mb(device)
+        print(
+            f"caches {report['cache_mb_per_candidate']:.2f} MB a candidate "
+            f"({report['cache_mb_per_candidate_16_bit']:.2f} MB in 16 bits), peak memory {report['peak_mb']:.0f} MB"
+        )
+        print(json.dumps(report))
+    if "error" in report:
+        sys.exit(1)
+
+
+def _measure(options: argparse.Namespace, report: dict[str, Any]) -> None:
+    (config, vqgan), device, dtype = SIZES[options.size], options.device, options.dtype
     if options.batches:
         weights, text = _weights(config, device, dtype)
         peer = Peer("dalle-pytorch", config.to_dict(), report["threads"]) if options.reference else None
         report["prefill"], prompt = _prefill(weights, text, options.rounds, peer)
-        report["steps"] = _steps(weights, prompt, options, peer, report["bandwidth_gb_s"] * 1e9)
+        report["steps"] = []
+        for row in _steps(weights, prompt, options, peer, report["bandwidth_gb_s"] * 1e9):
+            report["steps"].append(row)
         if peer:
             peer.close()
             report["best"] = _best(report["steps"])
@@ -59,30 +79,43 @@ def main() -> None:
     if options.min_dalle:
         report["min_dalle"] = _min_dalle(report["threads"], options.rounds)
     if options.end_to_end:
-        report["end_to_end"] = end_to_end(config, vqgan, device, dtype, options.candidates)
-    report["peak_mb"] = peak_mb(device)
-    print(
-        f"caches {report['cache_mb_per_candidate']:.2f} MB a candidate "
-        f"({report['cache_mb_per_candidate_16_bit']:.2f} MB in 16 bits), peak memory {report['peak_mb']:.0f} MB"
-    )
-    print(json.dumps(report))
+        report["end_to_end"] = end_to_end(config, vqgan, device, dtype, options.params)
 
 
 def _options() -> argparse.Namespace:
+    """With `device` and `dtype` as they will be, and `params` of the request end to end."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="demo")
-    parser.add_argument("--batches", type=int, nargs="*", default=[1, 8, 32, 128], help="none: only what else is asked")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of each measurement")
-    parser.add_argument("--steps", type=int, default=4, help="steps a round, spread over the picture")
+    parser.add_argument(
+        "--batches", type=_from_1, nargs="*", default=[1, 8, 32, 128], help="none: only what else is asked"
+    )
+    parser.add_argument("--rounds", type=_from_1, default=2, help="turns of each measurement")
+    parser.add_argument("--steps", type=_from_1, default=4, help="steps a round, spread over the picture")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16 or int8")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--gpu", action="store_true", help="the same on a GPU; an error where there is none")
     parser.add_argument("--reference", action="store_true", help="dalle-pytorch 1.6.6 beside ours, in turns")
-    parser.add_argument("--reference-batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--reference-batches", type=_from_1, nargs="+", default=[1, 8, 32])
     parser.add_argument("--min-dalle", action="store_true", help="a step of min-dalle (DALL-E Mini), by itself")
     parser.add_argument("--end-to-end", action="store_true", help="also codes, images and scores of one request")
-    parser.add_argument("--candidates", type=int, default=128, help="of the request end to end")
-    return parser.parse_args()
+    parser.add_argument(
+        "--candidates", type=_from_1, default=128, help=f"of the request end to end: {allowed('candidates')}"
+    )
+    options = parser.parse_args()
+    try:
+        options.params = SamplingParams(candidates=options.candidates)
+        options.device = choose_device("cuda" if options.gpu else options.device, options.dtype)
+        options.dtype = choose_dtype(options.dtype, options.device, SIZES[options.size][0])
+    except TTTError as error:
+        parser.error(str(error))
+    return options
+
+
+def _from_1(text: str) -> int:
+    value = int(text) if text.isdecimal() and len(text) < 10 else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a whole number from 1")
+    return value
 
 
 def _weights(config: DalleConfig, device: torch.device, dtype: torch.dtype) -> tuple[DecoderWeights, torch.Tensor]:
@@ -127,12 +160,11 @@ def _prefill(
 
 def _steps(
     weights: DecoderWeights, prompt: Prompt, options: argparse.Namespace, peer: Peer | None, bytes_s: float
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     print(
         f"{'batch':>6} {'step ms':>9} {'products':>9} {'ratio':>6} {'(CPU)':>6} {'bytes ms':>9} {'GFLOP/s':>8} "
         f"{'candidates/s':>13} {'reference ms':>13} {'times':>6} {'(CPU)':>6}"
     )
-    rows = []
     for b in options.batches:
         ours, asks = Steps(weights, prompt, b), b in options.reference_batches and _fits(peer, weights.config, b)
         theirs: list[dict[str, float]] = []
@@ -152,9 +184,8 @@ def _steps(
             row["times_faster"] = row["reference_s"] / row["step_s"]
             our_cpu = row["step_cpu_s"] * max(1, min(torch.get_num_threads(), b // 4))
             row["times_faster_cpu"] = statistics.median(t["cpu"] for t in theirs) / our_cpu
-        rows.append(row)
         _print_row(row)
-    return rows
+        yield row
 
 
 def _print_row(row: dict[str, Any]) -> None:

@@ -19,13 +19,13 @@ from ttt.tokenizer import TextTokenizer
 
 
 def end_to_end(
-    config: DalleConfig, vqgan: VqganConfig, device: torch.device, dtype: torch.dtype, candidates: int
+    config: DalleConfig, vqgan: VqganConfig, device: torch.device, dtype: torch.dtype, params: SamplingParams
 ) -> dict[str, Any]:
     """Seconds by stage, and what previews took of painting; CLIP is open_clip's ViT-B-32, as in the paper."""
-    pipe = _pipe(config, vqgan, device, dtype)
+    pipe, candidates = _pipe(config, vqgan, device, dtype), params.candidates
     _ = pipe.palette
     start, first, shown, last_told = time.perf_counter(), 0.0, 0, 0.0
-    for progress in pipe.stream("a red circle", SamplingParams(candidates=candidates)):
+    for progress in pipe.stream("a red circle", params):
         elapsed = time.perf_counter() - start
         if progress.stage == "painting" and progress.sheet is not None:
             first, shown = first or elapsed, shown + 1
