@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -119,11 +120,48 @@ def test_the_number_of_threads_of_the_process_is_left_as_it_was():
         assert torch.get_num_threads() == 2
         assert set(meanwhile) <= {1, 2}
         finish(Crew(64, 64, lambda piece, crew: time.sleep(0.01), CPU))
-        seen: list[int] = []
-        thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        assert in_new_thread(torch.get_num_threads) == 2
+
+
+def in_new_thread(ask: Callable[[], object]) -> object:
+    answers: list[object] = []
+    thread = threading.Thread(target=lambda: answers.append(ask()))
+    thread.start()
+    thread.join()
+    return answers[0]
+
+
+@pytest.mark.parametrize("asks", [None, torch.get_num_threads], ids=["the crew asks", "asked before"])
+def test_crews_at_once_leave_later_threads_all_cores(asks: Callable[[], object] | None, monkeypatch):
+    """A thread first asks for its number of cores while another crew's have just set theirs to 1."""
+    real, set_to_1, first_done = torch.set_num_threads, threading.Event(), threading.Event()
+    made: list[int] = []
+
+    def slow(number: int) -> None:
+        real(number)
+        if number == 1:
+            set_to_1.set()
+            time.sleep(0.05)
+
+    def late() -> None:
+        set_to_1.wait(5)
+        if asks is not None:
+            asks()
+        crew = Crew(64, 64, lambda piece, crew: None, CPU)
+        made.append(crew.threads)
+        first_done.wait(5)
+        finish(crew)
+
+    with cores(2):
+        monkeypatch.setattr(torch, "set_num_threads", slow)
+        thread = threading.Thread(target=late)
         thread.start()
+        finish(Crew(64, 64, lambda piece, crew: None, CPU))
+        first_done.set()
         thread.join()
-        assert seen == [2]
+        assert in_new_thread(torch.get_num_threads) == 2
+        assert torch.get_num_threads() == 2
+        assert asks is not None or made == [2]
 
 
 @pytest.mark.parametrize(("size", "pieces"), [(128, [64, 64]), (110, [32] * 4), (50, [22] * 5 + [18])])

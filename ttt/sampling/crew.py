@@ -17,6 +17,8 @@ from ttt.sampling.linear import MIN_ROWS
 from ttt.sampling.memory import is_out_of_memory
 
 Work = Callable[[range, "Crew"], None]
+_STARTING = threading.Lock()
+"""Held while threads set their own number of cores, which until it is put back is also the default of new threads."""
 
 
 class Crew:
@@ -45,7 +47,9 @@ class Crew:
         """
         self.work, self.device, self.cancel = work, device, cancel
         self.size = max(1, min(size, count))
-        cores = cores or (torch.get_num_threads() if device.type == "cpu" else 1)
+        with _STARTING:  # a thread keeps the first answer it gets
+            everyone = torch.get_num_threads()
+        cores = cores or (everyone if device.type == "cpu" else 1)
         self.threads = max(1, min(cores, self.size // min_piece))
         self.inner_threads = max(1, cores // self.threads)
         rounds = -(-count // self.size)  # equal pieces: a small one at the end takes nearly as long as a large one
@@ -66,14 +70,7 @@ class Crew:
         self._ticked.set()
 
     def run(self) -> Generator[None]:
-        before = torch.get_num_threads()
-        ready = threading.Barrier(self.threads + 1)
-        threads = [threading.Thread(target=self._work_off, args=(ready,), daemon=True) for _ in range(self.threads)]
-        for thread in threads:
-            thread.start()
-        ready.wait()
-        if self.inner_threads != before:  # what a thread sets for itself is also the default of threads to come
-            torch.set_num_threads(before)
+        threads = self._start()
         try:
             while any(thread.is_alive() for thread in threads):
                 self._ticked.wait(0.5)
@@ -87,7 +84,27 @@ class Crew:
         if self._failure is not None:
             raise self._failure
 
-    def _work_off(self, ready: threading.Barrier) -> None:
+    def _start(self) -> list[threading.Thread]:
+        """Threads at work, each with its cores; the default of threads to come is as before, and the caller's own."""
+        ready, defaults = threading.Barrier(self.threads + 1), list[int]()
+        threads = [
+            threading.Thread(target=self._work_off, args=(ready, defaults), daemon=True) for _ in range(self.threads)
+        ]
+        with _STARTING:
+            try:
+                for thread in threads:
+                    thread.start()
+                ready.wait()  # all have looked
+                ready.wait()  # all have set theirs
+            finally:
+                # Not what the caller's thread says: that may be what another crew's had set when it first asked.
+                if defaults and {self.inner_threads, torch.get_num_threads()} != {defaults[0]}:
+                    torch.set_num_threads(defaults[0])
+        return threads
+
+    def _work_off(self, ready: threading.Barrier, defaults: list[int]) -> None:
+        defaults.append(torch.get_num_threads())
+        ready.wait()
         if self.device.type == "cpu" and torch.get_num_threads() != self.inner_threads:
             torch.set_num_threads(self.inner_threads)
         ready.wait()
