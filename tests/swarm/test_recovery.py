@@ -15,42 +15,19 @@ if sys.platform != "linux":
 
 import torch
 
+from tests.support.alone import alone
 from ttt.errors import Cancelled
 from ttt.swarm.backup import load_backup, save_backup
-from ttt.swarm.dht import start_dht
-from ttt.swarm.identity import load_identity
-from ttt.swarm.optimizer import Hooks, SwarmOptimizer
+from ttt.swarm.optimizer import SwarmOptimizer
 from ttt.swarm.recovery import BAD_LOSSES, Recovery
 from ttt.swarm.reporter import Reporter
-from ttt.swarm.settings import AveragingSection
-from ttt.swarm.state import is_finite
-from ttt.swarm.trainee import Trainee, names_of
-from ttt.train.optimizer import Lamb, linear_schedule
-
-SETTINGS = AveragingSection(matchmaking_time=2, request_timeout=1, chunk_timeout=1, averaging_timeout=4)
-
-
-def trainee() -> Trainee:
-    torch.manual_seed(0)
-    model = torch.nn.Linear(30, 6)
-    groups = [{"params": list(model.parameters())}]
-    return Trainee(
-        groups, names_of(groups, model), lambda params: Lamb(params, lr=0.1),
-        lambda made: linear_schedule(made, total_steps=100, warmup_steps=1),
-    )  # fmt: skip
+from ttt.swarm.state import TrainingState, is_finite
 
 
 @pytest.fixture(scope="module")
 def optimizer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SwarmOptimizer]:
-    path, key = load_identity(tmp_path_factory.mktemp("identity"))
-    dht = start_dht([], identity=path, key=key, listen=["/ip4/127.0.0.1/tcp/0"], required=False)
-    made = SwarmOptimizer(
-        dht=dht, run_prefix="alone-g0", trainee=trainee(), settings=SETTINGS, global_batch=64, key=key,
-        hooks=Hooks(stopped=lambda: True), micro_batch=1,
-    )  # fmt: skip
-    yield made
-    made.shutdown()
-    dht.shutdown()
+    with alone(tmp_path_factory.mktemp("identity")) as made:
+        yield made
 
 
 @pytest.fixture
@@ -103,3 +80,22 @@ def test_a_backup_that_does_not_fit_is_none(recovery: Recovery) -> None:
         recovery.check_parameters()
     told = "\n".join(recovery.reporter.status.problems)
     assert "cannot be used" in told and "neither a donor nor a backup is there" in told
+
+
+def test_where_nobody_holds_a_later_state_an_older_one_is_taken(
+    recovery: Recovery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator's last checkpoint, say, where all peers fell ill at once."""
+    averager = recovery.optimizer.state_averager
+    kept = replace(averager.state(copy=True), epoch=2)
+
+    def take_state(lowest: int, newest: int | None, timeout: float | None) -> TrainingState | None:
+        return kept if lowest <= kept.epoch else None
+
+    monkeypatch.setattr(averager, "take_state", take_state)
+    monkeypatch.setattr(averager, "local_epoch", 7)
+    spoil(recovery)
+    recovery.check_parameters()
+    assert all(bool((parameter == 0.5).all()) for parameter in recovery.optimizer.parameters())
+    assert recovery.optimizer.local_epoch == 2
+    assert recovery.reporter.status.problems[-1].startswith("step 2: parameters became NaN")

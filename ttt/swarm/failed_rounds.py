@@ -26,7 +26,7 @@ class CarefulOptimizer(hivemind.Optimizer):
 
     def __init__(self, **options: Any) -> None:
         self.failed_rounds: list[RoundRecord] = []
-        self._behind, self._asked, self._round_epoch = False, 0.0, 0
+        self._behind, self._asked, self._round_epoch, self._in_round = False, 0.0, 0, False
         super().__init__(**options)
 
     def _begin_averaging_gradients(self, grad_scaler: Any) -> bool:
@@ -39,14 +39,28 @@ class CarefulOptimizer(hivemind.Optimizer):
 
     def _average_gradients_and_load_into_optimizer(self, control: StepControl | None) -> None:
         epoch, began = self._round_epoch, time.time()
-        if control is not None:
-            self._await_round(control, epoch)
-        super()._average_gradients_and_load_into_optimizer(control)
+        self._in_round = control is not None
+        try:
+            if control is None or self._await_round(control, epoch):
+                super()._average_gradients_and_load_into_optimizer(control)
+            else:
+                self._load_local_gradients_into_optimizer()
+        finally:
+            self._in_round = False
         if control is not None and not _succeeded(control):
             self._note(epoch, began, "no group was found, or it broke up; this peer's own gradients were used")
 
-    def _await_round(self, control: StepControl, epoch: int) -> None:
-        """Until the round is over, or the others are seen to have finished it without us."""
+    def _load_local_gradients_into_optimizer(self) -> None:
+        """hivemind's loads the accumulators, but a round that was begun has emptied them, or they hold the next step's:
+        this peer's gradients lie where the average would, some of them averaged if the round got that far.
+        """
+        if self._in_round:
+            self._load_averaged_gradients_into_optimizer_()
+        else:
+            super()._load_local_gradients_into_optimizer()
+
+    def _await_round(self, control: StepControl, epoch: int) -> bool:
+        """Until the round is over, or the others are seen to have finished it without us. False: it takes too long."""
         began = time.time()
         while not control.done() and time.time() - began < self.averaging_timeout:
             time.sleep(0.05)
@@ -60,6 +74,7 @@ class CarefulOptimizer(hivemind.Optimizer):
             if not control.began_allreduce:  # else the round itself has told why
                 self._note(epoch, began, "this helper was in no group; the others average without it too")
             raise LeftBehind
+        return bool(control.done())
 
     def _others_finished(self, epoch: int) -> bool:
         """Whether a peer that others can reach reports a later epoch (asked at most once a second)."""

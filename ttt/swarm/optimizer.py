@@ -64,6 +64,7 @@ class SwarmOptimizer(CarefulOptimizer):
     ) -> None:
         self.hooks, self.trainee, self._gate, self.settings = hooks, trainee, gate, settings
         self._paced = 0.0
+        delayed = settings.delayed and not auxiliary  # a helper has no steps that could wait
         gradients: Any = SwarmGradientAverager
         if settings.power_sgd_rank:
             torch.manual_seed(0)  # the factors must begin alike on all peers
@@ -78,9 +79,9 @@ class SwarmOptimizer(CarefulOptimizer):
             scheduler=trainee.make_schedule,
             offload_optimizer=True,
             reuse_grad_buffers=not auxiliary,
-            delay_optimizer_step=settings.delayed,
-            delay_grad_averaging=settings.delayed,
-            delay_state_averaging=settings.delayed,
+            delay_optimizer_step=delayed,
+            delay_grad_averaging=delayed,
+            delay_state_averaging=delayed,
             average_state_every=settings.state_every,
             matchmaking_time=settings.matchmaking_time,
             averaging_timeout=settings.averaging_timeout,
@@ -139,10 +140,11 @@ class SwarmOptimizer(CarefulOptimizer):
             self._jump_to(self.tracker.global_epoch)
         return super().step(*args, **kwargs)
 
-    def load_state_from_peers(self, **kwargs: Any) -> None:
+    def load_state_from_peers(self, *, older: bool = False, **kwargs: Any) -> None:
         """Take over the newest state of the swarm; waits for a donor as long as it takes, and never goes on without.
 
-        Raises Cancelled when asked to stop meanwhile.
+        older: also one from before our own step, where nobody holds a later one. Raises Cancelled when asked to stop
+        meanwhile.
         """
         if self.scheduled_grads is not None and not self.scheduled_grads.done():
             self._tag_along_with_zero_weight(self.scheduled_grads)
@@ -150,7 +152,7 @@ class SwarmOptimizer(CarefulOptimizer):
         self.state_averager.step(wait_for_delayed_updates=True)
         self.hooks.downloading()
         with self.tracker.pause_updates():
-            while not self.state_averager.load_state_from_peers(timeout=self.load_state_timeout):
+            while not self._take_state() and not (older and self._take_state(lowest=0)):
                 self.hooks.waiting("no peer offered a state that fits; asking again every few seconds")
                 self._sleep(RETRY_SECONDS)
             if isinstance(self.grad_averager, SwarmPowerSGDAverager):
@@ -158,6 +160,9 @@ class SwarmOptimizer(CarefulOptimizer):
             if self.local_epoch == self.tracker.global_epoch - 1:
                 self.state_averager.local_epoch = self.tracker.global_epoch  # its donor is just taking that step
             self.begin_from_here()
+
+    def _take_state(self, **limits: int) -> bool:
+        return self.state_averager.load_state_from_peers(timeout=self.load_state_timeout, **limits)
 
     def begin_from_here(self) -> None:
         """Offer the state that we now hold, and count samples anew."""

@@ -155,9 +155,9 @@ class Peer:
         for batch in batches_until(self.stop, task.batches(self.fitted.micro_batch, seed)):
             if self._should_leave():
                 return
-            started = time.monotonic()
+            started, overflows = time.monotonic(), step.overflows
             loss = step.backward(batch)
-            if self.recovery.loss_is_good(loss):
+            if self.recovery.loss_is_good(loss) and step.overflows == overflows:  # else its gradients were left out
                 size = len(batch.text)
                 self.epoch.samples += size
                 self.epoch.losses += loss * size

@@ -80,7 +80,7 @@ class Recovery:
             step = self._load_backup()
             if step is None:
                 self.reporter.problem(f"{why}, and neither a donor nor a backup is there; waiting for a donor")
-                self.optimizer.load_state_from_peers()
+                self.optimizer.load_state_from_peers(older=True)
             else:
                 source = f"its own backup of step {step}"
         self.optimizer.begin_from_here()

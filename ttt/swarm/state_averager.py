@@ -57,9 +57,14 @@ class SwarmStateAverager(Reporting, TrainingStateAverager):
         state = self.state(copy=True)
         return describe_state(state.epoch, list(state.tensors), state.scalars, list(state.tensors.values()))
 
-    def load_state_from_peers(self, wait: bool = True, timeout: float | None = None) -> bool:
-        """Whether a donor was found whose state fits and is not older than ours. timeout: seconds for one donor."""
-        state = self.take_state(self.local_epoch, self.believed(), timeout)
+    def load_state_from_peers(
+        self, wait: bool = True, timeout: float | None = None, *, lowest: int | None = None
+    ) -> bool:
+        """Whether a donor was found whose state fits, and is not older than ours, or than step `lowest`.
+
+        timeout: seconds for one donor.
+        """
+        state = self.take_state(self.local_epoch if lowest is None else lowest, self.believed(), timeout)
         if state is None:
             return False
         try:

@@ -1,0 +1,44 @@
+"""A real optimizer of the swarm that is alone in it, on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ttt.swarm.dht import start_dht
+from ttt.swarm.identity import load_identity
+from ttt.swarm.optimizer import Hooks, SwarmOptimizer
+from ttt.swarm.settings import AveragingSection
+from ttt.swarm.trainee import Trainee, names_of
+from ttt.train.optimizer import Lamb, linear_schedule
+
+TIMES: dict[str, Any] = {"matchmaking_time": 2, "request_timeout": 1, "chunk_timeout": 1, "averaging_timeout": 4}
+
+
+def trainee() -> Trainee:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(30, 6)
+    groups = [{"params": list(model.parameters())}]
+    return Trainee(
+        groups, names_of(groups, model), lambda params: Lamb(params, lr=0.1),
+        lambda made: linear_schedule(made, total_steps=100, warmup_steps=1),
+    )  # fmt: skip
+
+
+@contextmanager
+def alone(folder: Path, *, auxiliary: bool = False, **settings: Any) -> Iterator[SwarmOptimizer]:
+    """settings: of the run's [averaging]."""
+    path, key = load_identity(folder)
+    dht = start_dht([], identity=path, key=key, listen=["/ip4/127.0.0.1/tcp/0"], required=False)
+    made = SwarmOptimizer(
+        dht=dht, run_prefix="alone-g0", trainee=trainee(), settings=AveragingSection(**TIMES, **settings),
+        global_batch=64, key=key, hooks=Hooks(stopped=lambda: True), micro_batch=None if auxiliary else 1,
+        auxiliary=auxiliary,
+    )  # fmt: skip
+    yield made
+    made.shutdown()
+    dht.shutdown()
