@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ttt import TextToImage
 from ttt.errors import CheckpointError, InvalidInput, SwarmError
 from ttt.swarm.backup import load_backup, save_backup
 from ttt.swarm.checkpoints import CheckpointStore, damaged, load_state, only, read_checkpoint, to_keep
-from ttt.swarm.generation import Announcement, read_generation, write_generation
+from ttt.swarm.generation import FILE, Announcement, newest_generation, read_generation, write_generation
 from ttt.swarm.history import HISTORY_FILE, History
 from ttt.swarm.history_reader import HistoryReader
 from ttt.swarm.history_types import Checkpoint as Row
@@ -24,6 +25,7 @@ from ttt.swarm.processes import own_folder
 from ttt.swarm.rollback import roll_back
 from ttt.swarm.settings import CheckpointSection, OptimizerSection
 from ttt.swarm.state import TrainingState, initialize, is_finite, parameters_of, restore, snapshot
+from ttt.swarm.status import PeerStatus, write_atomically, write_status
 from ttt.swarm.task import make_optimizer
 from ttt.train.optimizer import parameter_groups
 
@@ -173,6 +175,99 @@ def test_old_checkpoints_are_forgotten(tmp_path: Path, bundle: object) -> None:
     for epoch in (1, 2, 3):
         store.save(state_of(epoch), tiny_dalle(), bundle, generation=0)  # type: ignore[arg-type]
     assert [one.epoch for one in store.all()] == [2, 3]
+
+
+@pytest.mark.parametrize("wrong", [9_000_000_000.0, 0.0])
+def test_a_clock_that_was_put_right_changes_no_order(
+    tmp_path: Path, bundle: object, monkeypatch: pytest.MonkeyPatch, wrong: float
+) -> None:
+    store = CheckpointStore(tmp_path, "tiny", CheckpointSection(keep_last=2, keep_hourly=2, keep_daily=0))
+    for epoch, now in ((1, 100.0), (2, wrong), (3, 4000.0), (4, 4100.0)):
+        monkeypatch.setattr("ttt.swarm.checkpoints.time.time", lambda now=now: now)
+        saved = store.save(state_of(epoch), tiny_dalle(), bundle, generation=0)  # type: ignore[arg-type]
+        assert store.newest() == saved
+    kept = [one.epoch for one in store.all()]
+    assert kept[-2:] == [3, 4] and kept[0] < 3, "another hour's stays too"
+
+
+def test_what_was_just_written_stays_though_a_damaged_one_comes_after_it(tmp_path: Path, bundle: object) -> None:
+    store = CheckpointStore(tmp_path, "tiny", CheckpointSection(keep_last=1, keep_hourly=0, keep_daily=0))
+    later = store.save(state_of(30), tiny_dalle(), bundle, generation=0)  # type: ignore[arg-type]
+    (later.bundle / "dalle.safetensors").write_bytes(b"damaged")
+    saved = store.save(state_of(25), tiny_dalle(), bundle, generation=0)  # type: ignore[arg-type]
+    assert store.newest() == saved
+
+
+def test_a_checkpoint_takes_its_place_when_every_byte_is_on_the_disk(
+    tmp_path: Path, bundle: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = syncs(monkeypatch)
+    late: list[Path] = []
+    seen: list[str] = []
+    rename = Path.rename
+
+    def watched(path: Path, target: Path) -> Path:
+        if target.parent.name == "checkpoints":
+            late.extend(one for one in (path, *path.rglob("*")) if one.stat().st_ino not in synced)
+            seen.append(target.name)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", watched)
+    store = CheckpointStore(tmp_path, "tiny", POLICY)
+    store.save(state_of(), tiny_dalle(), bundle, generation=0)  # type: ignore[arg-type]
+    assert seen == ["step-00000003"] and not late
+    assert store.root.stat().st_ino in synced, "else its new name may be lost"
+
+
+def test_only_what_must_survive_a_power_cut_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = syncs(monkeypatch)
+    write_status(tmp_path, PeerStatus())
+    write_atomically(tmp_path / "other", b"")
+    assert not synced
+    write_generation(tmp_path, Announcement(generation=1, founded=1.0))
+    assert synced == [path.stat().st_ino for path in (tmp_path / FILE, tmp_path)], "the content before the name"
+
+
+def syncs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Inodes of what is synced from now on."""
+    done: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append(os.fstat(handle).st_ino))
+    return done
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b'{"generation": 1, "founded": 1.0}'])
+def test_checkpoints_tell_the_generation_where_its_file_does_not(tmp_path: Path, content: bytes | None) -> None:
+    told: list[str] = []
+    if content is not None:
+        (tmp_path / FILE).write_bytes(content)
+    found = newest_generation(tmp_path, [0, 3, 2], told.append)
+    assert found is not None and found.generation == 3
+    assert [FILE in text and "say 3" in text for text in told] == [True] * (content in (b"", b"{}"))
+
+
+def test_without_checkpoints_a_file_that_cannot_be_read_ends_it(tmp_path: Path) -> None:
+    assert newest_generation(tmp_path, []) is None
+    (tmp_path / FILE).write_bytes(b"")
+    with pytest.raises(SwarmError, match=r"generation.json cannot be read \(it is damaged\).*delete it"):
+        newest_generation(tmp_path, [])
+    announcement = Announcement(generation=4, founded=2.0)
+    write_generation(tmp_path, announcement)
+    assert newest_generation(tmp_path, []) == newest_generation(tmp_path, [3, 4]) == announcement
+
+
+@pytest.mark.parametrize("content", [None, b""])
+def test_no_generation_is_used_twice_though_its_file_is_lost(
+    tmp_path: Path, bundle: object, content: bytes | None
+) -> None:
+    settings = tiny_run(tmp_path, checkpoints={"keep_last": 5})
+    folder = tmp_path / "coordinator"
+    store = CheckpointStore(folder, "tiny", settings.checkpoints)
+    for epoch in (10, 20, 30):
+        store.save(state_of(epoch), tiny_dalle(), bundle, generation=0)  # type: ignore[arg-type]
+    for epoch, generation in ((20, 1), (20, 2), (10, 3)):  # none of them saves anything before the next
+        kept = roll_back(folder, settings, epoch)
+        assert kept == store.newest() and kept.manifest.generation == generation
+        (folder / FILE).unlink() if content is None else (folder / FILE).write_bytes(content)
 
 
 def test_a_rollback_begins_a_new_generation_and_drops_what_came_later(tmp_path: Path, bundle: object) -> None:

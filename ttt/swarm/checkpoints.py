@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from ttt.errors import BundleError, CheckpointError
 from ttt.model.dalle import Dalle
 from ttt.swarm.settings import CheckpointSection
 from ttt.swarm.state import TrainingState
-from ttt.swarm.status import write_atomically
+from ttt.swarm.status import sync_file, sync_folder, write_atomically
 
 FOLDER, MANIFEST, LATEST, BUNDLE = "checkpoints", "manifest.json", "latest", "bundle"
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
@@ -81,15 +82,16 @@ class CheckpointStore:
             if found is None or found.manifest.generation != generation or damaged(found):
                 self._write_whole(target, state, dalle, like, generation)
             write_atomically(self.root / LATEST, target.name.encode())
-            self.prune()
+            self.prune(written=target)
             return Checkpoint(target, _manifest(target))
         except (OSError, BundleError, SafetensorError) as error:
             raise CheckpointError(f"{target} could not be written: {error}; free some space") from None
 
     def all(self) -> list[Checkpoint]:
-        """Whole checkpoints, oldest first; their content is checked when it is read."""
+        """Whole checkpoints, oldest first, whatever the clock said; their content is checked when it is read."""
         found = (read_checkpoint(path) for path in sorted(self.root.glob("step-*")))
-        return sorted((one for one in found if one is not None), key=lambda one: one.manifest.time)
+        whole = (one for one in found if one is not None)
+        return sorted(whole, key=lambda one: (one.manifest.generation, one.epoch))
 
     def newest(self) -> Checkpoint | None:
         """The newest one whose files are as they were written; damaged ones are passed over."""
@@ -112,11 +114,19 @@ class CheckpointStore:
             if checkpoint.epoch > epoch:
                 self._drop(checkpoint.path)
 
-    def prune(self) -> None:
+    def mark(self, checkpoint: Checkpoint, generation: int) -> Checkpoint:
+        """Say that this generation begins with it, so that the checkpoints alone tell the generation."""
+        manifest = checkpoint.manifest.model_copy(update={"generation": generation})
+        write_atomically(checkpoint.path / MANIFEST, manifest.model_dump_json(indent=1).encode(), durable=True)
+        return Checkpoint(checkpoint.path, manifest)
+
+    def prune(self, written: Path | None = None) -> None:
+        """Forget what the policy does not keep. written: just now; it stays, whatever damaged ones come after it."""
         everything = self.all()
-        keep = to_keep([one.manifest.time for one in everything], self.policy)
+        times = accumulate((one.manifest.time for one in everything), max)  # a clock may have been set back
+        keep = to_keep(list(times), self.policy)
         for index, checkpoint in enumerate(everything):
-            if index not in keep:
+            if index not in keep and checkpoint.path != written:
                 self._drop(checkpoint.path)
 
     def _drop(self, path: Path) -> None:
@@ -127,7 +137,7 @@ class CheckpointStore:
         shutil.rmtree(gone, ignore_errors=True)
 
     def _write_whole(self, target: Path, state: TrainingState, dalle: Dalle, like: Bundle, generation: int) -> None:
-        """Beside its place, which it takes at the end."""
+        """Beside its place, which it takes at the end, when every byte is on the disk."""
         self.root.mkdir(parents=True, exist_ok=True)
         for stale in self.root.glob(".step-*"):  # of a writer that was killed
             shutil.rmtree(stale, ignore_errors=True)
@@ -135,9 +145,11 @@ class CheckpointStore:
         try:
             stage.mkdir()
             self._write(stage, state, dalle, like, generation)
+            _sync_all(stage)
             if target.exists():
                 self._drop(target)
             stage.rename(target)
+            sync_folder(self.root)
         finally:
             shutil.rmtree(stage, ignore_errors=True)
 
@@ -213,6 +225,12 @@ def _manifest(path: Path) -> Manifest:
         return Manifest.model_validate_json(file.read_bytes())
     except (OSError, ValidationError) as error:
         raise CheckpointError(f"{path} is not a checkpoint of a run: {_short(error)}") from None
+
+
+def _sync_all(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        (sync_folder if path.is_dir() else sync_file)(path)
+    sync_folder(folder)
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ttt.errors import SwarmError
 from ttt.swarm.checkpoints import FOLDER, Checkpoint, CheckpointStore, damaged
-from ttt.swarm.generation import Announcement, read_generation, write_generation
+from ttt.swarm.generation import Announcement, newest_generation, write_generation
 from ttt.swarm.history import HISTORY_FILE, History
 from ttt.swarm.history_types import Event
 from ttt.swarm.processes import own_folder
@@ -27,10 +27,12 @@ def roll_back(folder: Path, settings: RunSettings, epoch: int) -> Checkpoint:
         kept = store.at(epoch)
         if wrong := damaged(kept):
             raise SwarmError(f"{wrong} is not what was written; choose another step")
-        old = read_generation(folder)
+        old = newest_generation(folder, (one.manifest.generation for one in store.all()))
+        new = Announcement(generation=old.generation + 1 if old else 1, founded=time.time())
         with _history(folder, settings) as history:
             store.drop_after(epoch)  # first: where this is killed, nothing that was dropped can come back as newest
-            write_generation(folder, Announcement(generation=old.generation + 1 if old else 1, founded=time.time()))
+            write_generation(folder, new)
+            kept = store.mark(kept, new.generation)
             history.forget_checkpoints(history.checkpoints() - {f"{FOLDER}/{one.path.name}" for one in store.all()})
             history.add_event(Event(time.time(), "rollback", "", f"to step {epoch}"))
         return kept
