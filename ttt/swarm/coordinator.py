@@ -14,14 +14,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from ttt.bundle import Bundle
-from ttt.errors import SwarmError, TTTError
+from ttt.data.files import Retry, Web, is_url
+from ttt.data.source import HUB_ID, find_shards
+from ttt.data.sources import SCENES
+from ttt.errors import DataError, InvalidInput, SwarmError, TTTError
 from ttt.hub import find_bundle
 from ttt.swarm.checkpoints import BUNDLE, FOLDER, Checkpoint, CheckpointStore, load_state, only
 from ttt.swarm.company import invitation, keep_company, known_peers
 from ttt.swarm.dht import SwarmDHT, announce_run, guard, prefix, reconnect, start_dht, visible_addresses
 from ttt.swarm.exchange import make_state_keeper
 from ttt.swarm.gate import Gate, OpenGate
-from ttt.swarm.generation import Announcement, read_generation, write_generation
+from ttt.swarm.generation import Announcement, newest_generation, write_generation
 from ttt.swarm.history import HISTORY_FILE, History
 from ttt.swarm.history_types import Checkpoint as HistoryCheckpoint
 from ttt.swarm.history_types import Event
@@ -42,6 +45,8 @@ from ttt.swarm.uploader import Uploader
 LOOK_SECONDS = 5.0
 UPLOAD_SECONDS = 120.0
 """That uploading the last checkpoint may take once the coordinator is asked to stop."""
+RETRY_SECONDS = 30.0
+"""Until a checkpoint that failed is tried again."""
 ANNOUNCE_SECONDS = 60.0
 LOOK_AROUND_SECONDS = 15.0
 
@@ -69,7 +74,9 @@ class Coordinator:
         self.store = CheckpointStore(self.folder, settings.run.name, settings.checkpoints)
         policy = settings.checkpoints
         self.uploader = Uploader(policy.hub_repo, policy.hub_every_seconds, self._uploaded)
-        self.announcement = read_generation(self.folder) or Announcement(generation=0, founded=time.time())
+        self.announcement = self._last_announcement() or Announcement(generation=0, founded=time.time())
+        self._due = time.monotonic() + policy.every_seconds
+        """When the next checkpoint is."""
 
     @property
     def prefix(self) -> str:
@@ -78,6 +85,7 @@ class Coordinator:
     def run(self) -> None:
         with ExitStack() as stack:
             stack.enter_context(signals(self.stop))
+            check_local_source(self.settings.data.source)
             bundle = find_bundle(self.settings.model.bundle)
             task = load_task(self.settings, bundle)
             eight_bit = self.settings.optimizer.eight_bit
@@ -90,6 +98,7 @@ class Coordinator:
             self.keeper = stack.enter_context(self._keeper(task))
             stack.enter_context(signals(self.stop))  # hivemind has set its own
             self._begin(bundle, task)
+            threading.Thread(target=self._check_remote_source, daemon=True, name="data").start()
             self._try(lambda: write_generation(self.folder, self.announcement))
             self._watch(bundle, task)
             self.reporter.say("stopping", "writing a last checkpoint")
@@ -109,7 +118,7 @@ class Coordinator:
             how = f"going on from the checkpoint of step {newest.epoch}"
         else:
             how = "founded the run, from its first weights"
-            self._try(lambda: self._save(bundle, task))
+            self._try_to_keep(lambda: self._save(bundle, task))
         self._write_down_checkpoints()
         self.painter.forget_after(self.keeper.local_epoch)
         if newest is not None:
@@ -118,6 +127,24 @@ class Coordinator:
         announce_run(self.dht, self.settings.run.name, self.announcement)
         self.history.add_event(Event(time.time(), "started", "", how))
         self.reporter.say("watching", how)
+
+    def _last_announcement(self) -> Announcement | None:
+        kept = (one.manifest.generation for one in self.store.all())
+        return newest_generation(self.folder, kept, warn=self.reporter.problem)
+
+    def _check_remote_source(self) -> None:
+        """Say so where volunteers will hardly find the data; the network, or a token, may be missing here alone."""
+        source = self.settings.data.source
+        if not is_remote(source):
+            return
+        web = Web(Retry(attempts=3, timeout=10.0))
+        try:
+            find_shards(source, web)
+        except Exception as error:  # the Hub's libraries have many
+            if not self.stop.is_set():
+                self._problem(f"[data] source of the run file was not found from here: {_first_line(error)}")
+        finally:
+            web.close()
 
     def _newest_checkpoint(self) -> Checkpoint | None:
         newest = self.store.newest()
@@ -129,7 +156,7 @@ class Coordinator:
         return newest
 
     def _watch(self, bundle: Bundle, task: Task) -> None:
-        announced = looked = saved = time.monotonic()
+        announced = looked = time.monotonic()
         while not self.stop.wait(min(LOOK_SECONDS, self.settings.metrics.every_seconds)):
             self._try(self._look)
             now = time.monotonic()
@@ -140,16 +167,23 @@ class Coordinator:
                 looked = now
                 self._try(lambda: keep_company(self.dht, self.folder))
             done = self.reporter.status.epoch >= self.settings.optimizer.total_steps > self.keeper.local_epoch
-            if done or now - saved >= self.settings.checkpoints.every_seconds:
-                saved = now
-                self._try(lambda: self._checkpoint(bundle, task))
+            if done or now >= self._due:
+                self._try_to_keep(lambda: self._checkpoint(bundle, task))
 
-    def _try(self, act: Callable[[], object]) -> None:
-        """A full disk, or a network that does not answer, ends no run: it is told, and the next turn tries again."""
+    def _try_to_keep(self, act: Callable[[], object]) -> None:
+        """Write a checkpoint, and choose when the next one is: soon where this one failed."""
+        began, every = time.monotonic(), self.settings.checkpoints.every_seconds
+        done = self._try(act)
+        self._due = began + every if done else time.monotonic() + min(RETRY_SECONDS, every)
+
+    def _try(self, act: Callable[[], object]) -> bool:
+        """A full disk, or a network that does not answer, ends no run: it is told, and a later turn tries again."""
         try:
             act()
         except (TTTError, OSError) as error:
             self._problem(str(error))
+            return False
+        return True
 
     def _problem(self, text: str) -> None:
         if self.reporter.problem(text):
@@ -179,8 +213,7 @@ class Coordinator:
         if self.reporter.status.epoch > self.keeper.local_epoch and not self.keeper.load_state_from_peers(
             timeout=self.settings.averaging.averaging_timeout
         ):
-            self._problem("no peer gave its state; the checkpoint waits until one does")
-            return
+            raise SwarmError("no peer gave its state; the checkpoint waits until one does")
         self._offer()
         self._save(bundle, task)
 
@@ -254,3 +287,22 @@ class Coordinator:
             yield keeper
         finally:
             keeper.shutdown()
+
+
+def check_local_source(source: str) -> None:
+    """InvalidInput where training data that volunteers are to find without a network are not there."""
+    if source == SCENES or is_remote(source):
+        return
+    try:
+        find_shards(source, Web())
+    except (InvalidInput, DataError) as error:
+        raise InvalidInput(f'[data] source is neither "{SCENES}" nor to be found: {error}') from None
+
+
+def is_remote(source: str) -> bool:
+    """Whether `find_shards` looks for it on the network: an address, or a Hub data set, where no file has its name."""
+    return is_url(source) or (HUB_ID.fullmatch(source) is not None and not Path(source).exists())
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
