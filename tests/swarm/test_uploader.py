@@ -112,6 +112,12 @@ def test_a_hub_that_fails_is_told_and_stops_nobody(hub: type[TakesCommits], chec
     assert told[-1][0] == "step-00000008"
 
 
+@pytest.mark.parametrize("repo", ["model", "owner/", "/model", "owner/model/more"])
+def test_a_name_that_is_no_repository_is_refused_before_anything_is_trained(repo: str) -> None:
+    with pytest.raises(InvalidInput, match="owner/name"):
+        Uploader(repo, 3600, lambda name, text: None)
+
+
 def test_without_a_repository_nothing_is_uploaded(checkpoint: Checkpoint) -> None:
     assert not Uploader("", 0, lambda name, text: None).offer(checkpoint)
     with pytest.raises(InvalidInput, match="owner/name"):

@@ -15,7 +15,12 @@ class Uploader:
     """At most one upload at a time and one an interval; the newest checkpoint wins, and failing never stops a run."""
 
     def __init__(self, repo: str, every: float, told: Callable[[str, str], None]) -> None:
-        """told: called with (checkpoint's name, address on the Hub), or ("", what went wrong)."""
+        """InvalidInput where `repo` is no name of a repository; empty: nothing is uploaded.
+
+        told: called with (checkpoint's name, address on the Hub), or ("", what went wrong).
+        """
+        if repo:
+            check_repo(repo)
         self.repo, self.every, self.told = repo, every, told
         self._done_at, self._done = float("-inf"), ""
         """When the last upload that succeeded began, and its checkpoint's name."""
@@ -68,6 +73,12 @@ class Uploader:
         self.told(folder.name, address)
 
 
+def check_repo(repo: str) -> None:
+    owner, _, name = repo.partition("/")
+    if not owner or not name or "/" in name:
+        raise InvalidInput(f"hub_repo must be owner/name, got {repo!r}")
+
+
 def upload(folder: Path, repo: str) -> str:
     """The bundle to the repository's root, so that it is a model for `from_pretrained`; the rest beside it.
 
@@ -75,8 +86,7 @@ def upload(folder: Path, repo: str) -> str:
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    if "/" not in repo:
-        raise InvalidInput(f"hub_repo must be owner/name, got {repo!r}")
+    check_repo(repo)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     api = HfApi()
     api.create_repo(repo, repo_type="model", exist_ok=True)
