@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +17,8 @@ from ttt.swarm.settings import OptimizerSection, RunSettings, dalle_config
 from ttt.swarm.trainee import Trainee, names_of
 from ttt.train.optimizer import Lamb, linear_schedule, parameter_groups
 from ttt.types import BatchStream
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -67,7 +72,7 @@ def make_optimizer(groups: Any, settings: OptimizerSection) -> torch.optim.Optim
     """Of the run, over tensors on the CPU (hivemind's offloaded copy of the parameters)."""
     betas = (settings.beta1, settings.beta2)
     if settings.name == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas)
+        return ClippedAdamW(groups, lr=settings.learning_rate, betas=betas, max_grad_norm=settings.max_grad_norm)
     return Lamb(
         groups,
         lr=settings.learning_rate,
@@ -76,3 +81,41 @@ def make_optimizer(groups: Any, settings: OptimizerSection) -> torch.optim.Optim
         max_grad_norm=settings.max_grad_norm,
         bias_correction=settings.bias_correction,
     )
+
+
+class ClippedAdamW(torch.optim.AdamW):
+    """torch's AdamW with the step's gradients scaled down to a joint norm of `max_grad_norm`.
+
+    As with `Lamb`, gradients are not changed, and a step changes nothing where they are not all finite: scaled, all
+    of them would be NaN.
+    """
+
+    def __init__(self, params: Any, *, max_grad_norm: float, **kwargs: Any) -> None:
+        self.max_grad_norm = max_grad_norm
+        super().__init__(params, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies of the optimizer: torch would forget what is not in `defaults`."""
+        return {**super().__getstate__(), "max_grad_norm": self.max_grad_norm}
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient. Returns the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        trained = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        given = [p.grad for p in trained]
+        norm = float(torch.nn.utils.get_total_norm(given))
+        if not math.isfinite(norm):
+            logger.warning("a step was skipped, its gradients are not finite")
+            return loss
+        try:
+            if norm > self.max_grad_norm:
+                for p in trained:
+                    p.grad = p.grad * (self.max_grad_norm / norm)
+            super().step()
+        finally:
+            for p, gradient in zip(trained, given, strict=True):
+                p.grad = gradient
+        return loss
