@@ -1,6 +1,6 @@
 """From what peers say to what is so, as far as one can know: medians, measured speeds, and the writing down.
 
-Knows neither the DHT nor SQL: readings come in, points and peers go into a `History`.
+Knows neither the DHT nor SQL: readings come in, points and peers go into a `History`, steps to a `Tracker` if wanted.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
+from ttt.swarm.history_reader import HistoryReader
 from ttt.swarm.history_types import Event, Now, Point
 from ttt.swarm.leaderboard import Ledger
 from ttt.swarm.records import PeerRecord, Reading
+from ttt.swarm.trackers import open_tracker
 
 if TYPE_CHECKING:
     from ttt.swarm.history import History
@@ -60,12 +62,19 @@ def robust_loss(records: Iterable[PeerRecord]) -> tuple[float, float, float] | N
     return middle, low, high
 
 
+def clean_share(records: Iterable[PeerRecord]) -> float | None:
+    """Share of the peers that averaged gradients whose last round brought all of the average; None before the first."""
+    rounds = [record.share_received == 1 for record in records if record.share_received is not None]
+    return sum(rounds) / len(rounds) if rounds else None
+
+
 class Monitor:
     """Watches one run: `observe` after each reading of the DHT, every ten seconds or so."""
 
     def __init__(self, history: History, target_batch_size: int) -> None:
         self.history, self.target = history, target_batch_size
         self.ledger = Ledger(history.peers(), target_batch_size)
+        self._tracker = open_tracker(lambda: _run_of(history))
         self._path: deque[tuple[float, int]] = deque()
         """(time, samples of the swarm) within the window."""
         newest = max((peer.last_seen for peer in self.ledger.peers.values()), default=0.0)
@@ -99,7 +108,23 @@ class Monitor:
                 refused_records=sum(reading.dropped.values()) + len(progress.refused),
             )
         )
+        self._track(point, records)
         return point
+
+    def _track(self, point: Point, records: dict[str, PeerRecord]) -> None:
+        """A step counts once its loss is known: nobody reports one before the first batches."""
+        if self._tracker is None or point.loss is None:
+            return
+        self._tracker.offer(
+            point.epoch,
+            {
+                "loss": point.loss,
+                "samples": point.samples,
+                "peers": point.peers,
+                "samples_per_second": point.samples_per_second,
+                "clean_share": clean_share(record for record in records.values() if not record.auxiliary),
+            },
+        )
 
     def _point(self, records: dict[str, PeerRecord], progress: SwarmProgress, now: float) -> Point:
         training = [record for record in records.values() if not record.auxiliary]
@@ -139,3 +164,8 @@ class Monitor:
         for peer_id in [peer for peer, heard in self._present.items() if now - heard > GONE_SECONDS]:
             del self._present[peer_id]
             self.history.add_event(Event(now, "left", peer_id))
+
+
+def _run_of(history: History) -> str:
+    with HistoryReader(history.path) as reader:
+        return reader.about().run
