@@ -2,8 +2,9 @@
 
 Prints a table and ends with one JSON line. Weights are random, so nothing is downloaded. A step is one code of every
 candidate: decode_one_code and pick. Its floor is the time of the products with the weights alone, at the same shapes,
-precision and threads. Everything is measured in turns, round by round, so that noise hits all of it: our step, its
-floor, and with `--reference` the cached step of dalle-pytorch 1.6.6 (float32) half-way through the picture.
+precision and threads; the first ratio is to it, the second to the time that the memory needs. Everything is measured
+in turns, round by round, so that noise hits all of it: our step, its floor, and with `--reference` the cached step of
+dalle-pytorch 1.6.6 (float32) half-way through the picture.
 """
 
 from __future__ import annotations
@@ -14,19 +15,20 @@ import resource
 import statistics
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks.sampling_end_to_end import end_to_end
-from benchmarks.sampling_floor import bandwidth, bytes_moved, clock
+from benchmarks.sampling_floor import bandwidth, bytes_moved, clock, products_of
 from benchmarks.sampling_peers import Peer
 from benchmarks.sampling_steps import Steps
 from ttt.config import DEMO, DEMO_VQGAN, PAPER, PAPER_VQGAN, DalleConfig
 from ttt.errors import TTTError
 from ttt.model.dalle import Dalle
 from ttt.sampling.cache import Prompt, bytes_per_candidate
-from ttt.sampling.crew import Crew
+from ttt.sampling.crew import Crew, Work
 from ttt.sampling.decode import prefill
 from ttt.sampling.device import choose_device, choose_dtype, flop_per_code, is_small
 from ttt.sampling.memory import available
@@ -127,27 +129,38 @@ def _weights(config: DalleConfig, device: torch.device, dtype: torch.dtype) -> t
 def _prefill(
     weights: DecoderWeights, text: torch.Tensor, rounds: int, peer: Peer | None
 ) -> tuple[dict[str, float], Prompt]:
-    """Of one prompt, as a request does it; the first round warms up."""
+    """Of one prompt, as a request does it, and its products alone; the first round warms up."""
     cores = 1 if is_small(weights.config) else None
     prompts: list[Prompt] = []
-    ours, theirs = [], []
+    products: list[Callable[[], None]] = []
+    ours, floors, theirs = [], [], []
 
-    def work(piece: range, crew: Crew) -> None:
+    def read(piece: range, crew: Crew) -> None:
         prompts[:] = [prefill(weights, text)]
 
-    def read() -> None:
+    def multiply(piece: range, crew: Crew) -> None:
+        if not products:
+            products.append(products_of(weights, weights.config.text_len, logit_rows=1))
+        floors.append(_timed(products[0], weights))
+
+    def run(work: Work) -> None:
         for _ in Crew(1, 1, work, weights.device, cores=cores).run():
             pass
 
     for i in range(rounds + 1):
-        seconds = _timed(read, weights)
+        seconds = _timed(partial(run, read), weights)
+        run(multiply)
         answer = peer.ask(do="prefill") if peer else {"seconds": 0.0}
         if i:
             ours.append(seconds)
             theirs.append(answer["seconds"])
-    report = {"seconds": statistics.median(ours)}
+    report = {"seconds": statistics.median(ours), "floor_s": statistics.median(floors[1:])}
+    report["ratio"] = report["seconds"] / report["floor_s"]
     text_flop = flop_per_code(weights.config) * text.shape[1]
-    line = f"prefill {report['seconds'] * 1e3:.0f} ms ({text_flop / report['seconds'] / 1e9:.0f} GFLOP/s)"
+    line = (
+        f"prefill {report['seconds'] * 1e3:.1f} ms ({text_flop / report['seconds'] / 1e9:.0f} GFLOP/s), "
+        f"products {report['floor_s'] * 1e3:.1f} ms, ratio {report['ratio']:.2f}"
+    )
     if peer:
         report |= {
             "reference_s": statistics.median(theirs),
@@ -162,8 +175,8 @@ def _steps(
     weights: DecoderWeights, prompt: Prompt, options: argparse.Namespace, peer: Peer | None, bytes_s: float
 ) -> Iterator[dict[str, Any]]:
     print(
-        f"{'batch':>6} {'step ms':>9} {'products':>9} {'ratio':>6} {'(CPU)':>6} {'bytes ms':>9} {'GFLOP/s':>8} "
-        f"{'candidates/s':>13} {'reference ms':>13} {'times':>6} {'(CPU)':>6}"
+        f"{'batch':>6} {'step ms':>9} {'products':>9} {'ratio':>6} {'(CPU)':>6} {'bytes ms':>9} {'ratio':>6} "
+        f"{'GFLOP/s':>8} {'candidates/s':>13} {'reference ms':>13} {'times':>6} {'(CPU)':>6}"
     )
     for b in options.batches:
         ours, asks = Steps(weights, prompt, b), b in options.reference_batches and _fits(peer, weights.config, b)
@@ -173,17 +186,26 @@ def _steps(
             peer.ask(do="step")
         for _ in range(options.rounds):
             ours.run(options.steps)
+            if not ours.fits:
+                break
             if peer and asks:
                 theirs.append(peer.ask(do="step"))
         if peer and asks:
             peer.ask(do="ready", batch=1)  # lets go of its caches
-        row = ours.row() | {"bytes_s": bytes_moved(weights, prompt, b) / bytes_s}
+        row = ours.row()
+        if not ours.fits:
+            print(f"batch {b} does not fit", flush=True)
+            yield row
+            continue
+        row["bytes_s"] = bytes_moved(weights, prompt, b) / bytes_s
+        row["bytes_ratio"] = row["step_s"] / row["bytes_s"]
         row["gflop_s"] = b * flop_per_code(weights.config) / row["step_s"] / 1e9
         if theirs:
             row["reference_s"] = statistics.median(t["seconds"] for t in theirs)
             row["times_faster"] = row["reference_s"] / row["step_s"]
-            our_cpu = row["step_cpu_s"] * max(1, min(torch.get_num_threads(), b // 4))
-            row["times_faster_cpu"] = statistics.median(t["cpu"] for t in theirs) / our_cpu
+            if ours.cpu_is_known:
+                our_cpu = row["step_cpu_s"] * ours.threads
+                row["times_faster_cpu"] = statistics.median(t["cpu"] for t in theirs) / our_cpu
         _print_row(row)
         yield row
 
@@ -191,13 +213,18 @@ def _steps(
 def _print_row(row: dict[str, Any]) -> None:
     line = (
         f"{row['batch']:>6} {row['step_s'] * 1e3:>9.2f} {row['floor_s'] * 1e3:>9.2f} {row['ratio']:>6.2f} "
-        f"{row['ratio_cpu']:>6.2f} {row['bytes_s'] * 1e3:>9.2f} {row['gflop_s']:>8.0f} {row['candidates_s']:>13.4f}"
+        f"{_or_dash(row, 'ratio_cpu', 2)} {row['bytes_s'] * 1e3:>9.2f} {row['bytes_ratio']:>6.2f} "
+        f"{row['gflop_s']:>8.0f} {row['candidates_s']:>13.4f}"
     )
     if "reference_s" in row:
-        line += f" {row['reference_s'] * 1e3:>13.0f} {row['times_faster']:>6.1f} {row['times_faster_cpu']:>6.1f}"
+        line += f" {row['reference_s'] * 1e3:>13.0f} {row['times_faster']:>6.1f} {_or_dash(row, 'times_faster_cpu', 1)}"
     if "loop_s" in row:
         line += f"  without graphs {row['loop_s'] * 1e3:.2f} ms"
     print(line, flush=True)
+
+
+def _or_dash(row: dict[str, Any], name: str, digits: int) -> str:
+    return f"{row[name]:>6.{digits}f}" if name in row else f"{'-':>6}"
 
 
 def _fits(peer: Peer | None, config: DalleConfig, b: int) -> bool:
@@ -215,7 +242,7 @@ def _best(rows: list[dict[str, Any]]) -> dict[str, float]:
     known = [row for row in rows if "reference_s" in row]
     if not known:
         return {}
-    ours = max(row["candidates_s"] for row in rows)
+    ours = max(row["candidates_s"] for row in rows if "candidates_s" in row)
     # Of a row, both sides paint as many codes a candidate.
     theirs = max(row["candidates_s"] * row["step_s"] / row["reference_s"] for row in known)
     print(f"best batch: {ours:.4f} candidates/s, dalle-pytorch {theirs:.5f}: {ours / theirs:.1f} times as many")

@@ -1,19 +1,25 @@
-"""A whole request at a size, with random weights: codes, images, scores, previews. Knows no peers and no floors."""
+"""A whole request at a size, with random weights: codes, images, scores, previews. Knows no peers."""
 
 from __future__ import annotations
 
+import statistics
 import time
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.sampling_floor import clock, products_of
 from ttt.config import DalleConfig, VqganConfig
 from ttt.model.dalle import Dalle
 from ttt.model.vqgan import Vqgan
 from ttt.pipeline import TextToImage
 from ttt.preview import ContactSheet
 from ttt.rerank import ClipScorer
+from ttt.sampling.crew import Crew
+from ttt.sampling.linear import MIN_ROWS
+from ttt.sampling.memory import budget
+from ttt.sampling.paint import memory_per_candidate
 from ttt.sampling.params import SamplingParams
 from ttt.tokenizer import TextTokenizer
 
@@ -24,6 +30,7 @@ def end_to_end(
     """Seconds by stage, and what previews took of painting; CLIP is open_clip's ViT-B-32, as in the paper."""
     pipe, candidates = _pipe(config, vqgan, device, dtype), params.candidates
     _ = pipe.palette
+    at_once = budget(device) // memory_per_candidate(config, pipe.dtype)
     start, first, shown, last_told = time.perf_counter(), 0.0, 0, 0.0
     for progress in pipe.stream("a red circle", params):
         elapsed = time.perf_counter() - start
@@ -38,10 +45,13 @@ def end_to_end(
         "candidates": candidates, "total_s": total, "first_preview_s": first, **stages, "previews": shown,
         "previews_of_painting": shown * _preview_seconds(pipe, candidates) / stages["painting_s"],
     }  # fmt: skip
+    floor = _floor_of_painting(pipe, candidates, at_once)
+    report |= {"painting_floor_s": floor, "painting_ratio": report["painting_s"] / floor}
     print(
         f"{candidates} candidates, end to end: {total:.2f} s ("
         + ", ".join(f"{stage} {share * total:.2f}" for stage, share in pipe.shares.items())
-        + f"), first preview after {first:.2f} s, previews {report['previews_of_painting']:.1%} of painting"
+        + f"), painting's products {floor:.2f} s, first preview after {first:.2f} s, "
+        f"previews {report['previews_of_painting']:.1%} of painting"
     )
     return report
 
@@ -58,6 +68,24 @@ def _pipe(config: DalleConfig, vqgan: VqganConfig, device: torch.device, dtype: 
         device=device,
         dtype=dtype,
     )
+
+
+def _floor_of_painting(pipe: TextToImage, candidates: int, at_once: int) -> float:
+    """Seconds of all its products with weights, from those of one step in the pieces that painting has."""
+    seconds: list[float] = []
+
+    def work(piece: range, crew: Crew) -> None:
+        products, times = products_of(pipe.weights, max(len(piece), MIN_ROWS)), []
+        for _ in range(4):
+            start = clock(pipe.device)
+            products()
+            times.append(clock(pipe.device) - start)
+        seconds.append(statistics.median(times[1:]))
+
+    crew = Crew(candidates, at_once, work, pipe.device)
+    for _ in crew.run():
+        pass
+    return (pipe.dalle.config.image_seq_len - 1) * sum(seconds) / crew.threads
 
 
 def _preview_seconds(pipe: TextToImage, candidates: int) -> float:

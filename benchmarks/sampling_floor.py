@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import torch
 
 from ttt.config import DalleConfig
 from ttt.sampling.cache import Prompt, slots_of
+from ttt.sampling.graph import recorder_on
 from ttt.sampling.linear import Int8Linear
 from ttt.sampling.weights import DecoderWeights, Linear
 
 
-def products_alone(weights: DecoderWeights, rows: int) -> None:
-    """All products with weights of one step of `rows` candidates, in its order."""
+def products_of(weights: DecoderWeights, rows: int, logit_rows: int | None = None) -> Callable[[], None]:
+    """`products_alone`, on a GPU recorded: launched one by one from Python, products of few rows would take longer than
+    the GPU takes for them.
+    """
+    products = partial(products_alone, weights, rows, logit_rows=logit_rows)
+    if weights.device.type != "cuda":
+        return products
+    recorder = recorder_on(weights.device)
+    return products if recorder.failed else recorder.capture(products, recorder.device)
+
+
+def products_alone(weights: DecoderWeights, rows: int, *, logit_rows: int | None = None) -> None:
+    """All products with weights of one step of `rows` candidates, in its order; logits of `logit_rows`, else of all."""
     config: DalleConfig = weights.config
     x = torch.ones(rows, config.dim, dtype=weights.dtype, device=weights.device)
-    last = x.float()
+    last = x[:logit_rows].float()
     x = x.to(torch.uint8) if isinstance(weights.layers[0].up, Int8Linear) else x
     inner = x.new_ones(rows, config.heads * config.dim_head)
     wide = x.new_ones(rows, config.dim * config.ff_mult)
@@ -41,8 +58,21 @@ def _bytes(linear: Linear) -> int:
     return linear.weight.numel() * linear.weight.element_size()
 
 
-def bandwidth(device: torch.device, megabytes: int = 512) -> float:
-    """Bytes read a second with all threads: the best of a few sums of a tensor that no cache holds."""
+def bandwidth(device: torch.device) -> float:
+    """Bytes read a second with all threads. Its tensor does not count in the peak memory of this process."""
+    if device.type == "cuda":
+        found = read_speed(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return found
+    child = subprocess.run(  # the peak of a process never falls
+        [sys.executable, "-m", "benchmarks.sampling_floor", str(device), str(torch.get_num_threads())],
+        cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    return float(child.stdout)
+
+
+def read_speed(device: torch.device, megabytes: int = 512) -> float:
+    """Bytes a second: the best of a few sums of a tensor that no cache holds."""
     x = torch.ones(megabytes << 18, device=device)
     best = float("inf")
     for _ in range(4):
@@ -57,3 +87,8 @@ def clock(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(sys.argv[2]))
+    print(read_speed(torch.device(sys.argv[1])))

@@ -11,16 +11,18 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from typing import Any
 
 import torch
 
-from benchmarks.sampling_floor import clock, products_alone
+from benchmarks.sampling_floor import clock, products_alone, products_of
+from ttt.errors import TTTError
 from ttt.sampling.cache import Cache, Prompt
 from ttt.sampling.crew import Crew
 from ttt.sampling.decode import decode_one_code, pick, uniforms
 from ttt.sampling.graph import recorder_on
 from ttt.sampling.linear import MIN_ROWS
+from ttt.sampling.memory import is_out_of_memory
 from ttt.sampling.params import SamplingParams
 from ttt.sampling.static import StaticStep
 from ttt.sampling.weights import DecoderWeights
@@ -30,7 +32,10 @@ PARAMS = SamplingParams()
 
 @dataclass
 class Times:
-    """Seconds of each measurement; `*_cpu`: of the processor, which other programs disturb less than the clock."""
+    """Seconds of each measurement; `*_cpu`: of the processor, which other programs disturb less than the clock.
+
+    These are a thread's own, or where there is but one, the whole process's; else they mean nothing.
+    """
 
     step: list[float] = field(default_factory=list)
     floor: list[float] = field(default_factory=list)
@@ -41,11 +46,16 @@ class Times:
 
 
 class Steps:
-    """Steps of `b` candidates, divided among threads as painting divides them."""
+    """Steps of `b` candidates, divided among threads as painting divides them.
+
+    `fits` is False once memory ran out: the smaller pieces that painting would go on with are no steps of `b`.
+    `cpu_is_known`: whether the processor's times are those of a step.
+    """
 
     def __init__(self, weights: DecoderWeights, prompt: Prompt, b: int) -> None:
         self.weights, self.prompt, self.b = weights, prompt, b
-        self.times = Times()
+        self.times, self.fits = Times(), True
+        self.threads, self.cpu_is_known = 1, False
         self._pairs: dict[int, tuple[Callable[[int], None], Callable[[], None]]] = {}
         self._lock = threading.Lock()
 
@@ -54,6 +64,9 @@ class Steps:
         weights, device = self.weights, self.weights.device
 
         def work(piece: range, crew: Crew) -> None:
+            if crew.limit < whole:
+                self.fits = False
+                return
             rows = max(len(piece), MIN_ROWS)
             step, products = self._pair(piece.start, rows)
             cpu = time.thread_time if crew.inner_threads == 1 else time.process_time
@@ -71,27 +84,36 @@ class Steps:
                         self.times.step_cpu.append(middle_cpu - start_cpu)
                         self.times.floor_cpu.append(end_cpu - middle_cpu)
 
-        for _ in Crew(self.b, self.b, work, device).run():
-            pass
-        if device.type == "cuda":
-            self._pairs.clear()  # caches for both might not fit
-            self._time_the_loop(steps)
-        else:
-            self._whole_floor()
+        crew = Crew(self.b, self.b, work, device)
+        whole, self.threads = crew.limit, crew.threads
+        self.cpu_is_known = device.type == "cpu" and 1 in (crew.threads, crew.inner_threads)
+        try:
+            for _ in crew.run():
+                pass
+        except TTTError:  # not even one candidate
+            self.fits = False
+        if not self.fits or device.type == "cuda":
+            self._pairs.clear()  # caches for the loop, too, might not fit
+        if self.fits:
+            self._time_the_whole(steps)
 
-    def row(self) -> dict[str, float]:
+    def row(self) -> dict[str, Any]:
         """Medians of all rounds. The floor is the lower of two: in the pieces of painting, or the batch as a whole
         with all threads in each product.
         """
+        if not self.fits:
+            return {"batch": self.b, "fits": False}
         t = self.times
         step, floor = statistics.median(t.step), statistics.median(t.floor)
         if t.whole_floor:
             floor = min(floor, statistics.median(t.whole_floor))
         loop = {"loop_s": statistics.median(t.loop)} if t.loop else {}
-        cpu = statistics.median(t.step_cpu) / statistics.median(t.floor_cpu)
+        cpu = {}
+        if self.cpu_is_known:
+            step_cpu = statistics.median(t.step_cpu)
+            cpu = {"ratio_cpu": step_cpu / statistics.median(t.floor_cpu), "step_cpu_s": step_cpu}
         return {
-            "batch": self.b, "step_s": step, "floor_s": floor, "ratio": step / floor, "ratio_cpu": cpu,
-            "step_cpu_s": statistics.median(t.step_cpu),
+            "batch": self.b, "step_s": step, "floor_s": floor, "ratio": step / floor, **cpu,
             "candidates_s": self.b / (step * self.weights.config.image_seq_len), **loop,
         }  # fmt: skip
 
@@ -101,8 +123,7 @@ class Steps:
         with self._lock:
             if start not in self._pairs:
                 step = (self._recorded_step if on_gpu else self._called_step)(rows)
-                products = partial(products_alone, self.weights, rows)
-                self._pairs[start] = step, self._recorded(products) if on_gpu else products
+                self._pairs[start] = step, products_of(self.weights, rows)
             return self._pairs[start]
 
     def _called_step(self, rows: int) -> Callable[[int], None]:
@@ -134,10 +155,13 @@ class Steps:
 
         return replay
 
-    def _recorded(self, products: Callable[[], None]) -> Callable[[], None]:
-        """Launched one by one from Python, products of few rows would take longer than the GPU takes for them."""
-        recorder = recorder_on(self.weights.device)
-        return products if recorder.failed else recorder.capture(products, recorder.device)
+    def _time_the_whole(self, steps: int) -> None:
+        """Of all candidates in one piece; nothing where that takes more memory than there is."""
+        try:
+            self._time_the_loop(steps) if self.weights.device.type == "cuda" else self._whole_floor()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
 
     @torch.inference_mode()
     def _time_the_loop(self, steps: int) -> None:

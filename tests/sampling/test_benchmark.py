@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import sampling
-from benchmarks.sampling_floor import bytes_moved
+from benchmarks import sampling, sampling_steps
+from benchmarks.sampling_floor import bandwidth, bytes_moved, products_alone
 from benchmarks.sampling_steps import Steps
 from tests.support.tiny import TINY_DALLE, tiny_dalle
 from ttt.errors import TTTError
-from ttt.sampling.decode import prefill
+from ttt.sampling.decode import decode_one_code, prefill
 from ttt.sampling.weights import DecoderWeights
 
 
@@ -28,11 +29,14 @@ def test_bytes_of_a_step_are_weights_prompt_and_one_group_of_keys_a_candidate():
     assert bytes_moved(weights, prompt, 3) == 4 * (shared + 3 * own)
 
 
-def test_a_row_of_the_table_comes_from_real_steps():
+def model_and_prompt():
     weights = DecoderWeights(tiny_dalle())
     with torch.inference_mode():
-        prompt = prefill(weights, torch.ones(1, TINY_DALLE.text_seq_len, dtype=torch.long))
-    steps = Steps(weights, prompt, 5)
+        return weights, prefill(weights, torch.ones(1, TINY_DALLE.text_seq_len, dtype=torch.long))
+
+
+def test_a_row_of_the_table_comes_from_real_steps():
+    steps = Steps(*model_and_prompt(), 5)
     steps.run(3)
     steps.run(3)
     assert len(steps.times.step) == len(steps.times.floor) == 6, "of one thread, that of the first step left out"
@@ -76,3 +80,64 @@ def test_what_was_measured_is_told_though_the_rest_fails(monkeypatch, capsys):
         sampling.main()
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["steps"] == [{"batch": 1}] and "not enough memory" in report["error"]
+
+
+@pytest.mark.parametrize("candidates", [1, 5])
+def test_a_batch_that_does_not_fit_has_no_times(candidates, monkeypatch):
+    def crowded(weights, cache, codes, position):
+        if cache.b > 2 or candidates == 1:
+            raise MemoryError
+        return torch.zeros(len(codes), weights.config.num_image_tokens)
+
+    monkeypatch.setattr(sampling_steps, "decode_one_code", crowded)
+    monkeypatch.setattr(sampling_steps, "MIN_ROWS", 1)
+    steps = Steps(*model_and_prompt(), candidates)
+    steps.run(1)
+    assert steps.row() == {"batch": candidates, "fits": False}
+
+
+def test_the_table_goes_on_after_a_batch_that_does_not_fit(monkeypatch, capsys):
+    def crowded(weights, cache, codes, position):
+        if len(codes) > 4:
+            raise MemoryError
+        return decode_one_code(weights, cache, codes, position)
+
+    monkeypatch.setattr(sampling_steps, "decode_one_code", crowded)
+    monkeypatch.setattr(sys, "argv", ["benchmarks.sampling", "--batches", "40", "4", "--steps", "1", "--rounds", "1"])
+    rows = list(sampling._steps(*model_and_prompt(), sampling._options(), None, 1e9))
+    assert rows[0] == {"batch": 40, "fits": False} and rows[1]["bytes_ratio"] == rows[1]["step_s"] / rows[1]["bytes_s"]
+    assert "batch 40 does not fit" in capsys.readouterr().out
+    best = sampling._best([rows[0], rows[1] | {"reference_s": 2 * rows[1]["step_s"]}])
+    assert best["times_faster"] == pytest.approx(2)
+
+
+def test_processor_time_is_told_only_where_it_is_that_of_a_step():
+    steps = Steps(*model_and_prompt(), 12)
+    before = torch.get_num_threads()
+    try:
+        for cores, threads, known in ((1, 1, True), (3, 3, True), (7, 3, False)):
+            torch.set_num_threads(cores)
+            steps.run(1)
+            assert steps.threads == threads and ("ratio_cpu" in steps.row()) is known
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process can be reset on Linux")
+def test_measuring_the_bandwidth_takes_no_memory_of_this_process():
+    def megabytes(name):
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
+        return int(line.split()[1]) / 1024
+
+    Path("/proc/self/clear_refs").write_text("5")
+    before = megabytes("VmRSS")
+    assert bandwidth(torch.device("cpu")) > 0
+    assert megabytes("VmHWM") - before < 100, "the tensor that is read has 512"
+
+
+def test_products_of_a_prompt_have_logits_of_one_row(monkeypatch):
+    weights, rows = DecoderWeights(tiny_dalle()), []
+    for linear in (weights.to_logits, weights.layers[0].up):
+        monkeypatch.setattr(type(linear), "__call__", lambda self, x: rows.append((self, len(x))))
+    products_alone(weights, TINY_DALLE.text_len, logit_rows=1)
+    assert rows[-1] == (weights.to_logits, 1) and {n for _, n in rows[:-1]} == {TINY_DALLE.text_len}
