@@ -49,13 +49,25 @@ def _system_available() -> int:
 
 
 def _container_available() -> int | None:
-    """What the control group (v2, then v1) still allows; None where there is no limit."""
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    """What the control group (v2, then v1) still allows; None where there is no limit.
+
+    Files read lately count as used there, but give way to whoever needs the memory.
+    """
+    for folder, limit, used, files in (
+        (CGROUP, "memory.max", "memory.current", "inactive_file"),
+        (CGROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
         try:
-            return max(0, int((CGROUP / limit).read_text()) - int((CGROUP / used).read_text()))
+            taken = int((folder / used).read_text()) - _statistic(folder / "memory.stat", files)
+            return max(0, int((folder / limit).read_text()) - max(0, taken))
         except (OSError, ValueError):  # absent, or "max"
             continue
     return None
+
+
+def _statistic(file: Path, name: str) -> int:
+    """The number beside `name` in a control group's `memory.stat`, 0 where it is not told."""
+    try:
+        return next((int(line.split()[1]) for line in file.read_text().splitlines() if line.split()[:1] == [name]), 0)
+    except (OSError, ValueError, IndexError):
+        return 0
