@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ttt.model.dalle import Dalle
+from ttt.errors import InvalidInput
+from ttt.model.dalle import Dalle, check_tokens
 from ttt.model.vqgan import Vqgan
 from ttt.preview import code_palette
 from ttt.request import Request
@@ -55,7 +57,7 @@ class TextToImage:
         """
         self.device = choose_device(device, dtype)
         precision = choose_dtype(dtype, self.device, dalle.config)
-        self.name, self.chunk, self.tokenizer = name, chunk, tokenizer
+        self.name, self.chunk, self.tokenizer = name, check_chunk(chunk), tokenizer
         self.dalle = dalle.eval().to(self.device)
         self.vqgan = vqgan.eval().to(self.device).to(memory_format=torch.channels_last)  # 1.4x faster on CPUs
         self.weights = DecoderWeights(self.dalle, precision)
@@ -81,7 +83,8 @@ class TextToImage:
         """`"demo"`, a bundle folder, or a Hub id (`revision`: branch, tag or commit of it)."""
         from ttt.hub import find_bundle
 
-        device = choose_device(device, dtype)  # a wrong one is told before anything is fetched
+        check_chunk(chunk)  # a wrong one is told before anything is fetched
+        device = choose_device(device, dtype)
         bundle = find_bundle(name_or_path, revision, cache_dir=cache_dir, local_files_only=local_files_only)
         return cls.from_bundle(bundle, device=device, dtype=dtype, chunk=chunk)
 
@@ -96,6 +99,7 @@ class TextToImage:
     ) -> TextToImage:
         from ttt.bundle import load_dalle_from, load_vqgan_from
 
+        check_chunk(chunk)
         device = choose_device(device, dtype)
         scorer = load_in_background(bundle.clip, device)
         pipe = cls(
@@ -128,10 +132,15 @@ class TextToImage:
     ) -> Iterator[Progress]:
         """Progress at least after every row of codes; the last one carries the pictures.
 
-        InvalidInput at once for a bad prompt. Setting `cancel` raises Cancelled within one code of every candidate (on
-        a GPU within one row); closing the iterator stops the work as fast.
+        InvalidInput at once for a bad prompt, bad params or a bad chunk. Setting `cancel` raises Cancelled within one
+        code of every candidate (on a GPU within one row); closing the iterator stops the work as fast.
         """
-        return Request(self, check_prompt(prompt), params or SamplingParams(), cancel, chunk or self.chunk).run()
+        if params is None:
+            params = SamplingParams()
+        if not isinstance(params, SamplingParams):
+            raise InvalidInput(f"params must be SamplingParams or None, got {type(params).__name__}")
+        chunk = self.chunk if chunk is None else check_chunk(chunk)
+        return Request(self, check_prompt(prompt), params, cancel, chunk).run()
 
     def text_tokens(self, prompts: Sequence[str]) -> Tensor:
         """-> int64 [b, text_seq_len] on the pipeline's device."""
@@ -139,9 +148,12 @@ class TextToImage:
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes [b, n] -> images [b, 3, h, w] in [0, 1]."""
+        """Codes [b, n] or [b, h, w] -> images [b, 3, h, w] in [0, 1]."""
+        if not isinstance(codes, Tensor):
+            raise InvalidInput(f"codes must be a [b, n] tensor of whole numbers, got {type(codes).__name__}")
+        check_tokens("codes", codes.flatten(1) if codes.ndim == 3 else codes, self.vqgan.config.n_embed)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            return self.vqgan.decode(codes.to(self.device)).float()
+            return self.vqgan.decode(codes.to(self.device).long()).float()
 
     @property
     def scorer(self) -> Scorer:
@@ -164,3 +176,12 @@ class TextToImage:
             if self._palette is None:
                 self._palette = code_palette(self.vqgan, self.device)
             return self._palette
+
+
+def check_chunk(chunk: int | None) -> int | None:
+    """Most candidates at once; None is for as many as fit."""
+    if chunk is None:
+        return None
+    if isinstance(chunk, bool) or not isinstance(chunk, (int, np.integer)) or chunk < 1:
+        raise InvalidInput(f"chunk must be a whole number from 1, or None for what fits; got {repr(chunk)[:60]}")
+    return int(chunk)

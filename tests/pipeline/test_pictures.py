@@ -102,6 +102,37 @@ def test_bad_prompts_are_refused_at_once(pipe: TextToImage, prompt: object):
         pipe.stream(prompt)  # type: ignore[arg-type]  # before the first next()
 
 
+@pytest.mark.parametrize("params", [{"candidates": 3}, 3, "8", SamplingParams, {}, 0])
+def test_params_of_another_type_are_refused_at_once(pipe: TextToImage, params: object):
+    with pytest.raises(InvalidInput, match="params must be SamplingParams"):
+        pipe.stream(PROMPT, params)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("chunk", [-3, 0, "3", 2.5, True, [3]])
+def test_a_chunk_that_is_no_number_of_candidates_is_refused_at_once(pipe: TextToImage, bundle: Bundle, chunk: object):
+    makers = (
+        lambda: pipe.stream(PROMPT, PARAMS, chunk=chunk),  # type: ignore[arg-type]
+        lambda: TextToImage.from_pretrained("no such thing", chunk=chunk),  # type: ignore[arg-type]
+        lambda: TextToImage.from_bundle(bundle, chunk=chunk),  # type: ignore[arg-type]
+        lambda: TextToImage(
+            dalle=pipe.dalle, vqgan=pipe.vqgan, tokenizer=pipe.tokenizer, scorer=pipe.scorer, device="cpu",
+            chunk=chunk,  # type: ignore[arg-type]
+        ),
+    )  # fmt: skip
+    for make in makers:
+        with pytest.raises(InvalidInput, match="chunk must be a whole number from 1, or None"):
+            make()
+
+
+@pytest.mark.parametrize(
+    "codes", [torch.full((1, N), 20), torch.full((1, N), -1), torch.zeros(1, N), torch.zeros(N, dtype=torch.long),
+              torch.zeros(1, N, dtype=torch.bool), torch.zeros(1, N - 1, dtype=torch.long), [[0] * N]],
+)  # fmt: skip
+def test_codes_that_are_none_are_refused(pipe: TextToImage, codes: torch.Tensor):
+    with pytest.raises(InvalidInput, match="codes"):
+        pipe.decode(codes)
+
+
 @pytest.mark.parametrize("prompt", ["красный круг", "一个红色的圆圈", "🔴", "\ud800 half", "x" * 2000])
 def test_prompts_in_any_script_are_painted(pipe: TextToImage, prompt: str):
     assert len(pipe(prompt, SamplingParams(candidates=2, keep=1))) == 1
@@ -118,6 +149,7 @@ def test_parts_are_within_reach(pipe: TextToImage):
     assert tokens.shape == (2, TINY_DALLE.text_seq_len)
     images = pipe.decode(torch.zeros(2, N, dtype=torch.long))
     assert images.shape == (2, 3, 8, 8)
+    assert torch.equal(pipe.decode(torch.zeros(2, 4, 4, dtype=torch.uint8)), images)
     assert images.min() >= 0
     assert images.max() <= 1
     assert pipe.dalle(tokens, torch.zeros(2, 3, dtype=torch.long)).shape == (
@@ -151,7 +183,7 @@ def test_a_wrong_device_is_refused_with_those_allowed(bundle: Bundle, device: ob
         TextToImage.from_pretrained(bundle.root, device=device)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("dtype", ["float8", "int4", "", torch.uint8])
+@pytest.mark.parametrize("dtype", ["float8", "int4", "", torch.uint8, ["a"], None, {}])
 def test_a_wrong_dtype_is_refused_with_those_allowed(bundle: Bundle, dtype: object):
     with pytest.raises(InvalidInput, match="'auto', 'float32', 'bfloat16', 'float16', 'int8'"):
         TextToImage.from_pretrained(bundle.root, dtype=dtype)  # type: ignore[arg-type]

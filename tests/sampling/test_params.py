@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,6 +49,14 @@ def test_the_defaults_are_those_of_the_paper():
         ("seed", 2**63, f"from 0 to {MAX_SEED}"),
         ("seed", 10**4000, f"from 0 to {MAX_SEED}"),
         ("seed", 0.5, f"from 0 to {MAX_SEED}"),
+        ("candidates", np.array([1, 2]), "whole number"),
+        ("candidates", torch.tensor(1.5), "whole number"),
+        ("candidates", np.bool_(True), "whole number"),
+        ("candidates", torch.tensor(True), "whole number"),
+        ("seed", torch.tensor([1, 2]), f"from 0 to {MAX_SEED}"),
+        ("temperature", np.bool_(True), "above 0 and up to 100"),
+        ("temperature", torch.tensor([True]), "above 0 and up to 100"),
+        ("temperature", torch.ones(1000, 3), "above 0 and up to 100"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_the_range(name: str, value: Any, stated: str):

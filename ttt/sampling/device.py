@@ -50,7 +50,7 @@ def choose_dtype(name: str | torch.dtype, device: torch.device, config: DalleCon
         name = str(name).removeprefix("torch.")
     if name == "int8" and not (device.type == "cpu" and Int8Linear.works()):
         raise InvalidInput("dtype 'int8' is for CPUs with VNNI, and a torch with oneDNN; choose 'auto' here")
-    if name in DTYPES:
+    if isinstance(name, str) and name in DTYPES:
         return DTYPES[name]
     if name != "auto":
         raise InvalidInput(f"dtype {str(name)[:60]!r} is unknown; allowed: 'auto', {', '.join(map(repr, DTYPES))}")

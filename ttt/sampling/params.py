@@ -116,9 +116,12 @@ def _whole(name: str, value: Any) -> int | None:
     # Web forms and JSON send whole numbers as 4.0; anything else that is not an int is refused.
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if _is_bool(value) or not hasattr(value, "__index__"):
         raise _refused(name, value)
-    value = value.__index__()
+    try:
+        value = value.__index__()
+    except (TypeError, ValueError, OverflowError):  # arrays and tensors of more than one number, or of fractions
+        raise _refused(name, value) from None
     if not about["minimum"] <= value <= about["maximum"]:
         raise _refused(name, value)
     return int(value)
@@ -128,7 +131,7 @@ def _real(name: str, value: Any) -> float | None:
     about = describe(name)
     if value is None and about["optional"]:
         return None
-    if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
+    if _is_bool(value) or isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
         raise _refused(name, value)
     try:
         number = float(value)
@@ -138,6 +141,11 @@ def _real(name: str, value: Any) -> float | None:
     if not (math.isfinite(number) and above and number <= about["maximum"]):
         raise _refused(name, value)
     return number
+
+
+def _is_bool(value: Any) -> bool:
+    """Python's, numpy's or torch's; arrays and tensors tell what they hold."""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")).removeprefix("torch.") == "bool"
 
 
 def _refused(name: str, value: Any) -> InvalidInput:
