@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import multiprocessing
 import socket
 import sys
 import threading
@@ -11,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from hivemind.utils.multiaddr.exceptions import StringParseError
 
 from tests.support.waiting import wait_for
 from tests.swarm.peers import ID
@@ -19,6 +22,7 @@ from ttt.swarm.dht import (
     SwarmDHT,
     announce_run,
     check_addresses,
+    check_announced,
     find_donors,
     find_run,
     guard,
@@ -123,6 +127,42 @@ def test_joining_says_why_it_failed(tmp_path: Path) -> None:
     for wrong in ("example.org:8080", "/ip4/127.0.0.1/tcp/80", ""):
         with pytest.raises(InvalidInput, match="is not a peer's address"):
             check_addresses([wrong])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "nonsense", "", "/", "203.0.113.5:8080", "/ip4/300.1.1.1/tcp/80", "/ip4/203.0.113.5", "/tcp/80",
+        "/ip4/203.0.113.5/tcp/0", "/ip4/203.0.113.5/udp/0/quic-v1", "/ip4/203.0.113.5/tcp/99999", "/dns4//tcp/80",
+        f"/ip4/203.0.113.5/tcp/80/p2p/{ID['ada']}",
+    ],
+)  # fmt: skip
+def test_what_nobody_could_connect_to_is_not_announced(tmp_path: Path, wrong: str) -> None:
+    path, key = load_identity(tmp_path)
+    with pytest.raises(InvalidInput, match=r"--announce.*\[network\] announce.*such as /ip4/203.0.113.5/tcp/8080"):
+        start_dht([], identity=path, key=key, announce=["/ip4/203.0.113.5/tcp/80", wrong], required=False)
+    check_announced(["/ip4/203.0.113.5/tcp/8080", "/dns4/example.org/tcp/443", "/ip6/::1/udp/4001/quic-v1"])
+
+
+def test_a_start_whose_error_cannot_travel_or_that_never_ends_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def odd(**_: object) -> None:
+        raise StringParseError("odd", "nonsense")
+
+    async def endless(**_: object) -> None:
+        await asyncio.sleep(600)
+
+    path, key = load_identity(tmp_path)
+    for create, join_seconds, told in ((odd, 30.0, "ended without a word"), (endless, -58.0, "not ready within 2 s")):
+        monkeypatch.setattr("ttt.swarm.dht.JOIN_SECONDS", join_seconds)
+        monkeypatch.setattr("hivemind.dht.dht.DHTNode.create", create)
+        before = set(multiprocessing.active_children())
+        began = time.monotonic()
+        with pytest.raises(SwarmError, match=told):
+            start_dht([], identity=path, key=key, required=False)
+        assert time.monotonic() - began < 60
+        assert set(multiprocessing.active_children()) <= before
 
 
 def test_an_identity_is_made_once_and_kept(tmp_path: Path) -> None:

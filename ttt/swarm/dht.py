@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -32,6 +33,8 @@ from ttt.swarm.settings import MOST_BATCHES
 from ttt.swarm.validation import RecordRules, StrictSignatures, drop_only_bad_entries
 
 STARTUP_SECONDS = 60.0
+JOIN_SECONDS = 30.0
+"""For the way into the network once libp2p's daemon runs."""
 CALL_SECONDS = 5.0
 """For connecting to one peer, and for its answer."""
 ANNOUNCEMENT_SECONDS = 24 * 3600.0
@@ -67,6 +70,23 @@ def check_addresses(addresses: Sequence[str]) -> None:
             ) from None
 
 
+def check_announced(addresses: Sequence[str]) -> None:
+    """InvalidInput where nobody could connect to an address."""
+    for address in addresses:
+        try:
+            parts = [(protocol.name, value) for protocol, value in Multiaddr(address).items()]
+            ports = [int(value) for name, value in parts if name in ("tcp", "udp")]
+            usable = parts[0][0] in ("ip4", "ip6", "dns", "dns4", "dns6", "dnsaddr") and ports and all(ports)
+        except Exception:
+            usable = False
+        if not usable or parts[-1][0] == "p2p":
+            raise InvalidInput(
+                f"{address!r} cannot be announced (--announce, or [network] announce in the run file): it must be an "
+                "address with a port and without /p2p/..., such as /ip4/203.0.113.5/tcp/8080 or "
+                "/dns4/example.org/tcp/8080"
+            )
+
+
 def check_ports(listen: Sequence[str]) -> None:
     """SwarmError where another program listens there already, which libp2p would not tell."""
     for address in listen:
@@ -95,6 +115,7 @@ def start_dht(
 ) -> SwarmDHT:
     """Join the network; SwarmError says why that failed. `required`: without any initial peer it is a failure."""
     check_addresses(initial_peers)
+    check_announced(announce)
     check_ports([] if client_mode else listen)
     drop_only_bad_entries()
     network: dict[str, Any] = {"use_auto_relay": use_relay and client_mode, "use_relay": use_relay}
@@ -106,7 +127,7 @@ def start_dht(
     try:
         dht = SwarmDHT(
             initial_peers=list(initial_peers),
-            start=True,
+            start=False,
             client_mode=client_mode,
             identity_path=str(identity),
             check_if_identity_free=False,  # the folder's lock sees to that, and the check takes seconds
@@ -117,9 +138,35 @@ def start_dht(
             **network,
         )
         dht.signer = signer
+        _begin(dht, STARTUP_SECONDS + JOIN_SECONDS)
         return dht
     except Exception as error:
         raise SwarmError(_why_not(str(error), initial_peers)) from None
+
+
+def _begin(dht: SwarmDHT, seconds: float) -> None:
+    """Start its process and wait until it is ready, or raise why not.
+
+    hivemind would wait without end, also for a process that died or whose error does not survive the way here.
+    """
+    deadline = time.monotonic() + seconds
+    dht.run_in_background(await_ready=False)
+    try:
+        while True:
+            alive = dht.is_alive()  # asked first, so that the last word of a process that ends is still heard
+            try:
+                return dht.wait_until_ready(1.0)
+            except FutureTimeout:
+                if not alive:
+                    raise SwarmError(
+                        "hivemind's process ended without a word; TTT_HIVEMIND_LOG=DEBUG tells more"
+                    ) from None
+                if time.monotonic() > deadline:
+                    raise SwarmError(f"hivemind was not ready within {seconds:.0f} s; try again") from None
+    except BaseException:
+        dht.kill()
+        dht.join(5.0)
+        raise
 
 
 def _why_not(error: str, initial_peers: Sequence[str]) -> str:
