@@ -53,6 +53,12 @@ def test_what_fits_in_no_way_is_told() -> None:
         plan(PAPER, CUDA, torch.bfloat16, 4096, free=need - 1)
 
 
+def test_more_at_once_than_a_step_has_is_refused() -> None:
+    assert plan(TINY_DALLE, CPU, torch.float32, 4, asked=4, free=PLENTY).micro_batch == 4
+    with pytest.raises(InvalidInput, match="--micro-batch 5 is more than the global batch of this run, 4"):
+        plan(TINY_DALLE, CPU, torch.float32, 4, asked=5, free=PLENTY)
+
+
 def test_in_words() -> None:
     found = plan(TINY_DALLE, CPU, torch.float32, 64, free=PLENTY)
     assert in_words(found, CPU) == "training on cpu in micro-batches of 8, activations remembered,"

@@ -7,6 +7,7 @@ import os
 import torch
 
 from ttt.config import DalleConfig
+from ttt.errors import InvalidInput
 from ttt.sampling.memory import budget
 from ttt.train.fit import Fit, fit, peak
 
@@ -19,11 +20,16 @@ STEP_SHARE = 8
 def plan(
     config: DalleConfig, device: torch.device, dtype: torch.dtype, global_batch: int, *, asked: int = 0, free: int = 0
 ) -> Fit:
-    """Micro-batch and memory technique of a peer; InvalidInput where not even one sample fits.
+    """Micro-batch and memory technique of a peer; InvalidInput where not even one sample fits, or too many are asked.
 
     asked: the micro-batch that its owner insists on; 0: the largest that fits and is worth it. free: bytes that may be
     used; 0: measured.
     """
+    if asked > global_batch:
+        raise InvalidInput(
+            f"--micro-batch {asked} is more than the global batch of this run, {global_batch}, and others would not "
+            f"believe it; choose at most {global_batch}, or 0 for what fits"
+        )
     free = free or usable(device)
     if not asked:
         most = min(MICRO_BATCH[device.type == "cuda"], max(1, global_batch // STEP_SHARE))
