@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -28,6 +29,11 @@ def test_the_address_on_the_way_to_the_internet_goes_before_those_of_virtual_net
     assert docker in invitation("run.toml", [loop, docker], own="")[-1]
     name = f"/dns4/example.org/tcp/8080/p2p/{ID['ada']}"
     assert name in invitation("run.toml", [docker, name], own="172.17.0.1")[-1]
+
+
+def test_the_line_for_volunteers_survives_a_shell() -> None:
+    line = invitation("my runs/a & b.toml", [at("127.0.0.1")], own="")[-1]
+    assert shlex.split(line)[4:] == ["--run", "my runs/a & b.toml", "--initial-peer", at("127.0.0.1")]
 
 
 def test_this_machines_own_address_is_one_of_its_own() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import shlex
 import socket
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -77,8 +78,8 @@ def invitation(run: str, addresses: list[str], own: str | None = None) -> list[s
     """
     own = own or own_address()
     best = sorted(addresses, key=lambda address: (_is_local(address), own not in address.split("/"), len(address)))[:1]
-    joined = " ".join(f"--initial-peer {address}" for address in best)
-    return ["Volunteers take part with:", f"python -m ttt peer --run {run} {joined}"]
+    joined = " ".join(f"--initial-peer {shlex.quote(address)}" for address in best)
+    return ["Volunteers take part with:", f"python -m ttt peer --run {shlex.quote(run)} {joined}"]
 
 
 def own_address() -> str:
