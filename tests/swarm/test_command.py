@@ -21,7 +21,7 @@ from ttt.swarm.history import HISTORY_FILE, History
 from ttt.swarm.history_export import Example
 from ttt.swarm.history_types import Event
 from ttt.swarm.options import PeerOptions
-from ttt.swarm.run_file import new_settings, render
+from ttt.swarm.run_file import new_settings, read_run_file, render
 
 ADDRESS = f"/ip4/203.0.113.5/tcp/8080/p2p/{ID['ada']}"
 
@@ -52,6 +52,27 @@ def test_a_run_file_is_read_once_a_start(host: tuple[str, list[str]]) -> None:
     done = CliRunner().invoke(app, ["peer", "--run", url, "--initial-peer", ADDRESS, "--coordinator", "no id"])
     assert done.exit_code == 2 and "--coordinator must be the end of its address" in done.output
     assert asked == ["/run.toml"]
+
+
+@pytest.mark.parametrize("host", ["::", "example.org", "127.0.0.1/tcp/1", "1.2.3"])
+def test_a_host_that_cannot_be_listened_on_is_told(tmp_path: Path, host: str) -> None:
+    run, folder = tmp_path / "run.toml", str(tmp_path / "folder")
+    run.write_text(render(new_settings("cats")))
+    line = ["--run", str(run), "--folder", folder, "--initial-peer", ADDRESS, "--host", host]
+    for command in ("peer", "coordinator"):
+        done = CliRunner().invoke(app, [command, *line])
+        assert done.exit_code == 2, done.output
+        assert "--host must be an IPv4 address, such as 0.0.0.0" in done.output and repr(host) in done.output
+    PeerOptions(run="", initial_peers=(ADDRESS,), folder=tmp_path, host="::", client=True).check()
+
+
+def test_a_run_is_named_as_asked_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "my run.toml"
+    done = CliRunner().invoke(app, ["run", "new", str(file), "--name", "Ünïcode Name!!"])
+    assert done.exit_code == 2 and "--name unicode-name" in done.output and not file.exists()
+    done = CliRunner().invoke(app, ["run", "new", str(file)])
+    assert done.exit_code == 0 and f"--run '{file}'" in done.output
+    assert read_run_file(file).run.name == "my-run"
 
 
 def test_a_history_is_exported_and_can_be_shown(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from ttt.config import DEMO
 from ttt.errors import InvalidInput
-from ttt.swarm.run_file import new_settings, read_run_file, render, write_run_file
+from ttt.swarm.run_file import check_name, new_settings, read_run_file, render, write_run_file
 from ttt.swarm.settings import RunSettings, dalle_config
 
 
@@ -52,6 +52,12 @@ def test_every_setting_is_there_with_its_default_and_help() -> None:
         ("optimizer", "learning_rate = nan", ["line 3", "learning_rate", "finite"]),
         ("optimizer", "total_steps = 10", ["line 2", "[optimizer]", "warmup_steps must be less than total_steps"]),
         ("join", 'mode = "invited"', ["line 3", "[join] mode", "'open'"]),
+        ("averaging", "group_size = 1", ["line 3", "[averaging] group_size", "at least 2", "0 for all, got 1"]),
+        ("network", 'host = "::"', ["line 3", "[network] host", "IPv4 address", "0.0.0.0", "got '::'"]),
+        ("network", 'host = "example.org"', ["[network] host", "IPv4 address"]),
+        ("checkpoints", 'hub_repo = "cats"', ["line 3", "[checkpoints] hub_repo", "owner/name", "got 'cats'"]),
+        ("checkpoints", 'hub_repo = "a/b/c"', ["[checkpoints] hub_repo", "owner/name"]),
+        ("checkpoints", 'hub_repo = "/cats"', ["[checkpoints] hub_repo", "owner/name"]),
         ("swarm", "x = 1", ["line 2", "swarm", "unknown", "averaging"]),
     ],
 )
@@ -103,6 +109,37 @@ def test_a_run_file_may_be_a_url(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("given", "name"), [("My Run!", "my-run"), ("run", "run"), ("***", "my-run")])
 def test_a_name_is_made_to_fit(given: str, name: str) -> None:
     assert new_settings(given).run.name == name
+
+
+def test_group_sizes_hosts_and_repositories_that_work_are_kept() -> None:
+    for section, values in (
+        ("averaging", {"group_size": 2}), ("network", {"host": "127.0.0.1"}), ("checkpoints", {"hub_repo": "anna/cats"})
+    ):  # fmt: skip
+        RunSettings.model_validate({section: values})
+
+
+def test_a_name_that_is_none_is_refused_with_one_that_is() -> None:
+    for name in ("cats", "7-cats", "a" * 63):
+        assert check_name(name) == name == new_settings(name).run.name
+    for wrong, proposed in (
+        ("Ünïcode Name!!", "unicode-name"),
+        ("a" * 64, "a" * 63),
+        ("日本", "my-run"),
+        (" ", "my-run"),
+    ):
+        with pytest.raises(InvalidInput, match=f"--name .*lower-case letters.*--name {proposed}$"):
+            check_name(wrong)
+
+
+def test_where_no_file_can_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "run.toml", tmp_path / "file" / "deep" / "run.toml"):
+        with pytest.raises(InvalidInput, match=r"cannot be written: .*file; choose a folder"):
+            write_run_file(path)
+    with pytest.raises(InvalidInput, match=r"is a folder; .*run\.toml"):
+        write_run_file(tmp_path)
+    with pytest.raises(InvalidInput, match=r"cannot be written \(.*\); choose"):
+        write_run_file(tmp_path / ("x" * 300))
 
 
 def test_a_run_changes_the_dimensions_that_its_bundle_leaves_free() -> None:

@@ -34,10 +34,13 @@ def add_commands(app: typer.Typer, errors_told: ErrorsTold) -> None:
     ) -> None:
         """Write a run file with every setting explained."""
         with errors_told():
-            from ttt.swarm.run_file import new_settings, write_run_file
+            import shlex
 
-            write_run_file(file, new_settings(name or file.stem))
-            typer.echo(f"{file}: change what you like, then start  python -m ttt coordinator --run {file}")
+            from ttt.swarm.run_file import check_name, new_settings, write_run_file
+
+            write_run_file(file, new_settings(check_name(name) if name else file.stem))
+            quoted = shlex.quote(str(file))
+            typer.echo(f"{file}: change what you like, then start  python -m ttt coordinator --run {quoted}")
 
     @run.command()
     def rollback(
@@ -90,17 +93,16 @@ def add_commands(app: typer.Typer, errors_told: ErrorsTold) -> None:
             from ttt.swarm.run_file import read_run_file
 
             settings = read_run_file(run)
-            run_coordinator(
-                CoordinatorOptions(
-                    run=run,
-                    folder=folder or RUNS / settings.run.name / "coordinator",
-                    host=host,
-                    port=port,
-                    announce=tuple(announce or ()),
-                    initial_peers=tuple(initial_peer or ()),
-                ),
-                settings,
+            options = CoordinatorOptions(
+                run=run,
+                folder=folder or RUNS / settings.run.name / "coordinator",
+                host=host,
+                port=port,
+                announce=tuple(announce or ()),
+                initial_peers=tuple(initial_peer or ()),
             )
+            options.check()
+            run_coordinator(options, settings)
 
     @app.command()
     def peer(

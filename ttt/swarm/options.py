@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ttt.errors import InvalidInput
+from ttt.swarm.settings import check_host
 
 PEER_ID = r"[1-9A-HJ-NP-Za-km-z]{40,64}"
 
@@ -59,6 +60,8 @@ class PeerOptions:
             )
         if self.micro_batch < 0:
             raise InvalidInput(f"--micro-batch must be at least 1, or 0 for what fits; got {self.micro_batch}")
+        if not self.client:
+            _check_host_option(self.host)
         if self.client and self.auxiliary:
             raise InvalidInput("--auxiliary needs to be reachable by others: leave --client out")
 
@@ -74,3 +77,15 @@ class CoordinatorOptions:
     announce: tuple[str, ...] = ()
     initial_peers: tuple[str, ...] = ()
     """Of a network that exists already; usually none."""
+
+    def check(self) -> None:
+        """InvalidInput where it cannot work."""
+        if self.host:
+            _check_host_option(self.host)
+
+
+def _check_host_option(host: str) -> None:
+    try:
+        check_host(host)
+    except InvalidInput as error:
+        raise InvalidInput(f"--host {error}, got {host!r}") from None

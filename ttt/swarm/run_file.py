@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from ttt.errors import InvalidInput
-from ttt.swarm.settings import RunSettings
+from ttt.swarm.settings import NAME, RunSettings
 
 MAX_BYTES = 1 << 16
 _HEADER = """\
@@ -26,16 +27,39 @@ _HEADER = """\
 
 def new_settings(name: str) -> RunSettings:
     """Defaults under a name that is made to fit."""
-    fitting = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:63]
-    return RunSettings.model_validate({"run": {"name": fitting or "my-run"}})
+    return RunSettings.model_validate({"run": {"name": _fitting(name)}})
+
+
+def check_name(name: str) -> str:
+    """The name of a run; InvalidInput proposes another where it is none."""
+    if not re.fullmatch(NAME, name):
+        raise InvalidInput(
+            f"--name {name!r} cannot be used: a run's name has lower-case letters a-z, digits and hyphens, begins "
+            f"with no hyphen and has at most 63 characters; for example --name {_fitting(name)}"
+        )
+    return name
+
+
+def _fitting(name: str) -> str:
+    plain = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
+    return re.sub(r"[^a-z0-9-]+", "-", plain.lower()).strip("-")[:63] or "my-run"
 
 
 def write_run_file(path: Path, settings: RunSettings | None = None, *, overwrite: bool = False) -> None:
-    """Write every setting with its help; InvalidInput where the file exists."""
-    if path.exists() and not overwrite:
-        raise InvalidInput(f"{path} exists; choose another name, or delete it first")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(settings or RunSettings()), encoding="utf-8")
+    """Write every setting with its help; InvalidInput where the file exists, or where none can be."""
+    try:
+        if path.is_dir():
+            raise InvalidInput(f"{path} is a folder; name a file in it, such as {path / 'run.toml'}")
+        if path.exists() and not overwrite:
+            raise InvalidInput(f"{path} exists; choose another name, or delete it first")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(render(settings or RunSettings()), encoding="utf-8")
+    except (FileExistsError, NotADirectoryError):
+        raise InvalidInput(f"{path} cannot be written: {path.parent} is or lies in a file; choose a folder") from None
+    except OSError as error:
+        raise InvalidInput(
+            f"{path} cannot be written ({error.strerror}); choose a folder in which you may write"
+        ) from None
 
 
 def render(settings: RunSettings) -> str:

@@ -6,6 +6,8 @@ All peers of a run need the same values, but for [network], which each may overr
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +21,17 @@ from ttt.tokenizer import check_prompt
 NAME = r"[a-z0-9][a-z0-9-]{0,62}"
 MOST_BATCHES = 2
 """Global batches that one peer can honestly claim for one step: all of it, and what it did not know to be enough."""
+HUB_ID = r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+"
 Compression = Literal["8-bit", "blockwise-8-bit", "16-bit", "none"]
+
+
+def check_host(host: str) -> str:
+    """The address to listen on; InvalidInput where it is none."""
+    try:
+        ipaddress.IPv4Address(host)
+    except ValueError:
+        raise InvalidInput("must be an IPv4 address, such as 0.0.0.0 (all of this machine's) or 127.0.0.1") from None
+    return host
 
 
 class _Section(BaseModel):
@@ -143,7 +155,8 @@ class AveragingSection(_Section):
         default=0,
         ge=0,
         le=4096,
-        description="Peers that average together; a group that is full does not wait for others. 0: all.",
+        description="Peers that average together; a group that is full does not wait for others. "
+        "At least 2, or 0: all.",
     )
     matchmaking_time: float = Field(
         default=15.0, gt=0.1, le=600, description="Seconds in which peers find each other before a round."
@@ -163,6 +176,13 @@ class AveragingSection(_Section):
     progress_lifetime: float = Field(
         default=45.0, gt=1, le=3600, description="Seconds that a silent peer still counts as present."
     )
+
+    @field_validator("group_size")
+    @classmethod
+    def _a_group(cls, size: int) -> int:
+        if size == 1:
+            raise ValueError("must be at least 2, as nobody averages alone, or 0 for all")
+        return size
 
     @model_validator(mode="after")
     def _ordered(self) -> AveragingSection:
@@ -194,6 +214,11 @@ class NetworkSection(_Section):
         '"/dns4/example.org/tcp/8080"; empty: those of this machine.',
     )
 
+    @field_validator("host")
+    @classmethod
+    def _listens(cls, host: str) -> str:
+        return check_host(host)
+
 
 class CheckpointSection(_Section):
     """How the coordinator keeps the run."""
@@ -206,6 +231,13 @@ class CheckpointSection(_Section):
         default="", max_length=200, description="Hub model (owner/name) to upload to; empty: none. Needs HF_TOKEN."
     )
     hub_every_seconds: float = Field(default=3600.0, ge=10, description="Seconds between uploads.")
+
+    @field_validator("hub_repo")
+    @classmethod
+    def _a_hub_id(cls, repo: str) -> str:
+        if repo and not re.fullmatch(HUB_ID, repo):
+            raise ValueError("must be owner/name, such as anna/cats, or empty")
+        return repo
 
 
 class MetricsSection(_Section):
