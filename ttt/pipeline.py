@@ -133,7 +133,8 @@ class TextToImage:
         """Progress at least after every row of codes; the last one carries the pictures.
 
         InvalidInput at once for a bad prompt, bad params or a bad chunk. Setting `cancel` raises Cancelled within one
-        code of every candidate (on a GPU within one row); closing the iterator stops the work as fast.
+        layer of the prompt or one code of every candidate (on a GPU within one row); while images are decoded or
+        ranked, after those that each thread has in hand. Closing the iterator stops the work as fast.
         """
         if params is None:
             params = SamplingParams()

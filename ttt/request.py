@@ -22,6 +22,7 @@ from ttt.sampling.cache import Prompt
 from ttt.sampling.crew import Crew, Work
 from ttt.sampling.decode import prefill
 from ttt.sampling.device import is_small
+from ttt.sampling.linear import MIN_ROWS
 from ttt.sampling.memory import budget
 from ttt.sampling.paint import Canvas, memory_per_candidate, painting
 from ttt.sampling.params import SamplingParams
@@ -74,7 +75,7 @@ class Request:
         pipe, small, read = self.pipe, is_small(self.pipe.dalle.config), []
 
         def work(piece: range, crew: Crew) -> None:
-            read.append(prefill(pipe.weights, pipe.text_tokens([self.prompt])))
+            read.append(prefill(pipe.weights, pipe.text_tokens([self.prompt]), check=crew.check))
 
         for _ in Crew(1, 1, work, pipe.device, self.cancel, cores=1 if small else None).run():
             pass
@@ -85,10 +86,11 @@ class Request:
         fits = budget(pipe.device) // memory_per_candidate(pipe.dalle.config, pipe.dtype)
         crew = Crew(
             params.candidates,
-            min(params.candidates, self.chunk or fits),
+            min(params.candidates, self.chunk or max(MIN_ROWS, fits)),
             work,
             pipe.device,
             self.cancel,
+            filled_up_to=MIN_ROWS,
         )
         for done in self._stage("painting", crew, lambda: canvas.fraction):
             if pipe.scorer_failed:  # better now than after the last code

@@ -14,6 +14,7 @@ from tests.support.tiny import TINY_DALLE
 from ttt import SamplingParams, TextToImage
 from ttt.errors import BundleError, Cancelled, TTTError
 from ttt.rerank import Scorer
+from ttt.sampling import decode as decode_module
 from ttt.sampling import paint as paint_module
 from ttt.types import Progress
 
@@ -67,12 +68,16 @@ def test_running_out_of_memory_goes_on_in_smaller_chunks(pipe: TextToImage, monk
 
 
 def test_without_memory_for_one_candidate_the_error_says_so(pipe: TextToImage, monkeypatch):
-    def never(*args: object) -> torch.Tensor:
+    tried: list[int] = []
+
+    def never(weights, cache, codes, position):
+        tried.append(cache.b)
         raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.")
 
     monkeypatch.setattr(paint_module, "decode_one_code", never)
     with pytest.raises(TTTError, match="not enough memory for even one candidate"):
         pipe(PROMPT, PARAMS)
+    assert len(set(tried)) == len(tried), "fewer than are filled up to need as much memory: not tried again"
     monkeypatch.undo()
     assert len(pipe(PROMPT, PARAMS)) == 3, "the next request works"
 
@@ -119,6 +124,20 @@ def test_cancel_from_another_thread_stops_between_two_codes(pipe: TextToImage, m
     with pytest.raises(Cancelled):
         last(pipe.stream(PROMPT, PARAMS, cancel, chunk=3))
     assert len(codes) == 3
+
+
+def test_cancel_stops_while_the_prompt_is_read(pipe: TextToImage, monkeypatch):
+    real, cancel, layers = decode_module._attend_text, threading.Event(), []
+
+    def counted(weights, layer, x):
+        layers.append(layer)
+        cancel.set()
+        return real(weights, layer, x)
+
+    monkeypatch.setattr(decode_module, "_attend_text", counted)
+    with pytest.raises(Cancelled):
+        last(pipe.stream(PROMPT, PARAMS, cancel))
+    assert len(layers) == 1
 
 
 def test_closing_the_stream_stops_the_work(pipe: TextToImage):

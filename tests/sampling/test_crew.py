@@ -64,6 +64,18 @@ def test_one_candidate_too_many_is_an_error_that_says_so():
         finish(Crew(8, 8, work, CPU))
 
 
+def test_pieces_that_the_work_fills_up_are_not_made_smaller_than_that():
+    tried: list[int] = []
+
+    def work(piece: range, crew: Crew) -> None:
+        tried.append(len(piece))
+        raise MemoryError
+
+    with pytest.raises(TTTError, match="not enough memory for even one candidate"):
+        finish(Crew(14, 14, work, CPU, cores=1, filled_up_to=4))
+    assert tried == [14, 7, 4]
+
+
 def test_other_errors_arrive_as_they_are():
     def work(piece: range, crew: Crew) -> None:
         raise KeyError("no such thing")

@@ -41,11 +41,12 @@ class Crew:
         *,
         min_piece: int = MIN_ROWS,
         cores: int | None = None,
+        filled_up_to: int = 1,
     ) -> None:
         """size: candidates that all threads together may hold at once; min_piece: fewer don't get a thread of their
-        own; cores: None for all of torch's.
+        own; cores: None for all of torch's; filled_up_to: the work fills smaller pieces up to this many.
         """
-        self.work, self.device, self.cancel = work, device, cancel
+        self.work, self.device, self.cancel, self.filled_up_to = work, device, cancel, filled_up_to
         self.size = max(1, min(size, count))
         with _STARTING:  # a thread keeps the first answer it gets
             everyone = torch.get_num_threads()
@@ -142,11 +143,11 @@ class Crew:
     def _halve(self, piece: range) -> None:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        if len(piece) == 1:
+        if len(piece) <= self.filled_up_to:  # smaller ones would need as much
             raise TTTError(
                 "there is not enough memory for even one candidate; close other programs, or choose a smaller model "
                 "or another device"
             )
         with self._lock:
-            self.limit = min(self.limit, len(piece) // 2)
+            self.limit = min(self.limit, max(self.filled_up_to, len(piece) // 2))
             self._todo.appendleft(piece)

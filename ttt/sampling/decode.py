@@ -11,6 +11,8 @@ of Hydragen, Juravsky et al. 2024), merged with each candidate's own few keys in
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,12 +28,17 @@ MIN_TEMPERATURE = 1e-6
 """Colder is the same as always taking the likeliest code, but would divide by zero in float32."""
 
 
-def prefill(weights: DecoderWeights, text: Tensor) -> Prompt:
-    """text int64 [1, text_seq_len] -> keys and values of `<bos>` and the text, and the first code's logits."""
+def prefill(weights: DecoderWeights, text: Tensor, *, check: Callable[[], None] | None = None) -> Prompt:
+    """text int64 [1, text_seq_len] -> keys and values of `<bos>` and the text, and the first code's logits.
+
+    check: called before every layer; what it raises ends the work.
+    """
     config = weights.config
     x1 = x2 = weights.dalle.embed_text(text.to(weights.device))[0].float()  # [t, c]
     keys, values = [], []
     for layer in weights.layers:
+        if check is not None:
+            check()
         added, k, v = _attend_text(weights, layer, x2)
         x1 = x1 + added
         x2 = x2 + _feed(layer, shift_tokens(normed(layer.feed_forward_norm, x1, weights)[None], config.text_len, 1)[0])
