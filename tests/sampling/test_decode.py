@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.sampling.oracle import cached_logits, config_of, plain_logits, request
+from tests.sampling.oracle import cached_logits, config_of, plain_logits, request, static_logits
 from tests.support.tiny import tiny_dalle
 from ttt.config import DEMO, PAPER
-from ttt.errors import CheckpointError
+from ttt.errors import Cancelled, CheckpointError
 from ttt.model.dalle import Dalle
 from ttt.sampling.cache import Cache, bytes_per_candidate, unseen_slots
 from ttt.sampling.decode import prefill
@@ -30,6 +30,15 @@ def test_a_loaded_angle_table_is_used():
     after = cached_logits(dalle, text, codes)
     assert (after - before).abs().max() > 1e-3
     torch.testing.assert_close(after, plain_logits(dalle, text, codes), atol=1e-4, rtol=0)
+
+
+def test_a_loaded_angle_table_may_turn_the_two_of_a_pair_against_each_other():
+    dalle = tiny_dalle(3)
+    text, codes = request(dalle.config, 2)
+    dalle.transformer.pos_emb[..., ::2] *= -1
+    expected = plain_logits(dalle, text, codes)
+    for logits in (cached_logits, static_logits):
+        torch.testing.assert_close(logits(dalle, text, codes), expected, atol=1e-4, rtol=0)
 
 
 def test_the_ring_of_the_convolution_shows_the_corner_above_and_to_the_left():
@@ -87,3 +96,19 @@ def test_broken_weights_are_reported_before_painting():
         dalle.norm.weight.fill_(float("nan"))
     with pytest.raises(CheckpointError, match="not finite"):
         prefill(DecoderWeights(dalle), torch.ones(1, dalle.config.text_seq_len, dtype=torch.long))
+
+
+def test_reading_the_prompt_can_be_stopped_before_every_layer():
+    weights, calls = DecoderWeights(tiny_dalle()), list[int]()
+    text = torch.ones(1, weights.config.text_seq_len, dtype=torch.long)
+    prefill(weights, text, check=lambda: calls.append(len(calls)))
+    assert len(calls) == weights.config.depth
+
+    def stop() -> None:
+        calls.append(0)
+        raise Cancelled("stopped on request")
+
+    calls.clear()
+    with pytest.raises(Cancelled):
+        prefill(weights, text, check=stop)
+    assert len(calls) == 1

@@ -113,7 +113,8 @@ class Rotary:
         self.cos, self.sin, self.text_len = cos, sin, config.text_len
         # As a complex product one operation rotates and reorders; it needs whole pairs of equal angles.
         pairs = config.dim_head // 2
-        whole = config.dim_head % 2 == 0 and torch.equal(cos[:, ::2], cos[:, 1::2]) and pos_emb.device.type != "mps"
+        alike = pos_emb.device.type != "mps" and torch.equal(pos_emb[..., ::2], pos_emb[..., 1::2])
+        whole = config.dim_head % 2 == 0 and alike
         self.turns: Tensor | None = None
         if whole:
             self.turns = torch.ones(len(cos), pairs, dtype=torch.complex64, device=cos.device)
