@@ -69,7 +69,7 @@ def _measure(options: argparse.Namespace, report: dict[str, Any]) -> None:
     (config, vqgan), device, dtype = SIZES[options.size], options.device, options.dtype
     if options.batches:
         weights, text = _weights(config, device, dtype)
-        peer = Peer("dalle-pytorch", config.to_dict(), report["threads"]) if options.reference else None
+        peer = _reference(config, device, report) if options.reference else None
         report["prefill"], prompt = _prefill(weights, text, options.rounds, peer)
         report["steps"] = []
         for row in _steps(weights, prompt, options, peer, report["bandwidth_gb_s"] * 1e9):
@@ -84,6 +84,18 @@ def _measure(options: argparse.Namespace, report: dict[str, Any]) -> None:
         report["end_to_end"] = end_to_end(config, vqgan, device, dtype, options.params)
 
 
+def _reference(config: DalleConfig, device: torch.device, report: dict[str, Any]) -> Peer | None:
+    """On the same GPU as ours, or on the CPU."""
+    where = str(device) if device.type == "cuda" else "cpu"
+    peer = Peer("dalle-pytorch", config.to_dict(), report["threads"], where)
+    report["reference_device"] = peer.device
+    if peer.device is None:
+        peer.close()
+        print("dalle-pytorch was not measured on the GPU: the torch of its environment has no CUDA")
+        return None
+    return peer
+
+
 def _options() -> argparse.Namespace:
     """With `device` and `dtype` as they will be, and `params` of the request end to end."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -96,7 +108,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16 or int8")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--gpu", action="store_true", help="the same on a GPU; an error where there is none")
-    parser.add_argument("--reference", action="store_true", help="dalle-pytorch 1.6.6 beside ours, in turns")
+    parser.add_argument(
+        "--reference", action="store_true", help="dalle-pytorch 1.6.6 beside ours, in turns, on the GPU too"
+    )
     parser.add_argument("--reference-batches", type=_from_1, nargs="+", default=[1, 8, 32])
     parser.add_argument("--min-dalle", action="store_true", help="a step of min-dalle (DALL-E Mini), by itself")
     parser.add_argument("--end-to-end", action="store_true", help="also codes, images and scores of one request")
@@ -231,7 +245,7 @@ def _fits(peer: Peer | None, config: DalleConfig, b: int) -> bool:
     """Whether the reference's caches of half a picture fit, twice: a step makes new ones beside the old."""
     keys = config.text_len + config.image_seq_len // 2
     needed = int(1.2 * b * keys * config.depth * 2 * config.heads * config.dim_head * 4)
-    there = available(torch.device("cpu"))
+    there = available(torch.device(peer.device if peer and peer.device else "cpu"))
     if peer and needed > there:
         print(f"reference at batch {b}: needs {needed / 1e9:.1f} GB, {there / 1e9:.1f} GB are free; not measured")
     return needed <= there

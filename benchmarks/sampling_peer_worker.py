@@ -4,6 +4,7 @@
     {"do": "ready", "batch": 8} -> {"gigabytes": ...}   # caches as they are half-way through the picture
     {"do": "step"} -> {"seconds": ..., "cpu": ...}      # one code of each of the batch, and its choice
 
+It begins with {"device": ...}: the one asked for, or where that is a GPU its torch has no CUDA for, null and the end.
 Half-way is the mean: a step's cost grows linearly with the number of codes before it.
 """
 
@@ -15,6 +16,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,12 +27,12 @@ from torch import Tensor
 class DallePytorch:
     """dalle-pytorch 1.6.6 as published for inference: dense cached attention under static masks, float32."""
 
-    def __init__(self, sizes: dict[str, Any]) -> None:
-        self.dalle = published_dalle(sizes, reversible=True, optimize_for_inference=True).eval()
-        self.text = torch.randint(1, sizes["num_text_tokens"], (1, sizes["text_seq_len"]))
+    def __init__(self, sizes: dict[str, Any], device: str) -> None:
+        self.dalle = published_dalle(sizes, reversible=True, optimize_for_inference=True).eval().to(device)
+        self.text = torch.randint(1, sizes["num_text_tokens"], (1, sizes["text_seq_len"]), device=device)
         positions = sizes["image_fmap_size"] ** 2
         self.half_way = positions // 2
-        self.codes = torch.randint(0, sizes["num_image_tokens"], (1, positions))
+        self.codes = torch.randint(0, sizes["num_image_tokens"], (1, positions), device=device)
         self.half: dict[Any, Any] = {}
 
     def prefill(self) -> None:
@@ -59,7 +61,7 @@ class DallePytorch:
 class MinDalle:
     """min-dalle 0.4.11 at the size of DALL-E Mini, random weights, float32; twice the rows, for its guidance."""
 
-    def __init__(self, _: dict[str, Any]) -> None:
+    def __init__(self, _: dict[str, Any], __: str) -> None:
         from min_dalle.models import DalleBartDecoder, DalleBartEncoder
 
         shape = {"attention_head_count": 16, "embed_count": 1024, "glu_embed_count": 2730, "layer_count": 12}
@@ -103,28 +105,36 @@ def size_of(value: Any) -> int:
     return sum(map(size_of, value)) if isinstance(value, (tuple, deque)) else 0
 
 
-def timed(function: Callable[[], None]) -> dict[str, float]:
+def timed(function: Callable[[], None], wait: Callable[[], None]) -> dict[str, float]:
+    """wait: until the device has done what it was given."""
+    wait()
     start, cpu = time.perf_counter(), time.process_time()
     function()
+    wait()
     return {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
 
 
 @torch.inference_mode()
 def main() -> None:
-    name, sizes, threads = sys.argv[1:]
+    name, sizes, threads, device = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the libraries print is no answer
+    on_gpu = torch.device(device).type == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        print(json.dumps({"device": None}), file=answers, flush=True)
+        return
+    wait: Callable[[], None] = partial(torch.cuda.synchronize, device) if on_gpu else lambda: None
     torch.manual_seed(0)
-    peer = {"dalle-pytorch": DallePytorch, "min-dalle": MinDalle}[name](json.loads(sizes))
+    peer = {"dalle-pytorch": DallePytorch, "min-dalle": MinDalle}[name](json.loads(sizes), device)
     torch.set_num_threads(int(threads))  # min-dalle sets its own at import
-    print("{}", file=answers, flush=True)
+    print(json.dumps({"device": device}), file=answers, flush=True)
     for line in sys.stdin:
         question = json.loads(line)
         if question["do"] == "ready":
             peer.ready(question["batch"])
             answer = {"gigabytes": peer.bytes_held() / 1e9}
         else:
-            answer = timed(getattr(peer, question["do"]))
+            answer = timed(getattr(peer, question["do"]), wait)
         print(json.dumps(answer), file=answers, flush=True)
 
 

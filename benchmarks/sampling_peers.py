@@ -32,17 +32,20 @@ STAND_INS = {"dalle-pytorch": {"youtokentome.py": "class BPE: ...\n"}}
 
 
 class Peer:
-    """A running peer; `ask(do="step", batch=8)` -> its answer."""
+    """A running peer; `ask(do="step", batch=8)` -> its answer.
 
-    def __init__(self, name: str, sizes: dict[str, Any], threads: int) -> None:
+    Its `device` is None, and it has ended, where its torch cannot use the one asked for.
+    """
+
+    def __init__(self, name: str, sizes: dict[str, Any], threads: int, device: str = "cpu") -> None:
         self.name = name
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         environment.pop("PYTHONPATH", None)
         self.process = subprocess.Popen(
-            [str(python_of(name)), "-W", "ignore", str(WORKER), name, json.dumps(sizes), str(threads)],
+            [str(python_of(name)), "-W", "ignore", str(WORKER), name, json.dumps(sizes), str(threads), device],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
-        self._answer()
+        self.device: str | None = self._answer()["device"]
 
     def ask(self, **question: Any) -> dict[str, Any]:
         assert self.process.stdin is not None

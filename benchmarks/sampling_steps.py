@@ -96,6 +96,8 @@ class Steps:
             self._pairs.clear()  # caches for the loop, too, might not fit
         if self.fits:
             self._time_the_whole(steps)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # a peer may need it
 
     def row(self) -> dict[str, Any]:
         """Medians of all rounds. The floor is the lower of two: in the pieces of painting, or the batch as a whole
