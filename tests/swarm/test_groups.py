@@ -27,7 +27,8 @@ from hivemind.utils.crypto import RSAPrivateKey
 
 from tests.support.waiting import run_async, wait_for
 from ttt.swarm.averagers import Reporting
-from ttt.swarm.group_data import Gathered, group_key, parse_gathered, why_not_join
+from ttt.swarm.gate import BanList, Decision, Entrance, Gate
+from ttt.swarm.group_data import Gathered, group_key, parse_gathered, why_not_join, why_not_together
 from ttt.swarm.matchmaking import EpochMatchmaking
 from ttt.swarm.validation import ProgressRecord
 
@@ -134,6 +135,32 @@ def test_no_lie_of_a_leader_is_a_group() -> None:
     assert "nobody" in judged(clients, gathered(mode=1))
 
 
+class Choosy(Gate):
+    """Keeps one peer out of groups, and remembers who asked for what."""
+
+    def __init__(self, banned: PeerID) -> None:
+        self.banned, self.asked = str(banned), list[tuple[str, Entrance]]()
+
+    def allows(self, peer_id: str, entrance: Entrance) -> Decision:
+        self.asked.append((peer_id, entrance))
+        return Decision(peer_id != self.banned, "sent NaN 20 times")
+
+
+def test_the_gate_is_asked_about_every_other_member_of_a_group() -> None:
+    leader, own, other, banned = (PeerID(b"\x12\x20" + bytes([n]) * 32) for n in range(1, 5))
+
+    def judged(*members: PeerID, gate: Gate) -> str:
+        ids = [member.to_bytes() for member in members]
+        return why_not_together(averaging_pb2.MessageFromLeader(ordered_peer_ids=ids), own=own, gate=gate)
+
+    gate = Choosy(banned)
+    assert judged(leader, own, other, gate=gate) == ""
+    assert gate.asked == [(str(leader), Entrance.JOIN_GROUP), (str(other), Entrance.JOIN_GROUP)]
+    why = judged(leader, own, other, banned, gate=gate)
+    assert why == f"{banned} may not join an averaging group: sent NaN 20 times"
+    assert judged(leader, own, gate=Choosy(own)) == ""
+
+
 class Honest(Reporting):
     """Of its own: hivemind keeps what a class can be asked where its subclasses find it, under the wrong name."""
 
@@ -161,16 +188,22 @@ def peers(averagers: list[Reporting]) -> list[Reporting]:
 
 
 @pytest.fixture(scope="module")
-def averagers() -> Iterator[list[Reporting]]:
+def bans(tmp_path_factory: pytest.TempPathFactory) -> BanList:
+    """Of the second honest one."""
+    return BanList(tmp_path_factory.mktemp("gate") / "bans.json")
+
+
+@pytest.fixture(scope="module")
+def averagers(bans: BanList) -> Iterator[list[Reporting]]:
     with ExitStack() as stack:
-        found, addresses = [], []
-        for kind in (Honest, Honest, Liar):
+        found, addresses = [], list[Any]()
+        for kind, gate in ((Honest, None), (Honest, bans), (Liar, None)):
             dht = hivemind.DHT(initial_peers=addresses, start=True)
             stack.callback(dht.shutdown)
             addresses = addresses or dht.get_visible_maddrs()
             averager = kind(
                 [torch.zeros(SIZE)], dht, start=True, prefix=PREFIX, min_matchmaking_time=3.0,
-                request_timeout=1.0, next_chunk_timeout=4.0, allreduce_timeout=15.0,
+                request_timeout=1.0, next_chunk_timeout=4.0, allreduce_timeout=15.0, gate=gate,
             )  # fmt: skip
             stack.callback(averager.shutdown)
             found.append(averager)
@@ -272,6 +305,30 @@ def test_a_helper_that_comes_late_looks_no_further(peers: list[Reporting]) -> No
             report_progress(node, epoch)
         with pytest.raises(MatchmakingException, match="have gone on"):
             step.result(60)
+
+
+def test_a_group_with_somebody_whom_our_gate_keeps_out_is_left(peers: list[Reporting], bans: BanList) -> None:
+    """Its leader knows of no ban: it averages with the banned one, and without us."""
+    a, b, _ = peers
+    with ExitStack() as stack:
+        dht = hivemind.DHT(initial_peers=a.dht.get_visible_maddrs(), start=True)
+        stack.callback(dht.shutdown)
+        banned = Honest(
+            [torch.full((SIZE,), 8.0)], dht, start=True, prefix=PREFIX, min_matchmaking_time=3.0, request_timeout=1.0,
+            next_chunk_timeout=4.0, allreduce_timeout=15.0,
+        )  # fmt: skip
+        stack.callback(banned.shutdown)
+        bans.ban(str(dht.peer_id), "sent NaN 20 times")
+        stack.callback(bans.lift, str(dht.peer_id))
+        for node in (a.dht, b.dht, dht):
+            report_progress(node, EPOCH + 2)
+        first = a.step(gather=EPOCH + 2, wait=False, timeout=60, weight=1.0)
+        time.sleep(1.5)  # it leads
+        with_ban, ours = (one.step(gather=EPOCH + 2, wait=False, timeout=60, weight=1.0) for one in (banned, b))
+        assert len(first.result(70)) == len(with_ban.result(70)) == 3, "all were in one group"
+        assert not ours.done()
+        assert average_of(b) == 1.0
+        ours.cancel()
 
 
 def report_progress(dht: hivemind.DHT, epoch: int) -> None:

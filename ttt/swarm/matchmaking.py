@@ -19,7 +19,15 @@ from hivemind.proto import averaging_pb2
 from hivemind.utils import get_logger
 
 from ttt.swarm.gate import Entrance, Gate, OpenGate
-from ttt.swarm.group_data import ID_BYTES, gathered_epoch, group_key, parse_gathered, why_not_follow, why_not_join
+from ttt.swarm.group_data import (
+    ID_BYTES,
+    gathered_epoch,
+    group_key,
+    parse_gathered,
+    why_not_follow,
+    why_not_join,
+    why_not_together,
+)
 from ttt.swarm.progress import believed_epoch, parse_claims, voices
 from ttt.swarm.reducer import CheckedRunner
 from ttt.swarm.traffic import RECEIVED, SENT, count, counted
@@ -30,7 +38,8 @@ FEWEST_TRAINERS = 2
 MOST_REDIRECTS = 4
 """Leaders that may send us on to the next one, before we look for ourselves again."""
 LIAR_SECONDS, MOST_LIARS = 120, 1000
-"""How long a leader that announced nonsense is not asked again; and how many of them are remembered."""
+"""How long a leader is not asked again that announced nonsense, or somebody whom our gate keeps out; and how many of
+them are remembered."""
 
 
 class EpochKeys(GroupKeyManager):
@@ -145,8 +154,9 @@ class EpochMatchmaking(Matchmaking):
             return None
 
     async def follower_assemble_group(self, leader: PeerID, msg: averaging_pb2.MessageFromLeader) -> GroupInfo | None:
-        own_data = self.step_control.data_for_gather
-        if why := why_not_join(msg, leader=leader, own=self.peer_id, own_data=own_data):
+        own, own_data = self.peer_id, self.step_control.data_for_gather
+        why = why_not_join(msg, leader=leader, own=own, own_data=own_data)
+        if why := why or why_not_together(msg, own=own, gate=self.gate):
             self._distrust(leader, why)
             return None
         return await super().follower_assemble_group(leader, msg)
