@@ -9,6 +9,7 @@ from tests.sampling.oracle import KINDS, config_of, painted, request
 from tests.sampling.tape import NotRecordable, taped
 from tests.support.tiny import tiny_dalle
 from ttt.config import PAPER
+from ttt.errors import CheckpointError
 from ttt.sampling.decode import prefill
 from ttt.sampling.graph import Recorder
 from ttt.sampling.paint import memory_per_candidate
@@ -46,6 +47,18 @@ def test_every_way_of_choosing_a_code_can_be_recorded(cut: dict[str, object]):
     recorder = Recorder(CPU, taped)
     assert torch.equal(painted(weights, params, 5, recorder), painted(weights, params, 5))
     assert not recorder.failed
+
+
+@pytest.mark.parametrize("recorder", [None, Recorder(CPU, taped)], ids=["loop", "recording"])
+def test_logits_that_are_not_finite_after_the_prompt_are_reported(recorder: Recorder | None):
+    weights = DecoderWeights(tiny_dalle(3, config_of("tiny", "mixed")))
+    assert weights.rotary.turns is not None
+    weights.rotary.turns[weights.config.text_len + 6] = torch.nan
+    with pytest.raises(CheckpointError, match="not finite"):
+        painted(weights, PARAMS, 11, recorder)
+    weights.rotary.turns[weights.config.text_len + 6] = 1
+    painted(weights, PARAMS, 11, recorder)
+    assert recorder is None or not recorder.failed
 
 
 def test_a_recording_in_16_bits_paints_what_its_step_paints():

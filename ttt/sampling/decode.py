@@ -45,9 +45,17 @@ def prefill(weights: DecoderWeights, text: Tensor, *, check: Callable[[], None] 
         keys.append(k)
         values.append(v)
     logits = logits_after(weights, x1[-1:], x2[-1:])[0]
-    if not torch.isfinite(logits).all():
-        raise CheckpointError("the model's logits are not finite numbers: its weights are broken; fetch it again")
+    check_finite(logits)
     return Prompt(keys, values, logits)
+
+
+def check_finite(logits: Tensor) -> None:
+    """Refuse logits, or their total, that are not finite. Waits for the device."""
+    if not torch.isfinite(logits).all():
+        raise CheckpointError(
+            "the model's logits are not finite numbers: its weights are broken, or too large for float16; fetch it "
+            "again, or choose dtype 'float32'"
+        )
 
 
 def decode_one_code(weights: DecoderWeights, cache: Cache, codes: Tensor, position: int) -> Tensor:

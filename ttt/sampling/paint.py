@@ -10,7 +10,7 @@ from torch import Tensor
 from ttt.config import DalleConfig
 from ttt.sampling.cache import Cache, Prompt, slots_of
 from ttt.sampling.crew import Crew, Work
-from ttt.sampling.decode import decode_one_code, pick, uniforms
+from ttt.sampling.decode import check_finite, decode_one_code, pick, uniforms
 from ttt.sampling.graph import REHEARSALS, Recorder, Run, recorder_on
 from ttt.sampling.linear import MIN_ROWS
 from ttt.sampling.params import SamplingParams
@@ -40,6 +40,10 @@ class Painter(Protocol):
     def codes(self) -> Tensor:
         """int64 [n, b]."""
 
+    @property
+    def total(self) -> Tensor:
+        """Sum of all logits so far, which is not finite once one of them was not."""
+
     def advance(self) -> None: ...
 
 
@@ -53,9 +57,11 @@ class Loop:
         self.cache = Cache(weights.config, prompt, b, weights.dtype, device)
         self.codes = torch.empty(n, b, dtype=torch.long, device=device)
         self.codes[0] = pick(prompt.logits.expand(b, -1), random[0], params)
+        self.total = torch.zeros((), device=device)
 
     def advance(self) -> None:
         logits = decode_one_code(self.weights, self.cache, self.codes[self.position], self.position)
+        self.total.add_(logits.sum())
         self.position += 1
         self.codes[self.position] = pick(logits, self.random[self.position], self.params)
 
@@ -93,6 +99,11 @@ class Replays:
         assert self._step is not None, "begin first"
         return self._step.codes
 
+    @property
+    def total(self) -> Tensor:
+        assert self._step is not None, "begin first"
+        return self._step.total
+
     def advance(self) -> None:
         assert self._run is not None, "begin first"
         self._run()
@@ -123,6 +134,7 @@ def painting(
             if position:
                 painter.advance()
             if (position + 1) % fmap == 0:
+                check_finite(painter.total)
                 done = position + 1
                 row = painter.codes[done - fmap : done, : len(piece)]
                 canvas.codes[piece.start : piece.stop, done - fmap : done] = row.t()

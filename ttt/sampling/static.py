@@ -104,6 +104,8 @@ class StaticStep:
         self.position = torch.zeros(1, dtype=torch.long, device=device)
         self.codes = torch.zeros(n, b, dtype=torch.long, device=device)
         self.random = torch.zeros(n, b, device=device)
+        self.total = torch.zeros((), device=device)
+        """Sum of all logits so far, which is not finite once one of them was not."""
 
     def begin(self, random: Tensor) -> None:
         """Start anew with random numbers [n, b] in [0, 1), one a code."""
@@ -112,13 +114,14 @@ class StaticStep:
 
     def restart(self) -> None:
         """Back to the first code, with the same random numbers."""
-        for kept in (*self.keys, self.shifts, self.position, self.codes):
+        for kept in (*self.keys, self.shifts, self.position, self.codes, self.total):
             kept.zero_()
         self.codes[0] = pick(self.first_logits.expand(self.b, -1), self.random[0], self.params)
 
     def __call__(self) -> None:
         """Choose the code after `position`, and go there."""
         logits, following = self.decode(), self.position + 1
+        self.total.add_(logits.sum())
         chosen = pick(logits, self.random.index_select(0, following)[0], self.params)
         self.codes.index_copy_(0, following, chosen[None])
         self.position.copy_(following)
