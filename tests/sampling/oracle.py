@@ -24,6 +24,8 @@ needs_vnni = pytest.mark.skipif(
 SIZES = {
     "tiny": {"dim": 16, "depth": 5, "heads": 2, "dim_head": 8, "text_seq_len": 6, "image_fmap_size": 4},
     "odd head": {"dim": 32, "depth": 6, "heads": 3, "dim_head": 7, "text_seq_len": 3, "image_fmap_size": 7},
+    "least": {"dim": 32, "depth": 3, "heads": 1, "dim_head": 6, "text_seq_len": 1, "image_fmap_size": 1},
+    "less": {"dim": 12, "depth": 4, "heads": 1, "dim_head": 9, "text_seq_len": 2, "image_fmap_size": 2},
     "wide": {"dim": 64, "depth": 4, "heads": 2, "dim_head": 36, "text_seq_len": 9, "image_fmap_size": 6},
 }
 KINDS = {
