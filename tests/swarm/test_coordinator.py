@@ -18,14 +18,16 @@ from tests.support.tiny import tiny_dalle
 from ttt.bundle import Bundle
 from ttt.errors import CheckpointError, DataError, InvalidInput
 from ttt.swarm import coordinator as module
+from ttt.swarm import training_data
 from ttt.swarm.checkpoints import CheckpointStore
-from ttt.swarm.coordinator import Coordinator, check_local_source, is_remote
+from ttt.swarm.coordinator import Coordinator
 from ttt.swarm.gate import OpenGate
 from ttt.swarm.generation import FILE, Announcement, write_generation
 from ttt.swarm.options import CoordinatorOptions
 from ttt.swarm.settings import CheckpointSection
 from ttt.swarm.state import TrainingState
 from ttt.swarm.status import PeerStatus
+from ttt.swarm.training_data import check_source, is_a_name
 
 
 class Told:
@@ -104,14 +106,14 @@ def test_a_state_that_no_peer_gives_counts_as_a_failure(tmp_path: Path) -> None:
     assert coordinator._due - began < 20, "never later than the interval"
 
 
-@pytest.mark.parametrize("source", ["scene", "/no/such/folder", "./no/such/folder", "shards-*.parquet", "a/b/c"])
-def test_data_that_are_not_there_end_it_before_a_run_is_founded(
+@pytest.mark.parametrize("source", ["scene", "Scenes", "shards"])
+def test_a_misspelt_name_ends_it_before_a_run_is_founded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "find_bundle", too_far)
     coordinator = coordinator_in(tmp_path, data={"source": source})
-    with pytest.raises(InvalidInput, match=r'\[data\] source is neither "scenes" nor'):
+    with pytest.raises(InvalidInput, match=r'\[data\] source of the run file is neither "scenes" nor'):
         coordinator.run()
     assert not list(coordinator.folder.iterdir())
 
@@ -124,17 +126,19 @@ def test_data_that_are_there_are_found(tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     folder.mkdir()
     with pytest.raises(InvalidInput, match=r"has no \.parquet files"):
-        check_local_source(str(folder))
+        check_source(str(folder))
     (folder / "0.parquet").touch()
     for source in ("scenes", str(folder), str(folder / "*.parquet"), str(folder / "0.parquet")):
-        check_local_source(source)
+        check_source(source)
 
 
-def test_a_folder_that_is_called_like_a_data_set_is_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert is_remote("owner/name") and is_remote("https://example.org/0.parquet")
-    (tmp_path / "owner" / "name").mkdir(parents=True)
-    assert not is_remote("owner/name") and not is_remote("scenes")
+@pytest.mark.parametrize("source", ["/no/such/folder", "./no/such/folder", "shards-*.parquet", "a/b/c"])
+def test_data_that_may_be_on_peers_machines_alone_are_only_missed(tmp_path: Path, source: str) -> None:
+    assert not is_a_name(source)
+    coordinator = coordinator_in(tmp_path, data={"source": source})
+    coordinator._look_for_data()
+    (told,) = problems(coordinator)
+    assert told.startswith("[data] source") and told.endswith("(peers have to find it, the coordinator need not)")
 
 
 @pytest.mark.parametrize("error", [DataError("check the connection"), OSError("no route\nto the host"), None])
@@ -142,13 +146,12 @@ def test_a_data_set_that_is_not_reached_is_only_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(module, "find_shards", raising(error, asked))
+    monkeypatch.setattr(training_data, "find_shards", raising(error, asked))
     coordinator = coordinator_in(tmp_path, data={"source": "owner/name"})
-    check_local_source("owner/name")
-    coordinator._check_remote_source()
+    coordinator._look_for_data()
     assert asked == ["owner/name"]
-    told = [f"[data] source of the run file was not found from here: {str(error).splitlines()[0]}"]
-    assert problems(coordinator) == (told if error else [])
+    told = "\n".join(problems(coordinator))
+    assert (str(error).splitlines()[0] in told and "to the host" not in told) if error else not told
 
 
 def raising(error: Exception | None, asked: list[str]) -> Callable[..., None]:

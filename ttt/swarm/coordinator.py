@@ -14,10 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ttt.bundle import Bundle
-from ttt.data.files import Retry, Web, is_url
-from ttt.data.source import HUB_ID, find_shards
-from ttt.data.sources import SCENES
-from ttt.errors import DataError, InvalidInput, SwarmError, TTTError
+from ttt.errors import SwarmError, TTTError
 from ttt.hub import find_bundle
 from ttt.swarm.checkpoints import BUNDLE, FOLDER, Checkpoint, CheckpointStore, load_state, only
 from ttt.swarm.company import invitation, keep_company, known_peers
@@ -40,6 +37,7 @@ from ttt.swarm.reporter import Reporter
 from ttt.swarm.settings import RunSettings
 from ttt.swarm.state_averager import SwarmStateAverager
 from ttt.swarm.task import Task, load_task
+from ttt.swarm.training_data import check_source, is_a_name
 from ttt.swarm.uploader import Uploader
 
 LOOK_SECONDS = 5.0
@@ -85,7 +83,8 @@ class Coordinator:
     def run(self) -> None:
         with ExitStack() as stack:
             stack.enter_context(signals(self.stop))
-            check_local_source(self.settings.data.source)
+            if is_a_name(self.settings.data.source):
+                check_source(self.settings.data.source)
             bundle = find_bundle(self.settings.model.bundle)
             task = load_task(self.settings, bundle)
             eight_bit = self.settings.optimizer.eight_bit
@@ -98,7 +97,7 @@ class Coordinator:
             self.keeper = stack.enter_context(self._keeper(task))
             stack.enter_context(signals(self.stop))  # hivemind has set its own
             self._begin(bundle, task)
-            threading.Thread(target=self._check_remote_source, daemon=True, name="data").start()
+            threading.Thread(target=self._look_for_data, daemon=True, name="data").start()
             self._try(lambda: write_generation(self.folder, self.announcement))
             self._watch(bundle, task)
             self.reporter.say("stopping", "writing a last checkpoint")
@@ -132,19 +131,13 @@ class Coordinator:
         kept = (one.manifest.generation for one in self.store.all())
         return newest_generation(self.folder, kept, warn=self.reporter.problem)
 
-    def _check_remote_source(self) -> None:
-        """Say so where volunteers will hardly find the data; the network, or a token, may be missing here alone."""
-        source = self.settings.data.source
-        if not is_remote(source):
-            return
-        web = Web(Retry(attempts=3, timeout=10.0))
+    def _look_for_data(self) -> None:
+        """Say so where volunteers will hardly find the data; this machine alone may lack the folder, or the network."""
         try:
-            find_shards(source, web)
-        except Exception as error:  # the Hub's libraries have many
+            check_source(self.settings.data.source)
+        except (TTTError, OSError) as error:
             if not self.stop.is_set():
-                self._problem(f"[data] source of the run file was not found from here: {_first_line(error)}")
-        finally:
-            web.close()
+                self._problem(f"{error} (peers have to find it, the coordinator need not)")
 
     def _newest_checkpoint(self) -> Checkpoint | None:
         newest = self.store.newest()
@@ -287,22 +280,3 @@ class Coordinator:
             yield keeper
         finally:
             keeper.shutdown()
-
-
-def check_local_source(source: str) -> None:
-    """InvalidInput where training data that volunteers are to find without a network are not there."""
-    if source == SCENES or is_remote(source):
-        return
-    try:
-        find_shards(source, Web())
-    except (InvalidInput, DataError) as error:
-        raise InvalidInput(f'[data] source is neither "{SCENES}" nor to be found: {error}') from None
-
-
-def is_remote(source: str) -> bool:
-    """Whether `find_shards` looks for it on the network: an address, or a Hub data set, where no file has its name."""
-    return is_url(source) or (HUB_ID.fullmatch(source) is not None and not Path(source).exists())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
