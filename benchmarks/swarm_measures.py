@@ -67,17 +67,21 @@ def history_points(folder: Path) -> int:
 
 
 def usage(member: Member) -> dict[str, int]:
-    """MiB (shared pages divided among those who share them), open files and processes of a member's session."""
-    memory = files = 0
+    """MiB (shared pages divided among those who share them), those of them that belong to no file (libraries weigh more
+    once another program that shared them has ended), open files and processes of a member's session."""
+    memory = own = files = 0
     processes = processes_of(member.process.pid)
     for pid in processes:
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-            memory += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+            pss = (line.split() for line in lines if line.startswith("Pss"))
+            sizes = {name.rstrip(":"): int(size) for name, size, _ in pss}
+            memory += sizes["Pss"]
+            own += sizes["Pss_Anon"] + sizes["Pss_Shmem"]
             files += len(os.listdir(f"/proc/{pid}/fd"))
         except OSError:
             continue
-    return {"mib": memory >> 10, "files": files, "processes": len(processes)}
+    return {"mib": memory >> 10, "own_mib": own >> 10, "files": files, "processes": len(processes)}
 
 
 def share(part: int, whole: int) -> float | None:
