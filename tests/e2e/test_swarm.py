@@ -32,19 +32,27 @@ def epochs_of(member: Member) -> dict[int, EpochRecord]:
     return {record.epoch: record for record in read_epochs(member.folder)}
 
 
-def test_the_last_state_of_a_complete_run_is_kept(tmp_path: Path) -> None:
-    """Though its peers leave at once, and no checkpoint is due for hours."""
-    settings = tiny_run(tmp_path, optimizer={"total_steps": 5}, checkpoints={"every_seconds": 3600.0})
+def test_peers_who_could_each_go_on_alone_find_together_and_leave_a_complete_run(tmp_path: Path) -> None:
+    """Each fills the global batch ten times in the second that it takes to hear of the other. The last state is kept,
+    though both leave at once and no checkpoint is due for hours."""
+    settings = tiny_run(
+        tmp_path, batch={"global_batch": 16}, optimizer={"total_steps": 8}, checkpoints={"every_seconds": 3600.0}
+    )
     with LocalSwarm(tmp_path / "swarm", settings) as swarm:
         coordinator = swarm.coordinator()
-        peers = [swarm.peer(name, "--micro-batch", "4", "--limit", "24", "--seed", name) for name in ("1", "2")]
+        peers = [swarm.peer(name, "--micro-batch", "8", "--seed", name) for name in ("1", "2")]
         for peer in peers:
             assert peer.process.wait(240) == 0, peer.log[-3000:]
-            assert "the run is complete: 5 steps; staying until the coordinator has them" in peer.log
+            assert "the run is complete: 8 steps; staying until the coordinator has them" in peer.log
+            together = [r for r in read_rounds(peer.folder) if r.clean and r.group_size == 2 and r.kind == "gradients"]
+            assert len(together) >= 3, "they went on as two runs"
+            times = [record.time for record in epochs_of(peer).values()]  # when they were written, a little after
+            assert all(later - earlier > 0.5 for earlier, later in pairwise(sorted(times)))
         store = CheckpointStore(coordinator.folder, "tiny", settings.checkpoints)
-        assert [kept.epoch for kept in store.all()] == [0, 5]
-        kept = epochs_of(peers[0])[5]
-        assert kept.time < store.newest().manifest.time < kept.time + 60  # type: ignore[union-attr]
+        assert [kept.epoch for kept in store.all()] == [0, 8]
+        ours, theirs = (epochs_of(peer)[8] for peer in peers)
+        assert distance(ours.fingerprint, theirs.fingerprint, ours.norm) < AGREE
+        assert ours.time < store.newest().manifest.time < ours.time + 60  # type: ignore[union-attr]
 
 
 def test_a_run_from_its_founding_to_its_end(tmp_path: Path) -> None:
@@ -106,22 +114,6 @@ def test_a_run_from_its_founding_to_its_end(tmp_path: Path) -> None:
         names = {row[0] for row in history.execute("select name from peers")}
     assert max(steps) > last.epoch
     assert {"a", "b", "late"} <= names
-
-
-def test_peers_who_could_each_go_on_alone_find_together(tmp_path: Path) -> None:
-    """Each fills the global batch ten times in the second that it takes to hear of the other."""
-    with LocalSwarm(tmp_path / "swarm", tiny_run(tmp_path, batch={"global_batch": 16})) as swarm:
-        swarm.coordinator()
-        peers = [swarm.peer(name, "--micro-batch", "8") for name in ("a", "b")]
-        for peer in peers:
-            peer.wait(lambda status: status.clean_rounds >= 4 and status.group_size == 2, 120)
-        ours, theirs = (epochs_of(peer) for peer in peers)
-        last = max(ours.keys() & theirs.keys())
-        assert distance(ours[last].fingerprint, theirs[last].fingerprint, ours[last].norm) < AGREE
-        for epochs in (ours, theirs):
-            times = [epochs[epoch].time for epoch in sorted(epochs)]
-            # of the writing of a record, which comes a little after the step
-            assert all(later - earlier > 0.5 for earlier, later in pairwise(times))
 
 
 def test_two_peers_that_leave_at_the_same_step_hold_the_same_model(tmp_path: Path) -> None:
