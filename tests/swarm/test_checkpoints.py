@@ -23,7 +23,7 @@ from ttt.swarm.history_reader import HistoryReader
 from ttt.swarm.history_types import Checkpoint as Row
 from ttt.swarm.processes import own_folder
 from ttt.swarm.rollback import roll_back
-from ttt.swarm.settings import CheckpointSection, OptimizerSection
+from ttt.swarm.settings import CheckpointSection, OptimizerSection, RunSettings
 from ttt.swarm.state import TrainingState, initialize, is_finite, parameters_of, restore, snapshot
 from ttt.swarm.status import PeerStatus, write_atomically, write_status
 from ttt.swarm.task import make_optimizer
@@ -255,15 +255,21 @@ def test_without_checkpoints_a_file_that_cannot_be_read_ends_it(tmp_path: Path) 
     assert newest_generation(tmp_path, []) == newest_generation(tmp_path, [3, 4]) == announcement
 
 
-@pytest.mark.parametrize("content", [None, b""])
-def test_no_generation_is_used_twice_though_its_file_is_lost(
-    tmp_path: Path, bundle: object, content: bytes | None
-) -> None:
+def run_of_three(tmp_path: Path, bundle: object) -> tuple[RunSettings, Path, CheckpointStore]:
+    """A coordinator's folder with checkpoints of steps 10, 20 and 30."""
     settings = tiny_run(tmp_path, checkpoints={"keep_last": 5})
     folder = tmp_path / "coordinator"
     store = CheckpointStore(folder, "tiny", settings.checkpoints)
     for epoch in (10, 20, 30):
         store.save(state_of(epoch), tiny_dalle(), bundle, generation=0)  # type: ignore[arg-type]
+    return settings, folder, store
+
+
+@pytest.mark.parametrize("content", [None, b""])
+def test_no_generation_is_used_twice_though_its_file_is_lost(
+    tmp_path: Path, bundle: object, content: bytes | None
+) -> None:
+    settings, folder, store = run_of_three(tmp_path, bundle)
     for epoch, generation in ((20, 1), (20, 2), (10, 3)):  # none of them saves anything before the next
         kept = roll_back(folder, settings, epoch)
         assert kept == store.newest() and kept.manifest.generation == generation
@@ -271,11 +277,7 @@ def test_no_generation_is_used_twice_though_its_file_is_lost(
 
 
 def test_a_rollback_begins_a_new_generation_and_drops_what_came_later(tmp_path: Path, bundle: object) -> None:
-    settings = tiny_run(tmp_path, checkpoints={"keep_last": 5})
-    folder = tmp_path / "coordinator"
-    store = CheckpointStore(folder, "tiny", settings.checkpoints)
-    for epoch in (10, 20, 30):
-        store.save(state_of(epoch), tiny_dalle(), bundle, generation=0)  # type: ignore[arg-type]
+    settings, folder, store = run_of_three(tmp_path, bundle)
     write_generation(folder, Announcement(generation=0, founded=1.0))
     with History(folder / HISTORY_FILE, "tiny") as history:
         for one in store.all():
@@ -301,11 +303,7 @@ def test_a_roll_back_that_is_broken_off_can_be_made_again(
     tmp_path: Path, bundle: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever it had not yet done, what it had dropped is not the newest of a new generation."""
-    settings = tiny_run(tmp_path, checkpoints={"keep_last": 5})
-    folder = tmp_path / "coordinator"
-    store = CheckpointStore(folder, "tiny", settings.checkpoints)
-    for epoch in (10, 20, 30):
-        store.save(state_of(epoch), tiny_dalle(), bundle, generation=0)  # type: ignore[arg-type]
+    settings, folder, store = run_of_three(tmp_path, bundle)
     with monkeypatch.context() as broken:
         broken.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):

@@ -83,7 +83,8 @@ class Coordinator:
     def run(self) -> None:
         with ExitStack() as stack:
             stack.enter_context(signals(self.stop))
-            if is_a_name(self.settings.data.source):
+            named = is_a_name(self.settings.data.source)
+            if named:
                 check_source(self.settings.data.source)
             bundle = find_bundle(self.settings.model.bundle)
             task = load_task(self.settings, bundle)
@@ -97,7 +98,8 @@ class Coordinator:
             self.keeper = stack.enter_context(self._keeper(task))
             stack.enter_context(signals(self.stop))  # hivemind has set its own
             self._begin(bundle, task)
-            threading.Thread(target=self._look_for_data, daemon=True, name="data").start()
+            if not named:
+                threading.Thread(target=self._look_for_data, daemon=True, name="data").start()
             self._try(lambda: write_generation(self.folder, self.announcement))
             self._watch(bundle, task)
             self.reporter.say("stopping", "writing a last checkpoint")

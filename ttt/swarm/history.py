@@ -55,7 +55,7 @@ class History:
         """Open or make the file; SwarmError where it is damaged or not ours, InvalidInput where it is in use or
         belongs to another run."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
+        self.path, self.run = path, run
         self._lock = _exclusive(path)
         try:
             self._engine = tables.open_file(path, write=True)

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from ttt.swarm.history_reader import HistoryReader
 from ttt.swarm.history_types import Event, Now, Point
 from ttt.swarm.leaderboard import Ledger
 from ttt.swarm.records import PeerRecord, Reading
@@ -74,7 +73,7 @@ class Monitor:
     def __init__(self, history: History, target_batch_size: int) -> None:
         self.history, self.target = history, target_batch_size
         self.ledger = Ledger(history.peers(), target_batch_size)
-        self._tracker = open_tracker(lambda: _run_of(history))
+        self._tracker = open_tracker(lambda: history.run)
         self._path: deque[tuple[float, int]] = deque()
         """(time, samples of the swarm) within the window."""
         newest = max((peer.last_seen for peer in self.ledger.peers.values()), default=0.0)
@@ -164,8 +163,3 @@ class Monitor:
         for peer_id in [peer for peer, heard in self._present.items() if now - heard > GONE_SECONDS]:
             del self._present[peer_id]
             self.history.add_event(Event(now, "left", peer_id))
-
-
-def _run_of(history: History) -> str:
-    with HistoryReader(history.path) as reader:
-        return reader.about().run

@@ -7,7 +7,6 @@ All peers of a run need the same values, but for [network], which each may overr
 from __future__ import annotations
 
 import ipaddress
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +20,6 @@ from ttt.tokenizer import check_prompt
 NAME = r"[a-z0-9][a-z0-9-]{0,62}"
 MOST_BATCHES = 2
 """Global batches that one peer can honestly claim for one step: all of it, and what it did not know to be enough."""
-HUB_ID = r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+"
 Compression = Literal["8-bit", "blockwise-8-bit", "16-bit", "none"]
 
 
@@ -235,7 +233,9 @@ class CheckpointSection(_Section):
     @field_validator("hub_repo")
     @classmethod
     def _a_hub_id(cls, repo: str) -> str:
-        if repo and not re.fullmatch(HUB_ID, repo):
+        from ttt.data.source import HUB_ID  # reading run files is quick without what reads data
+
+        if repo and not HUB_ID.fullmatch(repo):
             raise ValueError("must be owner/name, such as anna/cats, or empty")
         return repo
 

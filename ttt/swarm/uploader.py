@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ttt.data.source import HUB_ID
 from ttt.errors import InvalidInput
 from ttt.swarm.checkpoints import BUNDLE, Checkpoint
 
@@ -74,8 +75,7 @@ class Uploader:
 
 
 def check_repo(repo: str) -> None:
-    owner, _, name = repo.partition("/")
-    if not owner or not name or "/" in name:
+    if not HUB_ID.fullmatch(repo):
         raise InvalidInput(f"hub_repo must be owner/name, got {repo!r}")
 
 
