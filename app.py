@@ -11,24 +11,24 @@ from urllib.parse import urlencode
 from calculator.page import from_query as calculator_link
 from calculator.tab import build_tab
 from ttt.errors import TTTError
-from ttt.ui.board import Board
-from ttt.ui.contribute import ContributeTab
-from ttt.ui.contribute_api import add_peer_endpoints
-from ttt.ui.contribute_form import Asked
-from ttt.ui.dashboard import DashboardTab
-from ttt.ui.dashboard_api import add_endpoints
-from ttt.ui.endpoint import add_endpoint
-from ttt.ui.generate import GenerateTab
-from ttt.ui.models import ModelShelf, Painter, load_real, sources
-from ttt.ui.owner import Owner
-from ttt.ui.peer_desk import PeerDesk
-from ttt.ui.runs import RunFolders
+from ttt.ui.app import Live, Tab, create_app, launch_options
+from ttt.ui.contribute.api import add_peer_endpoints
+from ttt.ui.contribute.auth import Owner
+from ttt.ui.contribute.form import Asked
+from ttt.ui.contribute.service import PeerDesk
+from ttt.ui.contribute.tab import ContributeTab
+from ttt.ui.dashboard.api import add_endpoints
+from ttt.ui.dashboard.render_cache import Board
+from ttt.ui.dashboard.runs import RunFolders
+from ttt.ui.dashboard.tab import DashboardTab
+from ttt.ui.dashboard.thumbnails import Thumbnails
+from ttt.ui.generate.api import add_endpoint
+from ttt.ui.generate.models import ModelShelf, Painter, load_real, sources
+from ttt.ui.generate.results import ResultStore
+from ttt.ui.generate.service import Studio
+from ttt.ui.generate.tab import GenerateTab
+from ttt.ui.generate.view import file_url
 from ttt.ui.settings import Settings, passing_folder, read_settings
-from ttt.ui.shell import Live, Tab, create_app, launch_options
-from ttt.ui.store import ResultStore
-from ttt.ui.studio import Studio
-from ttt.ui.thumbnails import Thumbnails
-from ttt.ui.view import file_url
 
 EXAMPLE_RUN = Path(__file__).parent / "examples" / "run"
 """The history of a finished run, for who has none yet."""

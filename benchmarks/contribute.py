@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 from tests.support.swarm import LocalSwarm, tiny_run
-from ttt.swarm.launcher import Launcher
-from ttt.swarm.order import Order
+from ttt.swarm.process.control_files import Order
+from ttt.swarm.process.launcher import Launcher
 
 PATIENCE = 180.0
 
@@ -25,7 +25,7 @@ PATIENCE = 180.0
 def seconds_of_imports() -> float:
     """Of a fresh interpreter that loads what a peer loads."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import ttt.swarm.peer"], check=True)
+    subprocess.run([sys.executable, "-c", "import ttt.swarm.peer.peer"], check=True)
     return time.perf_counter() - began
 
 

@@ -23,11 +23,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ttt.swarm.launcher import Launcher
-from ttt.swarm.processes import die_with_parent
-from ttt.swarm.run_file import write_run_file
-from ttt.swarm.settings import RunSettings
-from ttt.swarm.status import PeerStatus, read_status
+from ttt.swarm.config.run_config import RunSettings
+from ttt.swarm.config.run_file import write_run_file
+from ttt.swarm.process.launcher import Launcher
+from ttt.swarm.process.lifecycle import die_with_parent
+from ttt.swarm.process.status import PeerStatus, read_status
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = {"fast": 4.0, "steady": 2.0, "slow": 1.0}

@@ -14,7 +14,7 @@ import typer
 from ttt import __version__
 from ttt.errors import InvalidInput, TTTError
 from ttt.sampling.params import SamplingParams, allowed, describe
-from ttt.swarm.command import add_commands
+from ttt.swarm.cli import add_commands
 from ttt.train.command import train as train_command
 
 if TYPE_CHECKING:
@@ -130,10 +130,10 @@ def convert(
             raise InvalidInput("--vqgan and --vqgan-config belong together: give both or neither")
         import torch
 
-        from ttt.convert import convert as convert_files
-        from ttt.convert import parse_clip
-        from ttt.hub import fetch_published_files
-        from ttt.hub_files import Hub
+        from ttt.bundle.convert import convert as convert_files
+        from ttt.bundle.convert import parse_clip
+        from ttt.bundle.hub import fetch_published_files
+        from ttt.bundle.hub_files import Hub
 
         dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
         if dtype not in dtypes:
@@ -191,7 +191,7 @@ def encode(
         from ttt.data.encode import EncodeSettings
         from ttt.data.encode_command import ImageOptions, run
         from ttt.data.rows import Filters
-        from ttt.sampling.device import choose_device
+        from ttt.hardware import choose_device
 
         filters = Filters(min_caption=min_caption, nsfw=None if nsfw == "any" else nsfw, max_aspect=max_aspect)
         settings = EncodeSettings(filters=filters, unlabelled=unlabelled, shard_size=shard_size, batch_size=batch_size)
@@ -241,8 +241,8 @@ def _painted(pipe: TextToImage, prompt: str, params: SamplingParams) -> Progress
 
 
 def _dalle_config(spec: str) -> DalleConfig:
+    from ttt.bundle.convert import read_dalle_config
     from ttt.config import PAPER
-    from ttt.convert import read_dalle_config
 
     return PAPER if spec == "paper" else read_dalle_config(spec)
 

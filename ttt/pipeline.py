@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 
 from ttt.errors import InvalidInput
+from ttt.hardware import choose_device, choose_dtype
 from ttt.model.dalle import Dalle, check_tokens
 from ttt.model.vqgan import Vqgan
 from ttt.preview import code_palette
 from ttt.request import Request
 from ttt.rerank import Scorer, load_in_background
-from ttt.sampling.device import choose_device, choose_dtype
 from ttt.sampling.params import SamplingParams
 from ttt.sampling.weights import DecoderWeights
 from ttt.tokenizer import TextTokenizer, check_prompt
 from ttt.types import Progress, RankedImage, Stage
 
 if TYPE_CHECKING:
-    from ttt.bundle import Bundle
+    from ttt.bundle.spec import Bundle
 
 
 class TextToImage:
@@ -81,7 +81,7 @@ class TextToImage:
         chunk: int | None = None,
     ) -> TextToImage:
         """`"demo"`, a bundle folder, or a Hub id (`revision`: branch, tag or commit of it)."""
-        from ttt.hub import find_bundle
+        from ttt.bundle.hub import find_bundle
 
         check_chunk(chunk)  # a wrong one is told before anything is fetched
         device = choose_device(device, dtype)
@@ -97,7 +97,7 @@ class TextToImage:
         dtype: str | torch.dtype = "auto",
         chunk: int | None = None,
     ) -> TextToImage:
-        from ttt.bundle import load_dalle_from, load_vqgan_from
+        from ttt.bundle.weights import load_dalle_from, load_vqgan_from
 
         check_chunk(chunk)
         device = choose_device(device, dtype)

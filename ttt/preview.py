@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ttt.sampling.crew import Crew
+from ttt.workers import Crew
 
 if TYPE_CHECKING:
     from ttt.model.vqgan import Vqgan

@@ -17,16 +17,16 @@ import torch
 from PIL import Image
 
 from ttt.errors import Cancelled
+from ttt.hardware import is_small
+from ttt.linear import MIN_ROWS
+from ttt.memory import budget
 from ttt.preview import ContactSheet
 from ttt.sampling.cache import Prompt
-from ttt.sampling.crew import Crew, Work
 from ttt.sampling.decode import prefill
-from ttt.sampling.device import is_small
-from ttt.sampling.linear import MIN_ROWS
-from ttt.sampling.memory import budget
 from ttt.sampling.paint import Canvas, memory_per_candidate, painting
 from ttt.sampling.params import SamplingParams
 from ttt.types import Progress, RankedImage, Stage
+from ttt.workers import Crew, Work
 
 if TYPE_CHECKING:
     from ttt.pipeline import TextToImage

@@ -16,7 +16,7 @@ from ttt.errors import BundleError
 from ttt.tokenizer import clean, read_tokenizer
 
 if TYPE_CHECKING:
-    from ttt.bundle import ClipSpec
+    from ttt.bundle.spec import ClipSpec
 
 END = "[EOS]"
 """Ends a text in a bundle's own tokenizer; CLIP reads the text's features at its place."""
@@ -100,8 +100,8 @@ def _local_model(config: Path, weights: Path) -> nn.Module:
     from open_clip.model import set_model_preprocess_cfg
     from open_clip.transform import PreprocessCfg
 
-    from ttt.bundle_files import read_json
-    from ttt.bundle_io import load_strictly, read_safetensors
+    from ttt.bundle.files import read_json
+    from ttt.bundle.weights import load_strictly, read_safetensors
 
     values = dict(read_json(config))
     preparation = values.get("preprocess_cfg", {})

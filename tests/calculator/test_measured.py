@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.calculator_cases import Case
-from benchmarks.calculator_steps import measure, predict
+from benchmarks.calculator.cases import Case
+from benchmarks.calculator.steps import measure, predict
 from calculator import TrainingSetup
 
 SMALL: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (

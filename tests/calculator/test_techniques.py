@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.calculator_cases import Case, architecture
-from benchmarks.calculator_gpu import gpu_cases
-from benchmarks.calculator_hivemind import TINY
-from benchmarks.calculator_steps import predict
-from benchmarks.calculator_techniques import measure_dealt, measure_lora, measure_nf4, measure_sharded
+from benchmarks.calculator.cases import Case, architecture
+from benchmarks.calculator.gpu import gpu_cases
+from benchmarks.calculator.hivemind_buffers import TINY
+from benchmarks.calculator.steps import predict
+from benchmarks.calculator.techniques import measure_dealt, measure_lora, measure_nf4, measure_sharded
 from calculator import TrainingSetup, estimate
 from calculator.applied import adapters
 from calculator.shares import fullest, nf4_bytes

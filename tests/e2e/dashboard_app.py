@@ -8,13 +8,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import app
-import ttt.ui.dashboard
-import ttt.ui.runs
-from ttt.ui.fake import FakePainter
+import ttt.ui.dashboard.runs
+import ttt.ui.dashboard.tab
+from ttt.ui.generate.fake import FakePainter
 
 if __name__ == "__main__":
     app.EXAMPLE_RUN = Path(__file__).with_name("no example")
-    ttt.ui.dashboard.REFRESH_SECONDS = 0.7
-    ttt.ui.runs.CHECK_SECONDS = 0.2
-    ttt.ui.runs.LOOK_SECONDS = 0.5
+    ttt.ui.dashboard.tab.REFRESH_SECONDS = 0.7
+    ttt.ui.dashboard.runs.CHECK_SECONDS = 0.2
+    ttt.ui.dashboard.runs.LOOK_SECONDS = 0.5
     app.main(sys.argv[1:], lambda target: FakePainter(delay=0.02))

@@ -15,11 +15,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import app
-import ttt.ui.generate
+import ttt.ui.generate.tab
 from ttt.errors import BundleError, Cancelled
 from ttt.sampling.params import SamplingParams
 from ttt.types import Progress
-from ttt.ui.fake import FakePainter
+from ttt.ui.generate.fake import FakePainter
 
 
 class DiaryPainter(FakePainter):
@@ -45,7 +45,7 @@ class DiaryPainter(FakePainter):
 
 def main() -> None:
     diary = Path(sys.argv[1])
-    ttt.ui.generate.GRACE_SECONDS = 10.0  # a machine that runs tests may take long to reload a page
+    ttt.ui.generate.tab.GRACE_SECONDS = 10.0  # a machine that runs tests may take long to reload a page
 
     def load(target: str) -> DiaryPainter:
         time.sleep(1.0)

@@ -23,7 +23,7 @@ from tests.e2e.conftest import Server, start, wait_until
 from tests.e2e.strangers import APP, BUTTONS, FORWARDED, NOTHING, TOKEN, interfere, open_tab
 from tests.support.raw import Raw
 from tests.support.swarm import LocalSwarm, processes_of, tiny_run
-from ttt.swarm.launcher import Launcher, View, born
+from ttt.swarm.process.launcher import Launcher, View, born
 
 pytestmark = pytest.mark.browser
 STRANGERS: dict[str, dict[str, str]] = {

@@ -15,9 +15,9 @@ from gradio_client.exceptions import AppError
 
 from tests.e2e.conftest import Server, serve, wait_until
 from tests.e2e.looks import check_looks
-from ttt.swarm.history import History
-from ttt.ui.fake_run import HOSTILE, Simulation
-from ttt.ui.runs import HISTORY_FILE
+from ttt.swarm.history.writer import History
+from ttt.ui.dashboard.fake import HOSTILE, Simulation
+from ttt.ui.dashboard.runs import HISTORY_FILE
 
 Page = Any
 APP = str(Path(__file__).parent / "dashboard_app.py")

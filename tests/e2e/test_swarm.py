@@ -14,11 +14,11 @@ import pytest
 from tests.support.backups import distance_of
 from tests.support.swarm import LocalSwarm, Member, free_port, processes_of, tiny_run
 from ttt import TextToImage
-from ttt.swarm.backup import load_backup
-from ttt.swarm.checkpoints import CheckpointStore
-from ttt.swarm.fingerprint import distance
-from ttt.swarm.run_file import write_run_file
-from ttt.swarm.status import EpochRecord, read_epochs, read_rounds
+from ttt.swarm.averaging.fingerprint import distance
+from ttt.swarm.config.run_file import write_run_file
+from ttt.swarm.coordinator.checkpoints import CheckpointStore
+from ttt.swarm.peer.backup import load_backup
+from ttt.swarm.process.status import EpochRecord, read_epochs, read_rounds
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="hivemind is for Linux"),

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.swarm import LocalSwarm, tiny_run
-from ttt.swarm.checkpoints import CheckpointStore
-from ttt.swarm.history_reader import HistoryReader
+from ttt.swarm.coordinator.checkpoints import CheckpointStore
+from ttt.swarm.history.reader import HistoryReader
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="hivemind is for Linux"),

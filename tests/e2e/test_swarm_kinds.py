@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.swarm import FAST, LocalSwarm, Member, tiny_run
-from ttt.swarm.checkpoints import CheckpointStore
-from ttt.swarm.fingerprint import distance
-from ttt.swarm.status import RoundRecord, read_epochs, read_rounds
+from ttt.swarm.averaging.fingerprint import distance
+from ttt.swarm.coordinator.checkpoints import CheckpointStore
+from ttt.swarm.process.status import RoundRecord, read_epochs, read_rounds
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="hivemind is for Linux"),

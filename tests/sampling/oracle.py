@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from ttt.config import DalleConfig
+from ttt.linear import Int8Linear
 from ttt.model.dalle import Dalle
 from ttt.sampling.cache import Cache
-from ttt.sampling.crew import Crew
 from ttt.sampling.decode import decode_one_code, prefill
 from ttt.sampling.graph import Recorder
-from ttt.sampling.linear import Int8Linear
 from ttt.sampling.paint import Canvas, painting
 from ttt.sampling.params import SamplingParams
 from ttt.sampling.static import StaticStep
 from ttt.sampling.weights import DecoderWeights
+from ttt.workers import Crew
 
 needs_vnni = pytest.mark.skipif(
     not Int8Linear.works(), reason="NO 8-BIT PRODUCTS: this processor lacks VNNI, or torch oneDNN; they are not checked"

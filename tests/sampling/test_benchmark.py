@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import sampling, sampling_steps
-from benchmarks.sampling_floor import bandwidth, bytes_moved, products_alone
-from benchmarks.sampling_steps import Steps
+from benchmarks import sampling
+from benchmarks.sampling import steps as sampling_steps
+from benchmarks.sampling.floor import bandwidth, bytes_moved, products_alone
+from benchmarks.sampling.steps import Steps
 from tests.support.tiny import TINY_DALLE, tiny_dalle
 from ttt.errors import TTTError
 from ttt.sampling.decode import decode_one_code, prefill

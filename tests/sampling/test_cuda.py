@@ -8,9 +8,9 @@ import torch
 from tests.sampling.oracle import KINDS, config_of, painted, plain_logits, request
 from tests.support.tiny import tiny_dalle
 from ttt.config import PAPER
+from ttt.hardware import choose_device, choose_dtype
 from ttt.model.dalle import Dalle
 from ttt.sampling.decode import prefill
-from ttt.sampling.device import choose_device, choose_dtype
 from ttt.sampling.graph import Recorder, Run
 from ttt.sampling.params import SamplingParams
 from ttt.sampling.static import StaticStep

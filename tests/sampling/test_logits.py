@@ -19,9 +19,9 @@ from tests.sampling.oracle import (
     static_logits,
 )
 from tests.support.tiny import tiny_dalle
-from ttt.bundle import load_dalle_from
+from ttt.bundle.hub import find_bundle
+from ttt.bundle.weights import load_dalle_from
 from ttt.config import DEMO
-from ttt.hub import find_bundle
 from ttt.model.dalle import Dalle
 
 INT8 = pytest.param(torch.int8, marks=needs_vnni)

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from ttt.swarm.dht import start_dht
-from ttt.swarm.identity import load_identity
-from ttt.swarm.optimizer import Hooks, SwarmOptimizer
-from ttt.swarm.settings import AveragingSection
-from ttt.swarm.trainee import Trainee, names_of
+from ttt.swarm.averaging.optimizer import Hooks, SwarmOptimizer
+from ttt.swarm.averaging.trainee import Trainee, names_of
+from ttt.swarm.config.run_config import AveragingSection
+from ttt.swarm.dht.identity import load_identity
+from ttt.swarm.dht.node import start_dht
 from ttt.train.optimizer import Lamb, linear_schedule
 
 TIMES: dict[str, Any] = {"matchmaking_time": 2, "request_timeout": 1, "chunk_timeout": 1, "averaging_timeout": 4}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ttt.swarm.state import TrainingState
+from ttt.swarm.averaging.training_state import TrainingState
 
 
 def distance_of(a: TrainingState, b: TrainingState) -> float:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ttt.swarm.demand import Demand
-from ttt.ui.contribute_fake import ADDRESS
-from ttt.ui.contribute_form import Asked
-from ttt.ui.place import Gpu, Place
+from ttt.swarm.training.requirements import Demand
+from ttt.ui.contribute.fake import ADDRESS
+from ttt.ui.contribute.form import Asked
+from ttt.ui.contribute.host import Gpu, Place
 
 T4 = Place(gpu=Gpu("Tesla T4", 15 << 30, 14 << 30), gpus=1, cores=4, ram=16 << 30)
 CPU = Place(cores=2, ram=8 << 30)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.tiny import write_tiny_bundle
-from ttt.swarm.run_file import write_run_file
-from ttt.swarm.settings import RunSettings
-from ttt.swarm.status import STATUS_FILE, PeerStatus, read_status
+from ttt.swarm.config.run_config import RunSettings
+from ttt.swarm.config.run_file import write_run_file
+from ttt.swarm.process.status import STATUS_FILE, PeerStatus, read_status
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = {

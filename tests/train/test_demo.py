@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from ttt import SamplingParams, TextToImage
-from ttt.bundle import load_dalle_from, read_bundle
+from ttt.bundle.spec import read_bundle
+from ttt.bundle.weights import load_dalle_from
 from ttt.config import DEMO, DEMO_VQGAN
 from ttt.data.checker import judge
 from ttt.data.shapes import scene_is_held_out

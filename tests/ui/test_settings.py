@@ -9,7 +9,7 @@ import pytest
 
 from ttt.errors import BundleError
 from ttt.ui import settings
-from ttt.ui.models import sources
+from ttt.ui.generate.models import sources
 from ttt.ui.settings import Settings, read_settings
 
 
@@ -45,7 +45,7 @@ def test_a_wrong_precision_is_told(line: list[str], env: dict[str, str], capsys:
 
 
 def test_the_precisions_are_those_of_painting() -> None:
-    from ttt.sampling import device
+    from ttt import hardware as device
 
     assert ("auto", *device.DTYPES) == settings.DTYPES
     assert read_settings(["--dtype", "float32"], {"TTT_DTYPE": "int8"}).dtype == "float32"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from ttt.bundle import Bundle
+    from ttt.bundle.spec import Bundle
     from ttt.model.vqgan import Vqgan
 
 SHARD_SIZE = 10_000
@@ -70,7 +70,7 @@ def encode(
         return folder.finished
     import torch
 
-    from ttt.bundle import load_vqgan_from
+    from ttt.bundle.weights import load_vqgan_from
 
     vqgan = load_vqgan_from(bundle, device).to(memory_format=torch.channels_last)  # 1.4x faster on CPUs
     return _Run(images, folder, vqgan, settings, torch.device(device), report).to_the_end()

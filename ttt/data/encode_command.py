@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ttt.bundle.hub import find_bundle
 from ttt.data.encode import EncodeSettings, encode
 from ttt.data.image_table import find_images
 from ttt.data.manifest import Manifest
 from ttt.data.pictures import SKIPPED
-from ttt.hub import find_bundle
 
 if TYPE_CHECKING:
     import torch

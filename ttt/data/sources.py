@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ttt.bundle import Bundle
+from ttt.bundle.spec import Bundle
 from ttt.config import DalleConfig
 from ttt.errors import InvalidInput
 from ttt.tokenizer import TextTokenizer
@@ -35,7 +35,7 @@ def open_stream(
     """
     tokenize = TextTokenizer.from_file(parts.tokenizer_file, config.text_seq_len, parts.pad_id)
     if source == SCENES:
-        from ttt.bundle import load_vqgan_from
+        from ttt.bundle.weights import load_vqgan_from
         from ttt.data.scenes import SceneStream
 
         return SceneStream(vqgan or load_vqgan_from(parts), tokenize, batch_size, seed=seed, held_out=held_out)

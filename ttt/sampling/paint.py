@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from ttt.config import DalleConfig
+from ttt.linear import MIN_ROWS
 from ttt.sampling.cache import Cache, Prompt, slots_of
-from ttt.sampling.crew import Crew, Work
 from ttt.sampling.decode import check_finite, decode_one_code, pick, uniforms
 from ttt.sampling.graph import REHEARSALS, Recorder, Run, recorder_on
-from ttt.sampling.linear import MIN_ROWS
 from ttt.sampling.params import SamplingParams
 from ttt.sampling.static import StaticStep, prompt_slots, static_bytes_per_candidate
 from ttt.sampling.weights import DecoderWeights
+from ttt.workers import Crew, Work
 
 
 class Canvas:

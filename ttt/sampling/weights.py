@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ttt.config import AttentionKind, DalleConfig
+from ttt.linear import Int8Linear, PackedLinear
 from ttt.model.attention import Attention
 from ttt.model.dalle import Dalle
 from ttt.model.layers import FeedForward, Layer
 from ttt.model.rotary import rotary_tables, rotate
-from ttt.sampling.linear import Int8Linear, PackedLinear
 
 Linear = PackedLinear | Int8Linear
 

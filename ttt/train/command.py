@@ -12,7 +12,7 @@ from ttt.errors import InvalidInput
 from ttt.train.recipe import Recipe
 
 if TYPE_CHECKING:
-    from ttt.bundle import Bundle
+    from ttt.bundle.spec import Bundle
     from ttt.config import DalleConfig
 
 DEFAULTS = Recipe()
@@ -44,7 +44,7 @@ def train(
     evaluate_every: Annotated[int, typer.Option(help="Steps between records.", min=1)] = 500,
 ) -> None:
     """Train a model on this machine alone, without a swarm. OUT is a bundle from the first minute on."""
-    from ttt.hub import find_bundle
+    from ttt.bundle.hub import find_bundle
     from ttt.train.single import Training
     from ttt.train.single import train as run
 
@@ -73,7 +73,7 @@ def train(
 def _config(model: str, parts: Bundle) -> DalleConfig:
     if model == "same":
         return parts.dalle
+    from ttt.bundle.convert import read_dalle_config
     from ttt.config import PAPER
-    from ttt.convert import read_dalle_config
 
     return PAPER if model == "paper" else read_dalle_config(model)

@@ -18,8 +18,8 @@ import torch
 import typer
 from torch import Tensor
 
-from ttt.bundle import DEMO_FOLDER, Bundle, load_dalle_from, load_vqgan_from, read_bundle, write_bundle
-from ttt.bundle_io import load_strictly, read_safetensors
+from ttt.bundle.spec import DEMO_FOLDER, Bundle, read_bundle
+from ttt.bundle.weights import load_dalle_from, load_strictly, load_vqgan_from, read_safetensors, write_bundle
 from ttt.config import DEMO, DEMO_VQGAN
 from ttt.data.scenes import SceneStream
 from ttt.model.dalle import Dalle

@@ -13,8 +13,8 @@ import torch
 from calculator import Architecture, TrainingSetup, estimate
 from ttt.config import DalleConfig
 from ttt.errors import InvalidInput
+from ttt.memory import budget, is_out_of_memory
 from ttt.model.dalle import Dalle
-from ttt.sampling.memory import budget, is_out_of_memory
 from ttt.train.step import TrainingStep
 from ttt.types import Batch
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from ttt.bundle import CONFIG, Bundle, load_dalle_from, read_bundle
-from ttt.bundle_io import replace_dalle, write_bundle_like
+from ttt.bundle.spec import CONFIG, Bundle, read_bundle
+from ttt.bundle.weights import load_dalle_from, replace_dalle, write_bundle_like
 from ttt.config import DalleConfig
 from ttt.data.sources import SCENES, open_stream
 from ttt.errors import InvalidInput
+from ttt.hardware import choose_device
 from ttt.model.dalle import Dalle
-from ttt.sampling.device import choose_device
 from ttt.train.dalle import DalleTask
 from ttt.train.fit import Fit, fit, tried
 from ttt.train.loop import Loop

@@ -8,9 +8,9 @@ import gradio as gr
 
 SYSTEM_FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 MONO_FONT = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "static"
 STYLES = ("style.css", "dashboard.css", "contribute.css")
-SCRIPTS = ("page.js", "dashboard.js")
+SCRIPTS = ("generate.js", "dashboard.js")
 
 
 def theme() -> gr.themes.Base:

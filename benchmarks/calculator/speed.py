@@ -1,0 +1,66 @@
+"""CPU time of an estimate, and of all that the Memory tab shows: `python -m benchmarks.calculator.speed`.
+
+Prints a table and ends with one JSON line. Needs neither torch nor a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from calculator import PRESETS, CalculatorError, TrainingSetup, estimate
+from calculator.form import DEFAULTS, EXAMPLES
+from calculator.tab import show
+
+SETUPS = (
+    TrainingSetup(),
+    TrainingSetup(optimizer="adam8bit", precision="mixed-fp16", gradient_checkpointing=True),
+    TrainingSetup(zero_stage=3, gpus=8, precision="pure-bf16"),
+    TrainingSetup(adapter="lora", precision="mixed-bf16"),
+)
+
+
+def milliseconds(function: Callable[[], Any], rounds: int) -> float:
+    """CPU time of one call, the best of five times `rounds`."""
+    times = []
+    for _ in range(5):
+        started = time.process_time()
+        for _ in range(rounds):
+            function()
+        times.append((time.process_time() - started) / rounds)
+    return 1000 * min(times)
+
+
+def estimates() -> dict[str, float]:
+    found = {}
+    for name in PRESETS:
+        for number, setup in enumerate(SETUPS):
+            try:
+                estimate(name, setup)
+            except CalculatorError:  # a combination that this model cannot have
+                continue
+            found[f"{name} {number}"] = milliseconds(lambda name=name, setup=setup: estimate(name, setup), 10)  # type: ignore[misc]
+    return found
+
+
+def answers() -> dict[str, float]:
+    forms = {**EXAMPLES, **{name: {"model": name, "gpu": "T4"} for name in PRESETS}}
+    return {name: milliseconds(lambda form=form: show({**DEFAULTS, **form}, ""), 1) for name, form in forms.items()}  # type: ignore[misc]
+
+
+def main() -> None:
+    one, all_shown = estimates(), answers()
+    for title, found in (("one estimate", one), ("an answer of the tab", all_shown)):
+        worst = max(found, key=lambda name: found[name])
+        print(f"{title}: median {statistics.median(found.values()):.2f} ms, worst {found[worst]:.2f} ms ({worst})")
+    print(json.dumps({
+        "benchmark": "calculator_speed", "estimate_ms": statistics.median(one.values()),
+        "worst_estimate_ms": max(one.values()), "worst_answer_ms": max(all_shown.values()),
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

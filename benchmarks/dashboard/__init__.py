@@ -1,0 +1,1 @@
+"""The Dashboard with many peers and steps."""

@@ -1,0 +1,177 @@
+"""What a refresh of the dashboard costs: bytes and milliseconds, for a run of 100 peers and 30,000 epochs.
+
+    python -m benchmarks.dashboard [--peers 100] [--epochs 30000] [--every 20] [--runs 20]
+
+Writes a history of that size as the monitor would, point by point, then refreshes it as a page does: all curves,
+progress, leaderboard, checkpoints and pictures. The reference is the page that reads and sends every row. Then the
+tab itself is served, and asked over HTTP as a browser asks it (`page_*`). Prints a table and ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from sqlalchemy import select
+
+from benchmarks.dashboard import page as dashboard_page
+from ttt.swarm.history import schema as history_tables
+from ttt.swarm.history import summary
+from ttt.swarm.history.reader import HistoryReader
+from ttt.swarm.history.types import Checkpoint, Event, Now, Peer, Picture, Point
+from ttt.swarm.history.writer import History
+
+START, BATCH = 1_760_000_000.0, 4096
+PROMPTS = ("a red circle", "a blue square above a green triangle", "a yellow star", "two white circles")
+SERIES: tuple[summary.Series, ...] = ("loss", "peers", "samples_per_second", "learning_rate")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peers", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=30_000)
+    parser.add_argument("--every", type=float, default=20.0, help="seconds between two points, one an epoch")
+    parser.add_argument("--runs", type=int, default=20)
+    wanted = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "history.sqlite"
+        with History(path, "benchmark", target_batch_size=BATCH) as history:
+            figures = _fill(history, wanted)
+            figures |= _measure(history, path, wanted)
+            figures |= dashboard_page.measure(history, path.parent, wanted.runs, _next_point(wanted))
+    for name, value in figures.items():
+        print(f"{name:32} {value:>14,.2f}")
+    setting = {
+        "peers": wanted.peers,
+        "epochs": wanted.epochs,
+        "every_s": wanted.every,
+        "python": platform.python_version(),
+    }
+    print(
+        json.dumps({"benchmark": "dashboard", **setting, **{name: round(value, 3) for name, value in figures.items()}})
+    )
+    return 0
+
+
+def _fill(history: History, wanted: argparse.Namespace) -> dict[str, float]:
+    rng, took = random.Random(0), []
+    for epoch in range(wanted.epochs):
+        at = START + wanted.every * epoch
+        loss = 9 / (1 + epoch / 3000) + rng.gauss(0, 0.05)
+        point = Point(at, epoch, epoch * BATCH, loss, loss - 0.1, loss + 0.1, wanted.peers, BATCH / wanted.every, 1e-3)
+        began = time.perf_counter()
+        history.add_points([point])
+        if epoch % 100 == 0:
+            history.credit([_peer(i, epoch, at) for i in range(wanted.peers)], time=at)
+        if epoch % 300 == 0:
+            _checkpoint(history, epoch, at)
+        took.append(time.perf_counter() - began)
+    history.set_now(Now(at, wanted.epochs, 2000, BATCH, wanted.peers, 2, BATCH / wanted.every, 1.0, 1e-3))
+    return {"write_median_ms": 1000 * statistics.median(took), "write_slowest_ms": 1000 * max(took)}
+
+
+def _peer(index: int, epoch: int, at: float) -> Peer:
+    samples, seconds = 40.0 * epoch * (index + 1) / 50, 15.0 * epoch
+    name, device = f"volunteer {index}", "NVIDIA A100 40 GB"
+    cursor = json.dumps({"started": 1.0, "time": at, "samples_total": int(samples), "seconds_total": seconds})
+    return Peer(
+        f"Qm{index:044d}", name, device, START, at, epoch, samples, seconds, samples, seconds, 2.0, False, False, cursor
+    )
+
+
+def _checkpoint(history: History, epoch: int, at: float) -> None:
+    history.add_checkpoint(Checkpoint(at, epoch, epoch * BATCH, 3.0, f"checkpoints/{epoch}", "ab" * 32))
+    history.add_event(Event(at, "problem", "", f"step {epoch}"))
+    for number, prompt in enumerate(PROMPTS):
+        history.add_picture(Picture(at, epoch, prompt, f"pictures/{epoch}-{number}.jpg"))
+
+
+def _measure(history: History, path: Path, wanted: argparse.Namespace) -> dict[str, float]:
+    at = START + wanted.every * wanted.epochs
+    figures = {"file_bytes": float(path.stat().st_size)}
+    with HistoryReader(path) as reader:
+        figures["points_kept"] = float(reader.about().points)
+        began = time.perf_counter()
+        shown = _refresh(reader, at)
+        figures["first_refresh_ms"] = 1000 * (time.perf_counter() - began)
+        figures["refresh_bytes"] = float(len(shown))
+
+        def after_a_new_point() -> None:
+            history.add_points([Point(at, wanted.epochs, wanted.epochs * BATCH, 1.0, 0.9, 1.1, 100, 200.0, 1e-3)])
+
+        figures["refresh_ms"] = _median_ms(lambda: _refresh(reader, at), wanted.runs, after_a_new_point)
+        status = json.dumps(summary.swarm_status(reader, at=at))
+        figures["status_bytes"] = float(len(status))
+        figures["status_ms"] = _median_ms(lambda: summary.swarm_status(reader, at=at), wanted.runs)
+        figures["leaderboard_ms"] = _median_ms(lambda: summary.leaderboard(reader, at=at), wanted.runs)
+        figures["every_row_bytes"] = float(len(_every_row(reader)))
+        figures["every_row_ms"] = _median_ms(lambda: _every_row(reader), 3)
+    figures["times_faster"] = figures["every_row_ms"] / figures["refresh_ms"]
+    figures["times_smaller"] = figures["every_row_bytes"] / figures["refresh_bytes"]
+    return figures
+
+
+def _refresh(reader: HistoryReader, at: float) -> str:
+    """Everything that the page shows, as JSON."""
+    return json.dumps(
+        {
+            "curves": [asdict(summary.curve(reader, series, points=300)) for series in SERIES],
+            "over_samples": asdict(summary.curve(reader, "loss", over="samples", points=300)),
+            "progress": asdict(state) if (state := summary.progress(reader, at=at)) else None,
+            "leaderboard": [asdict(place) for place in summary.leaderboard(reader, at=at)],
+            "checkpoints": [asdict(one) for one in summary.checkpoints(reader, limit=20)],
+            "pictures": {p: [asdict(one) for one in several] for p, several in summary.pictures(reader).items()},
+        }
+    )
+
+
+def _every_row(reader: HistoryReader) -> str:
+    """What a page without a summary would read and send."""
+    with history_tables.open_file(reader.path, write=False).connect() as connection:
+        rows = [
+            [list(row) for row in connection.execute(select(table))]
+            for table in (
+                history_tables.points,
+                history_tables.peers,
+                history_tables.checkpoints,
+                history_tables.pictures,
+            )
+        ]
+    return json.dumps(rows)
+
+
+def _next_point(wanted: argparse.Namespace) -> Callable[[History], None]:
+    """What a monitor writes each time it looked."""
+    counted = itertools.count(1)
+
+    def write(history: History) -> None:
+        later = next(counted)
+        at, epoch = START + wanted.every * (wanted.epochs + later), wanted.epochs + later
+        history.add_points([Point(at, epoch, epoch * BATCH, 1.0, 0.9, 1.1, wanted.peers, BATCH / wanted.every, 1e-3)])
+        history.credit([_peer(i, epoch, at) for i in range(wanted.peers)], time=at)
+        history.set_now(Now(at, epoch, 2000, BATCH, wanted.peers, 2, BATCH / wanted.every, 1.0, 1e-3))
+
+    return write
+
+
+def _median_ms(work: Callable[[], object], runs: int, before: Callable[[], None] = lambda: None) -> float:
+    took = []
+    for _ in range(runs):
+        before()
+        began = time.perf_counter()
+        work()
+        took.append(time.perf_counter() - began)
+    return 1000 * statistics.median(took)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,296 @@
+"""Speed and memory of painting, next to what the hardware allows: `python -m benchmarks.sampling --size paper`.
+
+Prints a table and ends with one JSON line. Weights are random, so nothing is downloaded. A step is one code of every
+candidate: decode_one_code and pick. Its floor is the time of the products with the weights alone, at the same shapes,
+precision and threads; the first ratio is to it, the second to the time that the memory needs. Everything is measured
+in turns, round by round, so that noise hits all of it: our step, its floor, and with `--reference` the cached step of
+dalle-pytorch 1.6.6 (float32) half-way through the picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.sampling.end_to_end import end_to_end
+from benchmarks.sampling.floor import bandwidth, bytes_moved, clock, products_of
+from benchmarks.sampling.peers import Peer
+from benchmarks.sampling.steps import Steps
+from ttt.config import DEMO, DEMO_VQGAN, PAPER, PAPER_VQGAN, DalleConfig
+from ttt.errors import TTTError
+from ttt.hardware import choose_device, choose_dtype, flop_per_code, is_small
+from ttt.memory import available
+from ttt.model.dalle import Dalle
+from ttt.sampling.cache import Prompt, bytes_per_candidate
+from ttt.sampling.decode import prefill
+from ttt.sampling.params import SamplingParams, allowed
+from ttt.sampling.weights import DecoderWeights, cache_dtype
+from ttt.workers import Crew, Work
+
+SIZES = {"demo": (DEMO, DEMO_VQGAN), "paper": (PAPER, PAPER_VQGAN)}
+
+
+def main() -> None:
+    options = _options()
+    config, device, dtype = SIZES[options.size][0], options.device, options.dtype
+    report: dict[str, Any] = {
+        "benchmark": "sampling", "size": options.size, "device": _name(device), "threads": torch.get_num_threads(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "cache_mb_per_candidate": bytes_per_candidate(config, cache_dtype(dtype)) / 1e6,
+        "cache_mb_per_candidate_16_bit": bytes_per_candidate(config, torch.bfloat16) / 1e6,
+        "bandwidth_gb_s": bandwidth(device) / 1e9,
+    }  # fmt: skip
+    print(f"{options.size}, {report['device']}, {report['dtype']}, {report['threads']} threads")
+    try:
+        _measure(options, report)
+    except (TTTError, SystemExit) as error:
+        report["error"] = str(error)
+        print(error, file=sys.stderr)
+    finally:  # what was measured is not lost
+        report["peak_mb"] = peak_mb(device)
+        print(
+            f"caches {report['cache_mb_per_candidate']:.2f} MB a candidate "
+            f"({report['cache_mb_per_candidate_16_bit']:.2f} MB in 16 bits), peak memory {report['peak_mb']:.0f} MB"
+        )
+        print(json.dumps(report))
+    if "error" in report:
+        sys.exit(1)
+
+
+def _measure(options: argparse.Namespace, report: dict[str, Any]) -> None:
+    (config, vqgan), device, dtype = SIZES[options.size], options.device, options.dtype
+    if options.batches:
+        weights, text = _weights(config, device, dtype)
+        peer = _reference(config, device, report) if options.reference else None
+        report["prefill"], prompt = _prefill(weights, text, options.rounds, peer)
+        report["steps"] = []
+        for row in _steps(weights, prompt, options, peer, report["bandwidth_gb_s"] * 1e9):
+            report["steps"].append(row)
+        if peer:
+            peer.close()
+            report["best"] = _best(report["steps"])
+        del weights, prompt
+    if options.min_dalle:
+        report["min_dalle"] = _min_dalle(report["threads"], options.rounds)
+    if options.end_to_end:
+        report["end_to_end"] = end_to_end(config, vqgan, device, dtype, options.params)
+
+
+def _reference(config: DalleConfig, device: torch.device, report: dict[str, Any]) -> Peer | None:
+    """On the same GPU as ours, or on the CPU."""
+    where = str(device) if device.type == "cuda" else "cpu"
+    peer = Peer("dalle-pytorch", config.to_dict(), report["threads"], where)
+    report["reference_device"] = peer.device
+    if peer.device is None:
+        peer.close()
+        print("dalle-pytorch was not measured on the GPU: the torch of its environment has no CUDA")
+        return None
+    return peer
+
+
+def _options() -> argparse.Namespace:
+    """With `device` and `dtype` as they will be, and `params` of the request end to end."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, default="demo")
+    parser.add_argument(
+        "--batches", type=_from_1, nargs="*", default=[1, 8, 32, 128], help="none: only what else is asked"
+    )
+    parser.add_argument("--rounds", type=_from_1, default=2, help="turns of each measurement")
+    parser.add_argument("--steps", type=_from_1, default=4, help="steps a round, spread over the picture")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16 or int8")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--gpu", action="store_true", help="the same on a GPU; an error where there is none")
+    parser.add_argument(
+        "--reference", action="store_true", help="dalle-pytorch 1.6.6 beside ours, in turns, on the GPU too"
+    )
+    parser.add_argument("--reference-batches", type=_from_1, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--min-dalle", action="store_true", help="a step of min-dalle (DALL-E Mini), by itself")
+    parser.add_argument("--end-to-end", action="store_true", help="also codes, images and scores of one request")
+    parser.add_argument(
+        "--candidates", type=_from_1, default=128, help=f"of the request end to end: {allowed('candidates')}"
+    )
+    options = parser.parse_args()
+    try:
+        options.params = SamplingParams(candidates=options.candidates)
+        options.device = choose_device("cuda" if options.gpu else options.device, options.dtype)
+        options.dtype = choose_dtype(options.dtype, options.device, SIZES[options.size][0])
+    except TTTError as error:
+        parser.error(str(error))
+    return options
+
+
+def _from_1(text: str) -> int:
+    value = int(text) if text.isdecimal() and len(text) < 10 else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a whole number from 1")
+    return value
+
+
+def _weights(config: DalleConfig, device: torch.device, dtype: torch.dtype) -> tuple[DecoderWeights, torch.Tensor]:
+    torch.manual_seed(0)
+    text = torch.randint(1, config.num_text_tokens, (1, config.text_seq_len), device=device)
+    return DecoderWeights(Dalle(config).eval().to(device), dtype), text
+
+
+def _prefill(
+    weights: DecoderWeights, text: torch.Tensor, rounds: int, peer: Peer | None
+) -> tuple[dict[str, float], Prompt]:
+    """Of one prompt, as a request does it, and its products alone; the first round warms up."""
+    cores = 1 if is_small(weights.config) else None
+    prompts: list[Prompt] = []
+    products: list[Callable[[], None]] = []
+    ours, floors, theirs = [], [], []
+
+    def read(piece: range, crew: Crew) -> None:
+        prompts[:] = [prefill(weights, text)]
+
+    def multiply(piece: range, crew: Crew) -> None:
+        if not products:
+            products.append(products_of(weights, weights.config.text_len, logit_rows=1))
+        floors.append(_timed(products[0], weights))
+
+    def run(work: Work) -> None:
+        for _ in Crew(1, 1, work, weights.device, cores=cores).run():
+            pass
+
+    for i in range(rounds + 1):
+        seconds = _timed(partial(run, read), weights)
+        run(multiply)
+        answer = peer.ask(do="prefill") if peer else {"seconds": 0.0}
+        if i:
+            ours.append(seconds)
+            theirs.append(answer["seconds"])
+    report = {"seconds": statistics.median(ours), "floor_s": statistics.median(floors[1:])}
+    report["ratio"] = report["seconds"] / report["floor_s"]
+    text_flop = flop_per_code(weights.config) * text.shape[1]
+    line = (
+        f"prefill {report['seconds'] * 1e3:.1f} ms ({text_flop / report['seconds'] / 1e9:.0f} GFLOP/s), "
+        f"products {report['floor_s'] * 1e3:.1f} ms, ratio {report['ratio']:.2f}"
+    )
+    if peer:
+        report |= {
+            "reference_s": statistics.median(theirs),
+            "times_faster": statistics.median(theirs) / report["seconds"],
+        }
+        line += f"; dalle-pytorch {report['reference_s'] * 1e3:.0f} ms, {report['times_faster']:.1f} times as long"
+    print(line, flush=True)
+    return report, prompts[0]
+
+
+def _steps(
+    weights: DecoderWeights, prompt: Prompt, options: argparse.Namespace, peer: Peer | None, bytes_s: float
+) -> Iterator[dict[str, Any]]:
+    print(
+        f"{'batch':>6} {'step ms':>9} {'products':>9} {'ratio':>6} {'(CPU)':>6} {'bytes ms':>9} {'ratio':>6} "
+        f"{'GFLOP/s':>8} {'candidates/s':>13} {'reference ms':>13} {'times':>6} {'(CPU)':>6}"
+    )
+    for b in options.batches:
+        ours, asks = Steps(weights, prompt, b), b in options.reference_batches and _fits(peer, weights.config, b)
+        theirs: list[dict[str, float]] = []
+        if peer and asks:
+            peer.ask(do="ready", batch=b)
+            peer.ask(do="step")
+        for _ in range(options.rounds):
+            ours.run(options.steps)
+            if not ours.fits:
+                break
+            if peer and asks:
+                theirs.append(peer.ask(do="step"))
+        if peer and asks:
+            peer.ask(do="ready", batch=1)  # lets go of its caches
+        row = ours.row()
+        if not ours.fits:
+            print(f"batch {b} does not fit", flush=True)
+            yield row
+            continue
+        row["bytes_s"] = bytes_moved(weights, prompt, b) / bytes_s
+        row["bytes_ratio"] = row["step_s"] / row["bytes_s"]
+        row["gflop_s"] = b * flop_per_code(weights.config) / row["step_s"] / 1e9
+        if theirs:
+            row["reference_s"] = statistics.median(t["seconds"] for t in theirs)
+            row["times_faster"] = row["reference_s"] / row["step_s"]
+            if ours.cpu_is_known:
+                our_cpu = row["step_cpu_s"] * ours.threads
+                row["times_faster_cpu"] = statistics.median(t["cpu"] for t in theirs) / our_cpu
+        _print_row(row)
+        yield row
+
+
+def _print_row(row: dict[str, Any]) -> None:
+    line = (
+        f"{row['batch']:>6} {row['step_s'] * 1e3:>9.2f} {row['floor_s'] * 1e3:>9.2f} {row['ratio']:>6.2f} "
+        f"{_or_dash(row, 'ratio_cpu', 2)} {row['bytes_s'] * 1e3:>9.2f} {row['bytes_ratio']:>6.2f} "
+        f"{row['gflop_s']:>8.0f} {row['candidates_s']:>13.4f}"
+    )
+    if "reference_s" in row:
+        line += f" {row['reference_s'] * 1e3:>13.0f} {row['times_faster']:>6.1f} {_or_dash(row, 'times_faster_cpu', 1)}"
+    if "loop_s" in row:
+        line += f"  without graphs {row['loop_s'] * 1e3:.2f} ms"
+    print(line, flush=True)
+
+
+def _or_dash(row: dict[str, Any], name: str, digits: int) -> str:
+    return f"{row[name]:>6.{digits}f}" if name in row else f"{'-':>6}"
+
+
+def _fits(peer: Peer | None, config: DalleConfig, b: int) -> bool:
+    """Whether the reference's caches of half a picture fit, twice: a step makes new ones beside the old."""
+    keys = config.text_len + config.image_seq_len // 2
+    needed = int(1.2 * b * keys * config.depth * 2 * config.heads * config.dim_head * 4)
+    there = available(torch.device(peer.device if peer and peer.device else "cpu"))
+    if peer and needed > there:
+        print(f"reference at batch {b}: needs {needed / 1e9:.1f} GB, {there / 1e9:.1f} GB are free; not measured")
+    return needed <= there
+
+
+def _best(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Candidates a second of each side's best batch."""
+    known = [row for row in rows if "reference_s" in row]
+    if not known:
+        return {}
+    ours = max(row["candidates_s"] for row in rows if "candidates_s" in row)
+    # Of a row, both sides paint as many codes a candidate.
+    theirs = max(row["candidates_s"] * row["step_s"] / row["reference_s"] for row in known)
+    print(f"best batch: {ours:.4f} candidates/s, dalle-pytorch {theirs:.5f}: {ours / theirs:.1f} times as many")
+    return {"candidates_s": ours, "reference_candidates_s": theirs, "times_faster": ours / theirs}
+
+
+def _min_dalle(threads: int, rounds: int) -> dict[str, float]:
+    """Seconds a code of a candidate. A picture of min-dalle has 256 codes; guidance doubles its rows."""
+    peer, found = Peer("min-dalle", {}, threads), {}
+    for b in (1, 9):
+        peer.ask(do="ready", batch=b)
+        peer.ask(do="step")
+        found[f"code_s_{b}"] = statistics.median(peer.ask(do="step")["seconds"] for _ in range(2 * rounds)) / b
+        print(f"min-dalle (Mini, float32), batch {b}: {found[f'code_s_{b}'] * 1e3:.1f} ms a code and candidate")
+    peer.close()
+    return found
+
+
+def _timed(function: Callable[[], object], weights: DecoderWeights) -> float:
+    start = clock(weights.device)
+    function()
+    return clock(weights.device) - start
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def peak_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Real swarms on one machine: agreement, failures and costs."""

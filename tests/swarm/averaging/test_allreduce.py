@@ -1,0 +1,177 @@
+"""The checked reducer by itself: what it leaves out, and that nobody waits for what was left out."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sys
+from collections.abc import Sequence
+
+import pytest
+
+if sys.platform != "linux":
+    pytest.skip("hivemind is for Linux alone", allow_module_level=True)
+
+import torch
+from hivemind.averaging.partition import BannedException
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.support.waiting import run_async
+from ttt.swarm.averaging.allreduce import Aggregator, CheckedContainer, CheckedReducer, Findings, WeightedMean, misfit
+
+Sent = list[tuple[Tensor, float]]
+GOOD = [(torch.tensor([1.0, 2.0]), 3.0), (torch.tensor([5.0, 4.0]), 1.0)]
+AVERAGE = torch.tensor([2.0, 2.5])
+
+
+def reduce(
+    parts: Sequence[Sent], *, max_weight: float = 100.0, aggregator: Aggregator | None = None, shape: int = 2
+) -> tuple[list[Tensor], Findings]:
+    """parts: for each part, what each sender sends. Returns the averages as the first sender gets them."""
+    findings = Findings()
+
+    async def everybody() -> list[Tensor]:
+        own = [torch.zeros(shape) for _ in parts]
+        senders = [f"peer {index}" for index in range(len(parts[0]))]
+        reducer = CheckedReducer(
+            own, senders, max_weight=max_weight, aggregator=aggregator or WeightedMean(), findings=findings
+        )
+
+        async def send(index: int) -> list[Tensor]:
+            return [
+                await reducer.accumulate_part(index, number, part[index][0], weight=part[index][1])
+                for number, part in enumerate(parts)
+            ]
+
+        answers = await asyncio.wait_for(asyncio.gather(*(send(i) for i in range(len(senders)))), 10)
+        return answers[0]
+
+    return run_async(everybody()), findings
+
+
+def test_the_mean_is_weighted_by_samples() -> None:
+    averages, findings = reduce([GOOD, GOOD])
+    assert all(torch.allclose(average, AVERAGE) for average in averages)
+    assert findings.weights == {"peer 0": 3.0, "peer 1": 1.0} and not findings.bad_parts
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ((torch.tensor([1.0, math.nan]), 1.0), "it holds NaN or infinity"),
+        ((torch.tensor([1.0, math.inf]), 1.0), "it holds NaN or infinity"),
+        ((torch.tensor([1.0]), 1.0), "its shape is not [2]"),
+        ((torch.tensor([[1.0, 2.0]]), 1.0), "its shape is not [2]"),
+        ((torch.tensor([1.0, 2.0], dtype=torch.float64), 1.0), "its type is not torch.float32"),
+        ((torch.tensor([1, 2]), 1.0), "its type is not torch.float32"),
+        ((torch.tensor([1.0, 2.0]), 1e9), "its weight is above 100, all that one peer can have computed"),
+        ((torch.tensor([1.0, 2.0]), -1.0), "its weight is no positive number"),
+        ((torch.tensor([1.0, 2.0]), math.nan), "its weight is no positive number"),
+        ((torch.tensor([1.0, 2.0]), math.inf), "its weight is no positive number"),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_bad_part_is_left_out_and_told(bad: tuple[Tensor, float], reason: str, place: int) -> None:
+    part = [*GOOD]
+    part.insert(place, bad)
+    averages, findings = reduce([part, part])
+    assert all(torch.allclose(average, AVERAGE) for average in averages)
+    assert dict(findings.bad_parts) == {(f"peer {place}", reason): 2}
+    assert sorted(findings.weights.values()) == [1.0, 3.0]
+
+
+def test_one_bad_part_does_not_spoil_the_senders_others() -> None:
+    bad = [GOOD[0], (torch.full((2,), math.nan), 1.0)]
+    averages, findings = reduce([GOOD, bad, GOOD])
+    assert torch.allclose(averages[1], GOOD[0][0])
+    assert torch.allclose(averages[0], AVERAGE) and torch.allclose(averages[2], AVERAGE)
+    assert sum(findings.bad_parts.values()) == 1
+
+
+def test_weights_of_zero_divide_nothing_by_zero() -> None:
+    tagging_along = [(part, 0.0) for part, _ in GOOD]
+    averages, findings = reduce([tagging_along])
+    assert torch.allclose(averages[0], torch.tensor([3.0, 3.0]))
+    assert findings.weights == {"peer 0": 0.0, "peer 1": 0.0}
+    (average,), _ = reduce([[GOOD[0], (torch.tensor([9.0, 9.0]), 0.0)]])
+    assert torch.allclose(average, GOOD[0][0])
+
+
+def test_where_nothing_can_be_used_the_average_is_zero() -> None:
+    (average,), _ = reduce([[(torch.full((2,), math.nan), 1.0), (torch.zeros(3), 1.0)]])
+    assert average.tolist() == [0.0, 0.0]
+
+
+def test_a_sender_that_goes_away_is_not_waited_for() -> None:
+    async def everybody() -> Tensor:
+        reducer = CheckedReducer(
+            [torch.zeros(2)], ["a", "b"], max_weight=9.0, aggregator=WeightedMean(), findings=Findings()
+        )
+        waiting = asyncio.create_task(reducer.accumulate_part(0, 0, GOOD[0][0], weight=3.0))
+        await asyncio.sleep(0)
+        reducer.on_sender_failed(1)
+        with pytest.raises(BannedException):
+            await reducer.accumulate_part(1, 0, GOOD[1][0], weight=1.0)
+        return await asyncio.wait_for(waiting, 5)
+
+    assert torch.allclose(run_async(everybody()), GOOD[0][0])
+
+
+def test_another_aggregator_decides() -> None:
+    class Median(Aggregator):
+        def aggregate(self, parts: Sequence[Tensor], weights: Sequence[float], senders: Sequence[str]) -> Tensor:
+            assert all(weight > 0 for weight in weights) and len(parts) == len(senders)
+            return torch.stack(list(parts)).median(dim=0).values
+
+    liar = (torch.tensor([1e30, -1e30]), 50.0)
+    (average,), _ = reduce([[*GOOD, liar, GOOD[0], GOOD[0]]], aggregator=Median())
+    assert average.tolist() == [1.0, 2.0]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.floats(width=32), min_size=1, max_size=3),
+            st.floats(),
+            st.sampled_from([torch.float32, torch.int8]),
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_whatever_comes_the_average_is_finite_and_of_the_right_shape(sent: list) -> None:
+    parts = []
+    for values, weight, dtype in sent:
+        tensor = torch.tensor(values)
+        parts.append((tensor if dtype == torch.float32 else tensor.nan_to_num(0, 1, 1).clamp(-9, 9).to(dtype), weight))
+    (average,), findings = reduce([parts])
+    assert misfit(average, [2], torch.float32) == ""
+    good = [(t, w) for t, w in parts if not misfit(t, [2], torch.float32) and 0 <= w <= 100]
+    assert len(findings.weights) == len(good)
+    if good:
+        stacked = torch.stack([t for t, _ in good])
+        slack = 1e-5 * stacked.abs().max() + 1e-30
+        assert bool((average >= stacked.min(dim=0).values - slack).all())
+        assert bool((average <= stacked.max(dim=0).values + slack).all())
+
+
+@pytest.mark.parametrize(
+    "answer", [torch.full((4,), math.nan), torch.zeros(3), torch.zeros(4, dtype=torch.float64), torch.zeros(2, 2)]
+)
+def test_an_average_that_does_not_fit_leaves_what_we_had(answer: Tensor) -> None:
+    async def collect() -> tuple[list[Tensor], int, Findings]:
+        findings = Findings()
+        container = CheckedContainer(
+            [torch.arange(8.0)], (0.5, 0.5), part_size_bytes=16, return_deltas=True, peers=["me", "eve"],
+            findings=findings,
+        )  # fmt: skip
+        container.register_processed_part(0, 0, torch.ones(4))
+        container.register_processed_part(1, 0, answer)
+        deltas = [delta async for delta in container.iterate_output_tensors()]
+        return deltas, container.failed_size, findings
+
+    deltas, failed, findings = run_async(collect())
+    assert deltas[0].tolist() == [1.0] * 4 + [0.0] * 4
+    assert failed == 4 and {peer for peer, _ in findings.bad_results} == {"eve"}

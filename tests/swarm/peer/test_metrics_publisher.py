@@ -1,0 +1,137 @@
+"""A peer's word about itself: within a record's range whatever the clock and the loss do, and again after a failure."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+if sys.platform != "linux":
+    pytest.skip("hivemind is for Linux alone", allow_module_level=True)
+
+from hivemind.utils.crypto import RSAPrivateKey
+
+from tests.swarm.peers import ID
+from ttt.swarm.dht.records import owner_of, parse
+from ttt.swarm.dht.validation import StrictSignatures
+from ttt.swarm.peer import metrics_publisher as module
+from ttt.swarm.peer.metrics_publisher import Publisher
+from ttt.swarm.process.reporter import Reporter
+from ttt.swarm.process.status import RoundRecord
+
+
+class Clocks:
+    """The wall clock, which somebody may set, and the one that nobody can."""
+
+    def __init__(self) -> None:
+        self.wall, self.steady = 1_000_000.0, 50.0
+
+    def pass_(self, seconds: float) -> None:
+        self.wall, self.steady = self.wall + seconds, self.steady + seconds
+
+    def time(self) -> float:
+        return self.wall
+
+    def monotonic(self) -> float:
+        return self.steady
+
+
+@pytest.fixture
+def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
+    clocks = Clocks()
+    monkeypatch.setattr(module, "time", SimpleNamespace(time=clocks.time, monotonic=clocks.monotonic))
+    return clocks
+
+
+@pytest.fixture
+def reporter(tmp_path: Path) -> Iterator[Reporter]:
+    reporter = Reporter(tmp_path, name="Ada", peer_id=ID["ada"])
+    yield reporter
+    reporter.close("stopped")
+
+
+def silent(reporter: Reporter) -> Publisher:
+    """One that publishes only when it is told to, and has no network."""
+    publisher = Publisher(reporter, None, "cats-g0", None, 3600.0, micro_batch=4)
+    publisher._started = module.time.time()
+    return publisher
+
+
+def averaged(**values: Any) -> RoundRecord:
+    base = {"kind": "gradients", "epoch": 1, "time": 1.0, "seconds": 2.0, "group_size": 2, "received": 1.0,
+            "gathered": 1.0, "sent_bytes": 1, "received_bytes": 1}  # fmt: skip
+    return RoundRecord.model_validate({**base, **values})
+
+
+def test_a_clock_that_was_set_back_makes_no_record_impossible(clocks: Clocks, reporter: Reporter) -> None:
+    publisher = silent(reporter)
+    publisher.computed(8, 2.0, 1.5)
+    clocks.pass_(20)
+    first = publisher._record()
+    assert (first.interval, first.samples, first.samples_total, first.samples_per_second) == (20, 8, 8, 0.4)
+    clocks.pass_(20)
+    clocks.wall -= 3600
+    publisher.computed(4, 3.0, 1.0)
+    second = publisher._record()
+    assert (second.interval, second.samples, second.loss) == (20, 4, 3.0)
+    assert second.started <= second.time < first.started, "others would take it for one from the future"
+    assert (second.samples_total, second.compute_seconds_total) == (4, 1.0), "as of a new process"
+    clocks.pass_(20)
+    publisher.computed(4, 3.0, 1.0)
+    third = publisher._record()
+    assert (third.started, third.samples_total) == (second.started, 8)
+    publisher.close()
+
+
+@pytest.mark.parametrize(("loss", "told"), [(3e7, 1e6), (-1e300, -1e6), (1e308, 1e6), (float("nan"), None)])
+def test_a_loss_of_any_size_is_told_as_far_as_it_can_be(
+    clocks: Clocks, reporter: Reporter, loss: float, told: float | None
+) -> None:
+    publisher = silent(reporter)
+    publisher.computed(8, loss, 1.0)
+    publisher.computed(8, loss, 1.0)
+    record = publisher._record()
+    assert (record.loss, record.loss_count, record.samples) == (told, 16 if told is not None else 0, 16)
+    publisher.close()
+
+
+def test_rounds_beyond_the_range_are_cut(clocks: Clocks, reporter: Reporter) -> None:
+    publisher = silent(reporter)
+    reporter.update(learning_rate=float("nan"), epoch=3)
+    publisher.averaged([averaged(seconds=-3600.0, group_size=10**6, received=1.0000001, weights={ID["bob"]: 1e300})])
+    publisher.averaged([averaged(seconds=-3600.0, group_size=10**6, received=1.0000001, weights={ID["bob"]: 7.0})])
+    record = publisher._record()
+    assert (record.averaging_seconds, record.group_size, record.share_received) == (0, 4096, 1)
+    assert record.learning_rate is None and record.epoch == 3
+    assert list(record.seen.values()) == [7.0]
+    publisher.close()
+
+
+def test_a_report_that_fails_is_told_and_the_next_one_is_tried(tmp_path: Path) -> None:
+    signer = StrictSignatures(RSAPrivateKey())
+    reporter = Reporter(tmp_path, peer_id=owner_of(signer.local_public_key))
+    stored: list[Any] = []
+
+    class Network:
+        """Breaks the first time."""
+
+        def store(self, key: str, value: Any, **_: Any) -> Any:
+            stored.append(value)
+            if len(stored) == 1:
+                raise BrokenPipeError("the network is gone")
+            return SimpleNamespace(result=lambda timeout: True, cancel=lambda: None)
+
+    publisher = Publisher(reporter, Network(), "cats-g0", signer, 0.05)
+    deadline = time.monotonic() + 20
+    while len(stored) < 2:
+        assert time.monotonic() < deadline, "the thread has ended"
+        time.sleep(0.02)
+    publisher.close()
+    assert any("report was not sent: the network is gone" in text for text in reporter.status.problems)
+    assert parse(signer.local_public_key, stored[-1], time.time()).peer_id == reporter.status.peer_id
+    reporter.close("stopped")

@@ -1,0 +1,126 @@
+"""Devices and precisions: chosen by what is there and by measuring."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.sampling.oracle import needs_vnni
+from ttt import hardware as device_module
+from ttt.config import DEMO, PAPER
+from ttt.errors import InvalidInput
+from ttt.hardware import choose_device, choose_dtype, flop_per_code
+from ttt.linear import Int8Linear, PackedLinear
+
+CPU = torch.device("cpu")
+
+
+def test_auto_is_a_device_that_works():
+    device = choose_device("auto")
+    assert torch.ones(2, device=device).sum().item() == 2
+    assert choose_device("cpu") == choose_device(CPU) == CPU
+
+
+def test_small_models_are_painted_in_float32():
+    assert choose_dtype("auto", CPU, DEMO) == torch.float32
+
+
+@pytest.mark.parametrize(("gain", "chosen"), [(4.0, torch.bfloat16), (1.1, torch.float32), (0.2, torch.float32)])
+def test_large_models_take_16_bits_only_where_these_were_measured_to_be_faster(monkeypatch, gain, chosen):
+    monkeypatch.setattr(device_module, "_seconds", lambda dim: (1.0, 1.0 / gain))
+    assert choose_dtype("auto", CPU, PAPER) == chosen
+
+
+def test_measuring_measures():
+    assert all(0 < seconds < 5 for seconds in device_module._seconds(64))
+
+
+def test_a_code_of_the_paper_takes_2_15_gflop_in_the_layers():
+    layers = flop_per_code(PAPER) - 2 * PAPER.num_image_tokens * PAPER.dim
+    assert layers == pytest.approx(2.15e9, rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [1, 4, 17, 64])
+def test_packed_products_equal_plain_ones(dtype: torch.dtype, rows: int):
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(s, generator=generator).to(dtype) for s in ((rows, 48), (80, 48), (80,)))
+    with torch.inference_mode():
+        for b in (bias, None):
+            expected = torch.nn.functional.linear(x.double(), weight.double(), None if b is None else b.double())
+            for pack in (True, False):
+                got = PackedLinear(weight, b, pack=pack)(x)
+                assert got.dtype == dtype
+                tolerance = 1e-4 if dtype == torch.float32 else 0.15
+                torch.testing.assert_close(got.double(), expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="NO /proc/cpuinfo: whether there is VNNI is not known")
+def test_a_processor_with_vnni_multiplies_in_8_bits():
+    """Else what `needs_vnni` leaves out would be left out where it fails."""
+    if not {"avx512_vnni", "avx_vnni"} & set(Path("/proc/cpuinfo").read_text().split()):
+        pytest.skip("THIS PROCESSOR LACKS VNNI: its products in 8 bits are refused, and not checked")
+    assert Int8Linear.works()
+
+
+def test_a_processor_without_vnni_is_found_out():
+    """oneDNN's kernels for it add pairs of products in 16 bits: 64 ones come to 0.5."""
+    code = "from ttt.linear import Int8Linear; print(Int8Linear.works())"
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@needs_vnni
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 4, 17, 64])
+def test_products_in_8_bits_are_near_and_rows_do_not_touch(dtype: torch.dtype, rows: int):
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(s, generator=generator) for s in ((rows, 48), (80, 48), (80,)))
+    x *= torch.logspace(-3, 3, rows)[:, None]  # a scale for all rows would lose the small ones
+    x, kept = x.to(dtype), x.to(dtype).clone()
+    with torch.inference_mode():
+        product = Int8Linear(weight, bias * 1e-3)
+        got, expected = product(x), torch.nn.functional.linear(x.double(), weight.double(), bias.double() * 1e-3)
+        assert got.dtype == dtype
+        off = (got.double() - expected).norm(dim=1) / expected.norm(dim=1)
+        assert off.max() < 0.02, "rounding to 8 bits of gaussian numbers costs 1.1 %"
+        assert torch.equal(product(x[-1:]), got[-1:])
+        assert torch.equal(x, kept)
+
+
+@needs_vnni
+def test_zeros_in_8_bits_are_zeros():
+    with torch.inference_mode():
+        assert Int8Linear(torch.zeros(3, 8))(torch.ones(4, 8)).tolist() == [[0.0] * 3] * 4
+        assert Int8Linear(torch.ones(3, 8))(torch.zeros(4, 8)).tolist() == [[0.0] * 3] * 4
+
+
+def test_where_8_bits_are_asked_for_the_device_is_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto", "int8") == choose_device("auto", torch.int8) == CPU
+
+
+@needs_vnni
+def test_8_bits_are_asked_for_and_for_cpus(monkeypatch):
+    assert choose_dtype("int8", CPU, DEMO) == choose_dtype(torch.int8, CPU, DEMO) == torch.int8
+    with pytest.raises(InvalidInput, match="'int8' is for CPUs with VNNI"):
+        choose_dtype("int8", torch.device("cuda"), DEMO)
+    monkeypatch.setattr(Int8Linear, "works", staticmethod(lambda: False))
+    with pytest.raises(InvalidInput, match="oneDNN"):
+        choose_dtype("int8", CPU, DEMO)
+
+
+def test_without_onednn_the_plain_product_is_used(monkeypatch):
+    def missing(*args: object) -> torch.Tensor:
+        raise RuntimeError("operator does not exist")
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", missing, raising=False)
+    linear = PackedLinear(torch.ones(3, 2))
+    assert not linear.packed
+    assert linear(torch.ones(1, 2)).tolist() == [[2, 2, 2]]

@@ -1,0 +1,159 @@
+"""The peer just now: its figures and states in words, its errors explained, nothing secret, no markup of a stranger."""
+
+from __future__ import annotations
+
+import re
+import time
+from html import escape
+from typing import Any
+
+import pytest
+
+from ttt.swarm.process.control_files import Order, Work
+from ttt.swarm.process.launcher import View
+from ttt.swarm.process.log_hints import COMPLAINTS, explain, explained
+from ttt.swarm.process.status import PeerStatus
+from ttt.ui.contribute import status_view as peer_view
+from ttt.ui.contribute.fake import ADDRESS
+from ttt.ui.contribute.redact import mask, redact
+
+
+def running(**fields: Any) -> View:
+    status = PeerStatus(state="computing", pid=5, time=time.time(), global_batch=100, **fields)
+    return View(phase="running", status=status, peer=5, work=Work(samples=12_345, epochs=6, seconds=7500))
+
+
+def test_figures_of_a_running_peer() -> None:
+    view = running(samples_per_second=3.2, loss=6.5432, epoch=40, peers=7, group_size=7, received=0.5, swarm_samples=40)
+    html = peer_view.status_html(view, time.time(), gpu="5.0 GiB of 15.0 GiB", share=0.25)
+    told = dict(re.findall(r'data-field="(\w+)">([^<]*)<', html))
+    assert told == {
+        "samples": "12,345", "epochs": "6", "time": "2 h 5 min", "pace": "3.20", "loss": "6.543", "share": "25%",
+        "step": "40", "peers": "7", "averaged": "7 peers, 50%", "sent": "0 B", "received": "0 B",
+        "gpu": "5.0 GiB of 15.0 GiB",
+    }  # fmt: skip
+    assert 'aria-valuenow="40"' in html and 'data-state="ready"' in html
+    assert ">40 of 100 samples towards step 41<" in html
+    assert "at its own pace" in html and "Nothing new" in peer_view.status_html(running(message="Nothing new"), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("view", "words", "light"),
+    [
+        (View(), "Off", "off"),
+        (View(phase="starting"), "Starting", "loading"),
+        (View(phase="paused", order=Order(run="r", initial_peers=["a"], pause_until=0.0)), "Paused", "loading"),
+        (View(phase="waiting", next_try=9e9, reason="it broke"), "Trying again in", "failed"),
+        (View(phase="finished", reason="the run is complete"), "Finished", "off"),
+        (View(phase="stopping", peer=5), "Leaving the swarm", "loading"),
+        (running(), "Computing gradients", "ready"),
+    ],
+)
+def test_states_in_words(view: View, words: str, light: str) -> None:
+    now = view.status.time if view.status else time.time()
+    html = peer_view.status_html(view, now)
+    assert f"<strong>{words}" in html and f'data-state="{light}"' in html
+
+
+def test_the_peer_tells_its_own_share_of_the_gpu() -> None:
+    html = peer_view.status_html(running(gpu_bytes=3 << 30, gpu_total=15 << 30), time.time(), gpu="9.0 GiB of 15.0 GiB")
+    assert 'data-field="gpu">3.0 GiB of 15.0 GiB<' in html
+
+
+def test_what_was_asked_for_in_a_line() -> None:
+    order = Order(run="r", initial_peers=["a"], limit=2.5, client=True)
+    view = running(micro_batch=4)
+    assert peer_view.limits_line(view) == ""
+    line = peer_view.limits_line(View(phase="running", status=view.status, order=order, peer=5))
+    assert line == "micro-batches of 4, at most 2.5 samples a second, no end set, connects to others only"
+    assert ">Micro-batches of 4, at most 2.5 samples a second" in peer_view.limits_html(line)
+    assert peer_view.limits_html("") == ""
+    assert peer_view.limits_line(View(phase="starting", order=order)).startswith("micro-batches as large as fit")
+
+
+def test_a_peer_that_hangs_is_seen() -> None:
+    html = peer_view.status_html(running(), time.time() + 100)
+    assert "No word from the peer" in html and 'data-state="failed"' in html
+
+
+def test_what_comes_from_outside_is_escaped_and_addresses_are_for_the_owner() -> None:
+    view = running(message=f"<script>alert(1)</script> {ADDRESS} 10.0.0.1:80")
+    public, own = peer_view.status_html(view, time.time()), peer_view.status_html(view, time.time(), owner=True)
+    assert "<script" not in public and "<script" not in own
+    assert "203.0.113.5" not in public and "10.0.0.1" not in public
+    assert "203.0.113.5" in own
+
+
+def test_the_log_is_explained_to_the_owner() -> None:
+    log = ("12:00  connecting: joining", "Error: none of the initial peers answered (/ip4/1.2.3.4/tcp/1/p2p/Qm)")
+    html = peer_view.trouble_html(View(phase="waiting", reason="it ended", log=log))
+    assert "could not reach any initial peer" in html and "ports 80, 443 and 8080" in html
+    assert peer_view.trouble_html(View(log=("12:00  computing: training on cpu",))) == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "meaning"),
+    [
+        ("SwarmError: none of the initial peers answered (/ip4/…)", "could not reach any initial peer"),
+        ("hivemind.p2p.P2PDaemonError: Daemon failed to start in 15.0 seconds", "did not start in time"),
+        ("step 3, averaging gradients: no group was found, or it broke up", "nobody to average with"),
+        ("step 9, averaging state: only 50% of the data arrived from a group of 3", "left in the middle"),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "memory is full"),
+        ("/dev/shm has 60 MiB free, and this model needs 900 MiB of it", "too little shared memory"),
+        ("step 3: the others had averaged already; gradients were lost. Raise averaging_timeout", "before this"),
+        ("OSError: [Errno 24] Too many open files", "too few files"),
+        ("ValueError: local time must be within 3 seconds of others", "clock"),
+        ("the peer was ended by SIGKILL: most often the system had no memory left", "ended the peer"),
+        ("step 4: the loss is nan; this peer's gradients dropped, not finite", "infinite or undefined"),
+        ("error: numpy 2.4.1 is installed, and from 2.4 on", "peers would exchange nothing"),
+        ("huggingface_hub.errors.GatedRepoError: 403 Client Error. gated repo", "did not give a file"),
+        ("RuntimeError: cannot schedule new futures after shutdown", "echo of an earlier error"),
+        ("Error: runs/peer is in use by another peer or coordinator", "same folder"),
+    ],
+)  # fmt: skip
+def test_the_usual_complaints_are_explained(line: str, meaning: str) -> None:
+    (told,) = explained([line])
+    assert meaning in told[1].meaning
+    assert told[1].try_this.endswith(".")
+
+
+def test_progress_is_no_complaint() -> None:
+    for line in ("12:00:01  computing: training on cuda since step 12", "relay found", "step 40 done"):
+        assert explained([line]) == []
+
+
+def test_every_complaint_can_be_told() -> None:
+    for one in COMPLAINTS:
+        re.compile(one.pattern)
+        assert one.meaning and one.try_this
+    assert explain("nothing of note") is None
+
+
+def test_secrets_are_left_out() -> None:
+    environment = {"HF_TOKEN": "hf_longsecrettoken", "PATH": "/usr/bin", "MY_PASSWORD": "swordfish", "X_TOKEN": "abc"}
+    text = redact(
+        "hf_longsecrettoken swordfish /usr/bin abc https://me:pw123@host/x https://h/x?token=zzz&y=1 Bearer q.w.e "
+        "hf_AnotherTokenNotOurs",
+        environment,
+    )
+    assert text == (
+        "[secret] [secret] /usr/bin abc https://[secret]@host/x https://h/x?token=[secret]&y=1 Bearer [secret] [secret]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("to /dns4/a.example/tcp/1/p2p/Qm and 10.1.2.3:80!", "to [address] and [address]!"),
+        ("bad [fe80:0:0:1::2] at 12:30:45", "bad [address] at 12:30:45"),
+        ("/srv/me/run.toml is not there, nor ~/runs/a", "[path] is not there, nor [path]"),
+        ("https://host.example/run.toml?x cannot be read", "[link] cannot be read"),
+        (r"C:\Users\me\run.toml: step 3, 4 of 5, and/or", r"[path] step 3, 4 of 5, and/or"),
+        ("training on cuda:0 in micro-batches of 8", "training on cuda:0 in micro-batches of 8"),
+    ],
+)
+def test_strangers_are_not_told_where_things_are(said: str, shown: str) -> None:
+    assert mask(said) == shown
+    failed = View(phase="waiting", next_try=9e9, reason=said)
+    assert escape(shown) in peer_view.status_html(failed, time.time())
+    assert escape(said) in peer_view.status_html(failed, time.time(), owner=True)

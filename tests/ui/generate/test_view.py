@@ -1,0 +1,97 @@
+"""What is shown: words, bars, and that nothing from outside becomes markup."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.support.tags import Tags
+from ttt.ui.generate import view
+from ttt.ui.generate.models import ModelState, Source
+from ttt.ui.generate.queue import Update
+from ttt.ui.generate.results import Picture, Result
+
+RESULT = Result(
+    id="k" * 32,
+    folder="/results/" + "k" * 32,
+    prompt="a red circle",
+    params={"candidates": 20, "keep": 2, "top_k": None, "top_p": 0.5, "temperature": 1.0, "seed": 7},
+    model="demo",
+    seconds=12.3,
+    best=(Picture("0001.png", 31.25, 3), Picture("0002.png", 30.0, 0)),
+    ranking=tuple((i, 31.0 - i) for i in range(20)),
+)
+EVIL = "<img src=x onerror=alert(1)>\"'`&{}"
+
+
+def test_nothing_from_outside_becomes_markup() -> None:
+    pages = [
+        (view.result(RESULT), view.result(replace(RESULT, prompt=EVIL, model=EVIL))),
+        (view.problem("x"), view.problem(EVIL)),
+        (view.note("x"), view.note(EVIL)),
+        (view.status(Update("loading", message="x"), 9), view.status(Update("loading", message=EVIL), 9)),
+        (view.status(Update("failed", message="x"), 9), view.status(Update("failed", message=EVIL), 9)),
+        (
+            view.model_line(Source("a", "b", "c"), ModelState("failed", "x"), 9),
+            view.model_line(Source("a", "b", "c"), ModelState("failed", EVIL), 9),
+        ),
+    ]
+    for plain, evil in pages:
+        assert Tags(evil).tags == Tags(plain).tags
+        assert not Tags(evil).handlers
+        assert EVIL in Tags(evil).text
+    assert "<" not in view.announcement(Update("loading", message=EVIL))
+
+
+def test_a_bar_says_how_far_and_how_long() -> None:
+    html = view.status(Update("working", stage="painting", fraction=0.25, since=100.0), 110.0)
+    assert 'role="progressbar"' in html
+    assert 'aria-valuenow="25"' in html
+    assert "Painting, 25%" in html
+    assert "about 30 s left" in html
+
+
+@pytest.mark.parametrize(
+    ("update", "words"),
+    [
+        (Update("loading", message="Demo", since=0.0), ("Loading the model: Demo", "7 s so far")),
+        (Update("waiting", ahead=0), ("Next in the queue", "starting")),
+        (Update("waiting", ahead=1), ("Place 2 in the queue", "1 request before yours")),
+        (Update("waiting", ahead=4), ("Place 5 in the queue", "4 requests before yours")),
+        (Update("working", stage="ranking", fraction=0.9, since=7.0), ("Ranking with CLIP, 90%", "")),
+        (Update("stopped"), ("Stopped", "")),
+    ],
+)
+def test_headlines(update: Update, words: tuple[str, str]) -> None:
+    assert view.headline(update, 7.0) == words
+
+
+def test_a_bar_without_a_known_end_has_no_value() -> None:
+    assert "aria-valuenow" not in view.status(Update("waiting", ahead=2), 1.0)
+
+
+def test_announcements_are_few() -> None:
+    said = {view.announcement(Update("working", stage="painting", fraction=i / 200)) for i in range(150)}
+    assert len(said) == 3
+    assert view.announcement(Update("failed", message="x")) == ""  # the alert speaks
+    assert view.announcement(Update("finished")).startswith("Done")
+
+
+def test_best_and_ranking_of_a_result() -> None:
+    html = view.result(RESULT)
+    assert html.count("<figure>") == 2
+    assert "CLIP 31.25" in html
+    assert "Show all 20, ranked" in html
+    assert html.count('role="img"') == 20
+    assert html.count("ranking.jpg") == 1
+    assert 'href="gradio_api/file=/results/' in html
+    assert "prompt=a+red+circle" in html
+    assert "top_k=0" in html
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.4, "less than a second"), (42, "42 s"), (600, "10 min"), (9000, "2.5 h")]
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert view.duration(seconds) == words

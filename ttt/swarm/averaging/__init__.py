@@ -1,0 +1,1 @@
+"""Averaging with hivemind: the only package that subclasses or patches its averaging and optimizer classes."""

@@ -1,0 +1,307 @@
+"""What a run is: every setting with its default, range and help. Knows neither files nor hivemind.
+
+The run file, its comments, the documentation and the command line all read these fields; a default stands here alone.
+All peers of a run need the same values, but for [network], which each may override on its command line.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ttt.bundle.spec import checked_config
+from ttt.config import DalleConfig
+from ttt.errors import BundleError, InvalidInput
+from ttt.tokenizer import check_prompt
+
+NAME = r"[a-z0-9][a-z0-9-]{0,62}"
+MOST_BATCHES = 2
+"""Global batches that one peer can honestly claim for one step: all of it, and what it did not know to be enough."""
+Compression = Literal["8-bit", "blockwise-8-bit", "16-bit", "none"]
+
+
+def check_host(host: str) -> str:
+    """The address to listen on; InvalidInput where it is none."""
+    try:
+        ipaddress.IPv4Address(host)
+    except ValueError:
+        raise InvalidInput("must be an IPv4 address, such as 0.0.0.0 (all of this machine's) or 127.0.0.1") from None
+    return host
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RunSection(_Section):
+    """What the run is called."""
+
+    name: str = Field(
+        default="my-run",
+        pattern=f"^{NAME}$",
+        description="Unique among the runs of a network: lower-case letters, digits and hyphens.",
+    )
+    title: str = Field(default="", max_length=200, description="Shown to volunteers; empty: the name.")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Of the first weights, which the coordinator makes.")
+
+
+class ModelSection(_Section):
+    """What is trained."""
+
+    bundle: str = Field(
+        default="demo",
+        min_length=1,
+        max_length=500,
+        description='"demo", a bundle folder or a Hub id (owner/name): image codec, tokenizer, CLIP and configuration.',
+    )
+    from_bundle: bool = Field(
+        default=False, description="Begin with the bundle's transformer; false: with random weights."
+    )
+    dalle: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Fields of DalleConfig that differ from the bundle's, such as { dim = 256, depth = 17 }.",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> ModelSection:
+        known = set(DalleConfig.__dataclass_fields__)
+        if wrong := sorted(set(self.dalle) - known):
+            raise ValueError(f"dalle has no field {', '.join(wrong)}; known: {', '.join(sorted(known))}")
+        if self.from_bundle and self.dalle:
+            raise ValueError("dalle changes the transformer, so that from_bundle must be false")
+        return self
+
+
+class DataSection(_Section):
+    """What it is trained on; each peer reads the data for itself."""
+
+    source: str = Field(
+        default="scenes",
+        min_length=1,
+        max_length=1000,
+        description='"scenes" (drawn on the fly), a folder or URL of encoded shards, or a Hub data set (owner/name).',
+    )
+
+
+class OptimizerSection(_Section):
+    """How parameters follow from averaged gradients."""
+
+    name: Literal["lamb8bit", "lamb", "adamw"] = Field(
+        default="lamb8bit", description="lamb8bit (statistics in 8 bits, as in 2021), lamb or adamw."
+    )
+    learning_rate: float = Field(default=2.5e-3, gt=0, le=1, description="At its peak.")
+    warmup_steps: int = Field(default=3125, ge=0, description="Steps over which the learning rate rises to its peak.")
+    total_steps: int = Field(default=31_250, ge=1, description="Step at which it has fallen to 0.")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="Memory of the gradients' mean.")
+    beta2: float = Field(default=0.96, ge=0, lt=1, description="Memory of the gradients' square.")
+    weight_decay: float = Field(default=0.045, ge=0, le=1, description="Of all but norms and biases.")
+    max_grad_norm: float = Field(default=4.0, gt=0, description="Longer gradients are scaled down to this norm.")
+    bias_correction: bool = Field(
+        default=False, description="Of LAMB's means, which the 2021 run left out; runs of few steps need it."
+    )
+
+    @property
+    def eight_bit(self) -> bool:
+        """Whether its statistics take one byte each, and not four."""
+        return self.name == "lamb8bit"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> OptimizerSection:
+        if self.warmup_steps >= self.total_steps:
+            raise ValueError("warmup_steps must be less than total_steps")
+        return self
+
+
+class BatchSection(_Section):
+    """How much the swarm computes between two steps of the optimizer."""
+
+    global_batch: int = Field(
+        default=4096,
+        ge=1,
+        le=1 << 24,
+        description="Samples of all peers together per step. Too small: peers spend their time on averaging.",
+    )
+
+
+class AveragingSection(_Section):
+    """How peers exchange gradients and state."""
+
+    gradients: Compression = Field(
+        default="8-bit",
+        description="Of tensors from 65,536 elements on; smaller ones are sent in 16 bits. 8-bit, blockwise-8-bit, "
+        "16-bit or none.",
+    )
+    state: Compression = Field(
+        default="16-bit",
+        description="The same for parameters. 8 bits leave peers about 1 % of a weight's deviation apart.",
+    )
+    power_sgd_rank: int = Field(
+        default=0, ge=0, le=1024, description="Send gradients as factors of this rank (PowerSGD); 0: whole."
+    )
+    state_every: int = Field(
+        default=5, ge=1, le=10_000, description="Steps between two averagings of the parameters themselves."
+    )
+    delayed: bool = Field(
+        default=False,
+        description="Go on computing while gradients travel; they are applied one step late. Needs steps of at least "
+        "four matchmaking times.",
+    )
+    group_size: int = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        description="Peers that average together; a group that is full does not wait for others. "
+        "At least 2, or 0: all.",
+    )
+    matchmaking_time: float = Field(
+        default=15.0, gt=0.1, le=600, description="Seconds in which peers find each other before a round."
+    )
+    request_timeout: float = Field(
+        default=5.0, gt=0, le=600, description="Seconds to wait for one peer's answer; less than matchmaking_time."
+    )
+    chunk_timeout: float = Field(
+        default=30.0,
+        gt=0,
+        le=3600,
+        description="Seconds without data after which a peer counts as gone; more than a micro-batch takes.",
+    )
+    averaging_timeout: float = Field(
+        default=120.0, gt=0, le=7200, description="Seconds after which a round is given up: the longest stall."
+    )
+    progress_lifetime: float = Field(
+        default=45.0, gt=1, le=3600, description="Seconds that a silent peer still counts as present."
+    )
+
+    @field_validator("group_size")
+    @classmethod
+    def _a_group(cls, size: int) -> int:
+        if size == 1:
+            raise ValueError("must be at least 2, as nobody averages alone, or 0 for all")
+        return size
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AveragingSection:
+        if self.request_timeout >= self.matchmaking_time:
+            raise ValueError("request_timeout must be less than matchmaking_time, or peers wait for each other")
+        if self.chunk_timeout >= self.averaging_timeout:
+            raise ValueError("chunk_timeout must be less than averaging_timeout")
+        if self.matchmaking_time >= self.averaging_timeout:
+            raise ValueError("matchmaking_time must be less than averaging_timeout")
+        return self
+
+
+class NetworkSection(_Section):
+    """Where the coordinator listens."""
+
+    host: str = Field(
+        default="0.0.0.0", min_length=1, max_length=100, description="Address on which the coordinator listens."
+    )
+    port: int = Field(
+        default=8080,
+        ge=1,
+        le=65_535,
+        description="Its TCP port. Peers in Spaces reach only 80, 443 and 8080.",
+    )
+    announce: list[str] = Field(
+        default_factory=list,
+        max_length=16,
+        description='Addresses under which others reach it, such as "/ip4/203.0.113.5/tcp/8080" or '
+        '"/dns4/example.org/tcp/8080"; empty: those of this machine.',
+    )
+
+    @field_validator("host")
+    @classmethod
+    def _listens(cls, host: str) -> str:
+        return check_host(host)
+
+
+class CheckpointSection(_Section):
+    """How the coordinator keeps the run."""
+
+    every_seconds: float = Field(default=600.0, ge=1, description="Seconds between checkpoints: what can be lost.")
+    keep_last: int = Field(default=3, ge=1, le=10_000, description="Newest checkpoints to keep.")
+    keep_hourly: int = Field(default=24, ge=0, le=10_000, description="And the last of each of so many hours.")
+    keep_daily: int = Field(default=30, ge=0, le=10_000, description="And the last of each of so many days.")
+    hub_repo: str = Field(
+        default="", max_length=200, description="Hub model (owner/name) to upload to; empty: none. Needs HF_TOKEN."
+    )
+    hub_every_seconds: float = Field(default=3600.0, ge=10, description="Seconds between uploads.")
+
+    @field_validator("hub_repo")
+    @classmethod
+    def _a_hub_id(cls, repo: str) -> str:
+        from ttt.data.source import HUB_ID  # reading run files is quick without what reads data
+
+        if repo and not HUB_ID.fullmatch(repo):
+            raise ValueError("must be owner/name, such as anna/cats, or empty")
+        return repo
+
+
+class MetricsSection(_Section):
+    """What peers report."""
+
+    every_seconds: float = Field(default=20.0, ge=1, le=3600, description="Seconds between two reports of a peer.")
+
+
+class PicturesSection(_Section):
+    """What the coordinator paints from each checkpoint, so that people see the model learn."""
+
+    prompts: list[Annotated[str, Field(min_length=1, max_length=1000)]] = Field(
+        default=[
+            "a red circle above a blue square",
+            "a small green star on a white background",
+            "a big orange heart",
+            "a purple ring to the left of a yellow diamond",
+        ],
+        max_length=16,
+        description="Painted with the same seed each time, so that pictures differ by the weights alone.",
+    )
+    candidates: int = Field(
+        default=4, ge=0, le=128, description="Painted for each prompt; the one that CLIP likes best is kept. 0: none."
+    )
+    keep: int = Field(default=60, ge=2, le=1000, description="Checkpoints whose pictures stay, spread over the run.")
+
+    @field_validator("prompts")
+    @classmethod
+    def _readable(cls, prompts: list[str]) -> list[str]:
+        return [check_prompt(prompt) for prompt in prompts]
+
+
+class JoinSection(_Section):
+    """Who may take part."""
+
+    mode: Literal["open"] = Field(default="open", description="open: whoever has this file. There is no other way yet.")
+
+
+class RunSettings(_Section):
+    """One run; the sections of its file."""
+
+    run: RunSection = RunSection()
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    batch: BatchSection = BatchSection()
+    averaging: AveragingSection = AveragingSection()
+    network: NetworkSection = NetworkSection()
+    checkpoints: CheckpointSection = CheckpointSection()
+    metrics: MetricsSection = MetricsSection()
+    pictures: PicturesSection = PicturesSection()
+    join: JoinSection = JoinSection()
+
+
+def dalle_config(settings: RunSettings, of_bundle: DalleConfig) -> DalleConfig:
+    """The transformer's configuration: the bundle's, with the run's changes; InvalidInput where they do not fit."""
+    try:
+        config = checked_config(DalleConfig, {**of_bundle.to_dict(), **settings.model.dalle}, Path("[model] dalle"))
+    except BundleError as error:
+        raise InvalidInput(str(error)) from None
+    for field in ("image_fmap_size", "num_image_tokens", "num_text_tokens"):
+        if getattr(config, field) != getattr(of_bundle, field):
+            raise InvalidInput(
+                f"[model] dalle.{field} must be {getattr(of_bundle, field)}, as image codec and tokenizer of the "
+                f"bundle {settings.model.bundle!r} need it; got {getattr(config, field)}"
+            )
+    return config

@@ -1,0 +1,155 @@
+"""The run file: settings as TOML that explains itself. Knows no network but the one GET of a run file's URL."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from ttt.errors import InvalidInput
+from ttt.swarm.config.run_config import NAME, RunSettings
+
+MAX_BYTES = 1 << 16
+_HEADER = """\
+# A run: what {name} trains, and how its peers work together. Everybody who takes part needs this file as it is.
+#
+#   python -m ttt coordinator --run FILE     on one machine that all others reach; it prints the line for volunteers
+#   python -m ttt peer --run FILE --initial-peer ADDRESS
+#
+# Every value below is the default unless you change it; a line may be left out.
+"""
+
+
+def new_settings(name: str) -> RunSettings:
+    """Defaults under a name that is made to fit."""
+    return RunSettings.model_validate({"run": {"name": _fitting(name)}})
+
+
+def check_name(name: str) -> str:
+    """The name of a run; InvalidInput proposes another where it is none."""
+    if not re.fullmatch(NAME, name):
+        raise InvalidInput(
+            f"--name {name!r} cannot be used: a run's name has lower-case letters a-z, digits and hyphens, begins "
+            f"with no hyphen and has at most 63 characters; for example --name {_fitting(name)}"
+        )
+    return name
+
+
+def _fitting(name: str) -> str:
+    plain = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
+    return re.sub(r"[^a-z0-9-]+", "-", plain.lower()).strip("-")[:63] or "my-run"
+
+
+def write_run_file(path: Path, settings: RunSettings | None = None, *, overwrite: bool = False) -> None:
+    """Write every setting with its help; InvalidInput where the file exists, or where none can be."""
+    try:
+        if path.is_dir():
+            raise InvalidInput(f"{path} is a folder; name a file in it, such as {path / 'run.toml'}")
+        if path.exists() and not overwrite:
+            raise InvalidInput(f"{path} exists; choose another name, or delete it first")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(render(settings or RunSettings()), encoding="utf-8")
+    except (FileExistsError, NotADirectoryError):
+        raise InvalidInput(f"{path} cannot be written: {path.parent} is or lies in a file; choose a folder") from None
+    except OSError as error:
+        raise InvalidInput(
+            f"{path} cannot be written ({error.strerror}); choose a folder in which you may write"
+        ) from None
+
+
+def render(settings: RunSettings) -> str:
+    lines = [_HEADER.format(name=settings.run.name)]
+    for name in type(settings).model_fields:
+        section: BaseModel = getattr(settings, name)
+        lines += [f"[{name}]  # {(type(section).__doc__ or '').strip()}"]
+        for key, field in type(section).model_fields.items():
+            lines += [f"# {field.description}", f"{key} = {_toml(getattr(section, key))}"]
+        lines += [""]
+    return "\n".join(lines)
+
+
+def read_run_file(source: str | Path) -> RunSettings:
+    """Settings from a file or an http(s) URL; InvalidInput names file, line and field."""
+    text, name = _text(source), str(source)
+    try:
+        values = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise InvalidInput(f"{name} is not valid TOML: {error}") from None
+    try:
+        return RunSettings.model_validate(values)
+    except ValidationError as error:
+        raise InvalidInput("\n".join(_told(name, text, values, one) for one in error.errors()[:5])) from None
+
+
+def _text(source: str | Path) -> str:
+    if re.match(r"https?://", str(source)):
+        return _fetched(str(source))
+    path = Path(source)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InvalidInput(f"{path} is larger than {MAX_BYTES} bytes: not a run file")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InvalidInput(f"{path} is not there; `python -m ttt run new {path}` writes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path} cannot be read: {error}") from None
+
+
+def _fetched(url: str) -> str:
+    import httpx
+
+    try:
+        with httpx.stream("GET", url, follow_redirects=True, timeout=30) as answer:
+            answer.raise_for_status()
+            data = b""
+            for chunk in answer.iter_bytes():
+                data += chunk
+                if len(data) > MAX_BYTES:
+                    raise InvalidInput(f"{url} is larger than {MAX_BYTES} bytes: not a run file")
+        return data.decode()
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{url} cannot be read: {error}") from None
+
+
+def _told(name: str, text: str, values: dict[str, Any], error: Any) -> str:
+    where = [str(part) for part in error["loc"]]
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        section = RunSettings.model_fields.get(where[0])
+        known = RunSettings if len(where) == 1 or section is None else section.annotation
+        message = f"unknown; known here: {', '.join(getattr(known, 'model_fields', {}))}"
+    elif not isinstance(error["input"], dict):
+        message += f", got {error['input']!r}"
+    line = _line(text, where)
+    field = f"[{where[0]}] {'.'.join(where[1:])}".strip() if where else ""
+    return f"{name}{f', line {line}' if line else ''}: {field}: {message}"
+
+
+def _line(text: str, where: list[str]) -> int | None:
+    """Line of a key, or of its section's head."""
+    section, head = "", None
+    for number, line in enumerate(text.splitlines(), start=1):
+        if match := re.match(r"\s*\[([^\]]+)\]", line):
+            section = match[1].strip()
+            if where and section == where[0]:
+                head = number
+        elif len(where) > 1 and section == where[0] and re.match(rf"\s*\"?{re.escape(where[1])}\"?\s*=", line):
+            return number
+    return head
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)  # TOML's basic strings are JSON's
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }" if value else "{}"
+    return repr(value)

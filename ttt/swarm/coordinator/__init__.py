@@ -1,0 +1,1 @@
+"""The coordinator of a run: bootstrap node, checkpoints, uploads, sample images, metrics and credit."""

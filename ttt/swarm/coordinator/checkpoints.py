@@ -1,0 +1,246 @@
+"""Checkpoints of a run on the disk: whole or not there, checked, and few. Knows neither the network nor hivemind.
+
+FOLDER/checkpoints/step-00001200/
+    manifest.json            step, time, and the SHA-256 of every file; written last
+    bundle/                  the model: TextToImage.from_pretrained(".../bundle") works while training goes on
+    optimizer.safetensors    the optimizer's statistics
+    state.json               numbers of the optimizer; name, generation and settings of the run
+FOLDER/checkpoints/latest    the newest one's name
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ttt.bundle.spec import Bundle
+from ttt.bundle.weights import write_bundle_like
+from ttt.errors import BundleError, CheckpointError
+from ttt.model.dalle import Dalle
+from ttt.swarm.averaging.training_state import TrainingState
+from ttt.swarm.config.run_config import CheckpointSection
+from ttt.swarm.process.status import sync_file, sync_folder, write_atomically
+
+FOLDER, MANIFEST, LATEST, BUNDLE = "checkpoints", "manifest.json", "latest", "bundle"
+OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+_PARAMETERS = "parameters/"
+MAX_JSON_BYTES = 64 << 20
+
+
+class Manifest(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    format: int = Field(ge=1, le=1)
+    run: str
+    generation: int = Field(ge=0)
+    epoch: int = Field(ge=0)
+    time: float
+    files: dict[str, str]
+    """Path inside the folder -> SHA-256."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    path: Path
+    manifest: Manifest
+
+    @property
+    def epoch(self) -> int:
+        return self.manifest.epoch
+
+    @property
+    def bundle(self) -> Path:
+        return self.path / BUNDLE
+
+
+class CheckpointStore:
+    """The checkpoints of one folder."""
+
+    def __init__(self, folder: Path, run: str, policy: CheckpointSection) -> None:
+        self.root, self.run, self.policy = folder / FOLDER, run, policy
+
+    def save(self, state: TrainingState, dalle: Dalle, like: Bundle, generation: int) -> Checkpoint:
+        """Write a checkpoint, then forget those that the policy does not keep. CheckpointError where that fails.
+
+        One of this step and generation that is as it was written stays as it is.
+        dalle: a model to hold the parameters, which are copied into it; like: the bundle with its other parts.
+        """
+        from safetensors import SafetensorError
+
+        target = self.root / f"step-{state.epoch:08d}"
+        try:
+            found = read_checkpoint(target)
+            if found is None or found.manifest.generation != generation or damaged(found):
+                self._write_whole(target, state, dalle, like, generation)
+            write_atomically(self.root / LATEST, target.name.encode())
+            self.prune(written=target)
+            return Checkpoint(target, _manifest(target))
+        except (OSError, BundleError, SafetensorError) as error:
+            raise CheckpointError(f"{target} could not be written: {error}; free some space") from None
+
+    def all(self) -> list[Checkpoint]:
+        """Whole checkpoints, oldest first, whatever the clock said; their content is checked when it is read."""
+        found = (read_checkpoint(path) for path in sorted(self.root.glob("step-*")))
+        whole = (one for one in found if one is not None)
+        return sorted(whole, key=lambda one: (one.manifest.generation, one.epoch))
+
+    def newest(self) -> Checkpoint | None:
+        """The newest one whose files are as they were written; damaged ones are passed over."""
+        for checkpoint in reversed(self.all()):
+            if not damaged(checkpoint):
+                return checkpoint
+        return None
+
+    def at(self, epoch: int) -> Checkpoint:
+        """CheckpointError names the steps there are."""
+        kept = {one.epoch: one for one in self.all()}
+        if epoch not in kept:
+            steps = ", ".join(map(str, sorted(kept))) or "none"
+            raise CheckpointError(f"there is no checkpoint of step {epoch} in {self.root}; there are: {steps}")
+        return kept[epoch]
+
+    def drop_after(self, epoch: int) -> None:
+        """Forget what came later: the run goes on from there."""
+        for checkpoint in self.all():
+            if checkpoint.epoch > epoch:
+                self._drop(checkpoint.path)
+
+    def mark(self, checkpoint: Checkpoint, generation: int) -> Checkpoint:
+        """Say that this generation begins with it, so that the checkpoints alone tell the generation."""
+        manifest = checkpoint.manifest.model_copy(update={"generation": generation})
+        write_atomically(checkpoint.path / MANIFEST, manifest.model_dump_json(indent=1).encode(), durable=True)
+        return Checkpoint(checkpoint.path, manifest)
+
+    def prune(self, written: Path | None = None) -> None:
+        """Forget what the policy does not keep. written: just now; it stays, whatever damaged ones come after it."""
+        everything = self.all()
+        times = accumulate((one.manifest.time for one in everything), max)  # a clock may have been set back
+        keep = to_keep(list(times), self.policy)
+        for index, checkpoint in enumerate(everything):
+            if index not in keep and checkpoint.path != written:
+                self._drop(checkpoint.path)
+
+    def _drop(self, path: Path) -> None:
+        """Under another name first: a folder that is half deleted is no checkpoint."""
+        gone = path.with_name(f".{path.name}.gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def _write_whole(self, target: Path, state: TrainingState, dalle: Dalle, like: Bundle, generation: int) -> None:
+        """Beside its place, which it takes at the end, when every byte is on the disk."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        for stale in self.root.glob(".step-*"):  # of a writer that was killed
+            shutil.rmtree(stale, ignore_errors=True)
+        stage = self.root / f".{target.name}.partial"
+        try:
+            stage.mkdir()
+            self._write(stage, state, dalle, like, generation)
+            _sync_all(stage)
+            if target.exists():
+                self._drop(target)
+            stage.rename(target)
+            sync_folder(self.root)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+    def _write(self, stage: Path, state: TrainingState, dalle: Dalle, like: Bundle, generation: int) -> None:
+        from safetensors.torch import save_file
+
+        own = dict(dalle.named_parameters())
+        for name, tensor in state.tensors.items():
+            if name.startswith(_PARAMETERS):
+                own[name.removeprefix(_PARAMETERS)].data.copy_(tensor)
+        write_bundle_like(stage / BUNDLE, like, dalle, name=f"{self.run} step {state.epoch}")
+        statistics = {n: t.contiguous() for n, t in state.tensors.items() if not n.startswith(_PARAMETERS)}
+        save_file(statistics, stage / OPTIMIZER)
+        (stage / STATE).write_text(json.dumps({"epoch": state.epoch, "scalars": state.scalars}))
+        manifest = Manifest(
+            format=1, run=self.run, generation=generation, epoch=state.epoch, time=time.time(), files=_digests(stage)
+        )
+        (stage / MANIFEST).write_text(manifest.model_dump_json(indent=1))
+
+
+def read_checkpoint(path: Path) -> Checkpoint | None:
+    """None for a folder that is not a whole checkpoint."""
+    try:
+        return Checkpoint(path, _manifest(path))
+    except CheckpointError:
+        return None
+
+
+def load_state(checkpoint: Checkpoint) -> TrainingState:
+    """Parameters and statistics, checked against the manifest; CheckpointError names the damaged file."""
+    from safetensors.torch import load_file
+
+    if wrong := damaged(checkpoint):
+        raise CheckpointError(f"{wrong} is not what was written (damaged or changed); take an older checkpoint")
+    parameters = load_file(checkpoint.bundle / "dalle.safetensors")
+    tensors = {_PARAMETERS + name: tensor for name, tensor in parameters.items()}
+    tensors |= load_file(checkpoint.path / OPTIMIZER)
+    numbers = json.loads((checkpoint.path / STATE).read_text())
+    return TrainingState(checkpoint.epoch, tensors, numbers["scalars"])
+
+
+def only(state: TrainingState, names: Iterable[str]) -> TrainingState:
+    """The parameters of these names: a bundle also holds buffers, which no optimizer knows."""
+    wanted = {_PARAMETERS + name for name in names}
+    kept = {n: t for n, t in state.tensors.items() if not n.startswith(_PARAMETERS) or n in wanted}
+    return TrainingState(state.epoch, kept, state.scalars)
+
+
+def damaged(checkpoint: Checkpoint) -> Path | None:
+    """The first file that is missing or changed."""
+    for name, digest in checkpoint.manifest.files.items():
+        path = checkpoint.path / name
+        if not path.is_file() or path.is_symlink() or _digest(path) != digest:
+            return path
+    return None
+
+
+def to_keep(times: list[float], policy: CheckpointSection) -> set[int]:
+    """Which of these moments (rising) stay: the last n, and the last of each of so many hours and days."""
+    count = len(times)
+    keep = set(range(max(0, count - policy.keep_last), count))
+    for seconds, number in ((3600, policy.keep_hourly), (86_400, policy.keep_daily)):
+        last_of = {int(moment // seconds): index for index, moment in enumerate(times)}
+        keep |= {last_of[period] for period in sorted(last_of)[-number:]} if number else set()
+    return keep
+
+
+def _manifest(path: Path) -> Manifest:
+    file = path / MANIFEST
+    try:
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{file} is too large")
+        return Manifest.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint of a run: {_short(error)}") from None
+
+
+def _sync_all(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        (sync_folder if path.is_dir() else sync_file)(path)
+    sync_folder(folder)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): _digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _short(error: Any) -> str:
+    return str(error).splitlines()[0][:200]

@@ -1,0 +1,165 @@
+"""From what peers say to what is so, as far as one can know: medians, measured speeds, and the writing down.
+
+Knows neither the DHT nor SQL: readings come in, points and peers go into a `History`, steps to a `Tracker` if wanted.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from statistics import median
+from typing import TYPE_CHECKING
+
+from ttt.swarm.coordinator.credit import Ledger
+from ttt.swarm.coordinator.trackers import open_tracker
+from ttt.swarm.dht.records import PeerRecord, Reading
+from ttt.swarm.history.types import Event, Now, Point
+
+if TYPE_CHECKING:
+    from ttt.swarm.averaging.progress import SwarmProgress
+    from ttt.swarm.history.writer import History
+
+WINDOW_SECONDS = 120.0
+"""Over which the speed of the swarm is measured."""
+GONE_SECONDS = 120.0
+MAX_SHARE = 3.0
+"""No loss weighs more than this many times the median weight."""
+
+
+def weighted_quantiles(values: Sequence[float], weights: Sequence[float], shares: Sequence[float]) -> list[float]:
+    """The values below which these shares (0 to 1) of the weight lie; a value between two of equal claim is their
+    mean. At least one weight must be positive."""
+    pairs = sorted(pair for pair in zip(values, weights, strict=True) if pair[1] > 0)
+    total = sum(weight for _, weight in pairs)
+    found = []
+    for wanted in shares:
+        below = 0.0
+        for index, (value, weight) in enumerate(pairs):
+            below += weight
+            if below > wanted * total + 1e-9 * total or index == len(pairs) - 1:
+                found.append(value)
+                break
+            if below >= wanted * total - 1e-9 * total:
+                found.append((value + pairs[index + 1][0]) / 2)
+                break
+    return found
+
+
+def robust_loss(records: Iterable[PeerRecord]) -> tuple[float, float, float] | None:
+    """(median, lower quartile, upper quartile) of the peers' mean losses, or None.
+
+    A loss weighs by the samples behind it, but never more than `MAX_SHARE` times the median weight: who claims a
+    million samples is still one voice.
+    """
+    voices = [(record.loss, float(record.loss_count)) for record in records if record.loss is not None]
+    if not voices:
+        return None
+    most = MAX_SHARE * median(weight for _, weight in voices)
+    middle, low, high = weighted_quantiles(
+        [loss for loss, _ in voices], [min(weight, most) for _, weight in voices], [0.5, 0.25, 0.75]
+    )
+    return middle, low, high
+
+
+def clean_share(records: Iterable[PeerRecord]) -> float | None:
+    """Share of the peers that averaged gradients whose last round brought all of the average; None before the first."""
+    rounds = [record.share_received == 1 for record in records if record.share_received is not None]
+    return sum(rounds) / len(rounds) if rounds else None
+
+
+class Monitor:
+    """Watches one run: `observe` after each reading of the DHT, every ten seconds or so."""
+
+    def __init__(self, history: History, target_batch_size: int) -> None:
+        self.history, self.target = history, target_batch_size
+        self.ledger = Ledger(history.peers(), target_batch_size)
+        self._tracker = open_tracker(lambda: history.run)
+        self._path: deque[tuple[float, int]] = deque()
+        """(time, samples of the swarm) within the window."""
+        newest = max((peer.last_seen for peer in self.ledger.peers.values()), default=0.0)
+        self._present = {
+            peer_id: peer.last_seen
+            for peer_id, peer in self.ledger.peers.items()
+            if newest - peer.last_seen < GONE_SECONDS
+        }
+        """Peer -> when it was last heard."""
+
+    def observe(self, reading: Reading, progress: SwarmProgress, now: float) -> Point | None:
+        """Write down what was read, and return the new point; None where the DHT did not answer."""
+        if not reading.answered or not progress.answered:
+            return None
+        records = reading.records
+        point = self._point(records, progress, now)
+        self._note_who_is_here(records, now)
+        self.history.credit(self.ledger.settle(records, progress.epoch, now), time=now)
+        self.history.add_points([point])
+        self.history.set_now(
+            Now(
+                time=now,
+                epoch=progress.epoch,
+                samples_accumulated=progress.samples_accumulated,
+                target_batch_size=self.target,
+                peers=int(point.peers),
+                helpers=sum(record.auxiliary for record in records.values()),
+                samples_per_second=point.samples_per_second,
+                loss=point.loss,
+                learning_rate=point.learning_rate,
+                refused_records=sum(reading.dropped.values()) + len(progress.refused),
+            )
+        )
+        self._track(point, records)
+        return point
+
+    def _track(self, point: Point, records: dict[str, PeerRecord]) -> None:
+        """A step counts once its loss is known: nobody reports one before the first batches."""
+        if self._tracker is None or point.loss is None:
+            return
+        self._tracker.offer(
+            point.epoch,
+            {
+                "loss": point.loss,
+                "samples": point.samples,
+                "peers": point.peers,
+                "samples_per_second": point.samples_per_second,
+                "clean_share": clean_share(record for record in records.values() if not record.auxiliary),
+            },
+        )
+
+    def _point(self, records: dict[str, PeerRecord], progress: SwarmProgress, now: float) -> Point:
+        training = [record for record in records.values() if not record.auxiliary]
+        loss = robust_loss(training)
+        rates = [record.learning_rate for record in training if record.learning_rate is not None]
+        samples = progress.epoch * self.target + progress.samples_accumulated
+        return Point(
+            time=now,
+            epoch=progress.epoch,
+            samples=samples,
+            loss=loss[0] if loss else None,
+            loss_low=loss[1] if loss else None,
+            loss_high=loss[2] if loss else None,
+            peers=max(len(training), progress.peers),
+            samples_per_second=self._speed(samples, now),
+            learning_rate=median(rates) if rates else None,
+        )
+
+    def _speed(self, samples: int, now: float) -> float | None:
+        """Measured on the swarm's own progress, not on what peers say of their speed."""
+        if self._path and samples < self._path[-1][1]:
+            if samples < self._path[-1][1] - self.target:
+                self._path.clear()  # a roll-back
+            else:
+                samples = self._path[-1][1]  # a peer took back what it had gathered
+        self._path.append((now, samples))
+        while len(self._path) > 2 and now - self._path[1][0] >= WINDOW_SECONDS:
+            self._path.popleft()
+        (then, before), passed = self._path[0], now - self._path[0][0]
+        return (samples - before) / passed if passed > 0 and now > then else None
+
+    def _note_who_is_here(self, records: dict[str, PeerRecord], now: float) -> None:
+        for peer_id in records:
+            if peer_id not in self._present:
+                self.history.add_event(Event(now, "joined", peer_id))
+            self._present[peer_id] = now
+        for peer_id in [peer for peer, heard in self._present.items() if now - heard > GONE_SECONDS]:
+            del self._present[peer_id]
+            self.history.add_event(Event(now, "left", peer_id))

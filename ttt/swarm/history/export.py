@@ -1,0 +1,125 @@
+"""A run's history as one compact JSON file, to ship with a finished run, and back. Knows neither SQL nor pages."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from ttt.errors import InvalidInput
+from ttt.swarm.history.reader import COLUMNS, HistoryReader
+from ttt.swarm.history.summary import keep_extremes
+from ttt.swarm.history.types import Checkpoint, Event, Now, Peer, Picture, Point
+from ttt.swarm.history.writer import History
+
+MAX_BYTES = 32 << 20
+MAX_POINTS = 100_000
+
+
+class _Export(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    format: Literal["ttt-history"]
+    version: Literal[1]
+    run: str = Field(min_length=1, max_length=200)
+    title: str = Field(max_length=500)
+    target_batch_size: int = Field(ge=0)
+    now: Now | None
+    points: dict[str, list[float | None]]
+    peers: list[Peer] = Field(max_length=10_000)
+    events: list[Event] = Field(max_length=100_000)
+    checkpoints: list[Checkpoint] = Field(max_length=10_000)
+    pictures: list[Picture] = Field(max_length=10_000)
+
+    @model_validator(mode="after")
+    def _columns_of_one_length(self) -> _Export:
+        lengths = {len(column) for column in self.points.values()}
+        if set(self.points) != set(COLUMNS) or len(lengths) != 1 or max(lengths) > MAX_POINTS:
+            raise ValueError(f"points must have the columns {', '.join(COLUMNS)}, of one length up to {MAX_POINTS}")
+        return self
+
+
+def export(history: HistoryReader, path: Path, *, points: int = 2000, events: int = 500) -> int:
+    """Write at most so many points, the extremes of the loss kept; returns the bytes written."""
+    about, columns = history.about(), history.points()
+    loss = columns["loss"].copy()
+    loss[[math.isnan(value) for value in loss]] = 0.0
+    kept = keep_extremes(columns["time"], loss, points)
+    content = {
+        "format": "ttt-history",
+        "version": 1,
+        "run": about.run,
+        "title": about.title,
+        "target_batch_size": about.target_batch_size,
+        "now": asdict(now) if (now := history.now()) else None,
+        "points": {name: [_short(value, name) for value in columns[name][kept]] for name in COLUMNS},
+        "peers": [{**asdict(peer), "cursor": ""} for peer in history.peers()],
+        "events": [asdict(event) for event in reversed(history.events(events))],
+        "checkpoints": [asdict(checkpoint) for checkpoint in reversed(history.checkpoints())],
+        "pictures": [asdict(picture) for picture in history.pictures()],
+    }
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    path.write_text(text, encoding="utf-8")
+    return len(text.encode())
+
+
+def restore(source: Path, path: Path) -> None:
+    """Make a history file from an export; InvalidInput says what is wrong with it, or that `path` exists."""
+    if path.exists():
+        raise InvalidInput(f"{path} exists; choose another name, or move it away")
+    content = _read(source)
+    number = TypeAdapter(Point)
+    with History(path, content.run, title=content.title, target_batch_size=content.target_batch_size) as history:
+        rows = [dict(zip(COLUMNS, row, strict=True)) for row in zip(*(content.points[n] for n in COLUMNS), strict=True)]
+        try:
+            history.add_points([number.validate_python(row) for row in rows], thin=False)
+        except ValidationError as error:
+            raise InvalidInput(f"{source}: {error.errors()[0]['msg']} in points") from None
+        history.credit(content.peers, time=content.now.time if content.now else 0.0)
+        for event in content.events:
+            history.add_event(event)
+        for checkpoint in content.checkpoints:
+            history.add_checkpoint(checkpoint)
+        for picture in content.pictures:
+            history.add_picture(picture)
+        if content.now:
+            history.set_now(content.now)
+
+
+class Example(HistoryReader):
+    """A shipped history: a reader of an export, through a file that goes when it is closed."""
+
+    def __init__(self, source: Path) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="ttt-history-")
+        path = Path(self._folder.name) / "history.sqlite"
+        restore(source, path)
+        super().__init__(path)
+
+    def close(self) -> None:
+        super().close()
+        self._folder.cleanup()
+
+
+def _read(source: Path) -> _Export:
+    try:
+        if source.stat().st_size > MAX_BYTES:
+            raise InvalidInput(f"{source} is larger than {MAX_BYTES >> 20} MB: not an exported history")
+        return _Export.model_validate_json(source.read_bytes())
+    except OSError as error:
+        raise InvalidInput(f"{source} cannot be read: {error}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InvalidInput(f"{source} is not an exported history: {where or 'the file'}: {first['msg']}") from None
+
+
+def _short(value: float, name: str) -> float | int | None:
+    if math.isnan(value):
+        return None
+    whole: dict[str, Any] = {field.name: field.type for field in fields(Point)}
+    return int(value) if whole[name] == "int" else float(f"{value:.10g}" if name == "time" else f"{value:.5g}")

@@ -1,0 +1,223 @@
+"""What a dashboard shows of a run: small plain values made from its history. Knows neither pages nor SQL.
+
+Every function takes a `HistoryReader` and returns dataclasses, lists and dicts, a few kilobytes however long the run.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import numpy as np
+
+from ttt.swarm.history.reader import HistoryReader
+from ttt.swarm.history.types import Checkpoint, Event, Now, Picture
+from ttt.swarm.process.text import MAX_NAME, clean_text, safe_name
+
+Axis = Literal["time", "samples"]
+Series = Literal["loss", "peers", "samples_per_second", "learning_rate", "epoch"]
+ACTIVE_SECONDS = 120.0
+"""A swarm that was not heard of for longer is shown as silent."""
+DAY = 86_400.0
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a plot; `low` and `high` bound the middle half of the peers, where that is known."""
+
+    x: list[float]
+    y: list[float]
+    low: list[float] | None = None
+    high: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Towards the next optimizer step."""
+
+    epoch: int
+    samples_accumulated: int
+    target_batch_size: int
+    fraction: float
+    """0 to 1."""
+    eta_seconds: float | None
+    """None while the swarm stands still or is silent."""
+    active: bool
+    """Whether the monitor wrote within the last two minutes."""
+    peers: int
+    helpers: int
+    samples_per_second: float | None
+    loss: float | None
+    learning_rate: float | None
+    updated: float
+    """Unix time."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One line of the leaderboard."""
+
+    rank: int
+    peer: str
+    """The last 12 characters of its libp2p id."""
+    name: str
+    """As the peer wrote it, cleaned; not escaped."""
+    html_name: str
+    """The same for HTML and Markdown."""
+    device: str
+    seconds: float
+    """Of computing, credited."""
+    samples: int
+    """Credited."""
+    samples_today: int
+    """Credited in the last 24 hours."""
+    share: float
+    """Of all credited samples, 0 to 1."""
+    first_seen: float
+    last_seen: float
+    active: bool
+    helper: bool
+    inflated: bool
+    """It claims more than half again of what others can confirm."""
+
+
+def curve(history: HistoryReader, series: Series, *, over: Axis = "time", points: int = 300) -> Curve:
+    """A series over time (Unix) or samples, in at most `points` points that keep its extremes."""
+    columns = history.points()
+    known = ~np.isnan(columns[series])
+    x, y = columns[over][known], columns[series][known]
+    kept = keep_extremes(x, y, points)
+    spread = [_rounded(columns[name][known][kept]) for name in ("loss_low", "loss_high")] if series == "loss" else None
+    low, high = spread or (None, None)
+    return Curve(_rounded(x[kept], 10), _rounded(y[kept]), low, high)
+
+
+def keep_extremes(x: np.ndarray, y: np.ndarray, points: int) -> np.ndarray:
+    """Indices of at most `points` samples: the least and the greatest of each stretch of x, the first and the last."""
+    if len(x) <= points:
+        return np.arange(len(x))
+    stretches = max(1, (points - 2) // 2)
+    first, last = float(x.min()), float(x.max())
+    width = (last - first) / stretches or 1.0
+    stretch = np.minimum(((x - first) / width).astype(int), stretches - 1)
+    by_value = np.lexsort((y, stretch))  # in each stretch from the least to the greatest
+    bounds = np.flatnonzero(np.diff(stretch[by_value]))
+    least, greatest = np.append(0, bounds + 1), np.append(bounds, len(x) - 1)
+    return np.unique(np.concatenate([by_value[least], by_value[greatest], [0, len(x) - 1]]))
+
+
+def progress(history: HistoryReader, *, at: float | None = None) -> Progress | None:
+    """Where the swarm is; None before the first reading. `at`: Unix time, now by default."""
+    now = history.now()
+    if now is None:
+        return None
+    at = time.time() if at is None else at
+    active, left = at - now.time < ACTIVE_SECONDS, now.target_batch_size - now.samples_accumulated
+    eta = _eta(now, left, at) if active else None
+    return Progress(
+        epoch=now.epoch,
+        samples_accumulated=now.samples_accumulated,
+        target_batch_size=now.target_batch_size,
+        fraction=min(1.0, now.samples_accumulated / now.target_batch_size) if now.target_batch_size else 0.0,
+        eta_seconds=eta,
+        active=active,
+        peers=now.peers if active else 0,
+        helpers=now.helpers if active else 0,
+        samples_per_second=_short(now.samples_per_second) if active else None,
+        loss=_short(now.loss),
+        learning_rate=_short(now.learning_rate),
+        updated=now.time,
+    )
+
+
+def leaderboard(history: HistoryReader, *, limit: int = 100, at: float | None = None) -> list[Place]:
+    """Who contributed most, by credited computing time."""
+    at = time.time() if at is None else at
+    now = history.now()  # first: who is heard while the rest is read has been heard since
+    peers, today = history.peers(), history.contributed_since(at - DAY)
+    heard = now.time if now is not None and at - now.time < ACTIVE_SECONDS else math.inf  # in the newest reading
+    total = sum(peer.samples for peer in peers) or 1.0
+    waiting = 2 * history.about().target_batch_size  # claims that are not yet settled
+    counted = [peer for peer in peers if peer.samples > 0 or peer.auxiliary][:limit]
+    return [
+        Place(
+            rank=rank,
+            peer=peer.peer_id[-12:],
+            name=clean_text(peer.name, MAX_NAME) or f"peer {peer.peer_id[-8:]}",
+            html_name=safe_name(peer.name, peer.peer_id),
+            device=clean_text(peer.device, 60),
+            seconds=round(peer.seconds, 1),
+            samples=round(peer.samples),
+            samples_today=round(today.get(peer.peer_id, (0.0, 0.0))[0]),
+            share=round(peer.samples / total, 4),
+            first_seen=peer.first_seen,
+            last_seen=peer.last_seen,
+            active=peer.last_seen >= heard,
+            helper=peer.auxiliary,
+            inflated=peer.claimed_samples > 1.5 * peer.samples + waiting,
+        )
+        for rank, peer in enumerate(counted, start=1)
+    ]
+
+
+def checkpoints(history: HistoryReader, *, limit: int = 50) -> list[Checkpoint]:
+    """Newest first."""
+    return history.checkpoints(limit)
+
+
+def events(history: HistoryReader, *, limit: int = 50) -> list[Event]:
+    """Newest first."""
+    return history.events(limit)
+
+
+def pictures(history: HistoryReader, *, per_prompt: int = 12) -> dict[str, list[Picture]]:
+    """Prompt -> its pictures from oldest to newest, thinned evenly; the first and the newest always stay."""
+    found: dict[str, list[Picture]] = {}
+    for picture in history.pictures():
+        found.setdefault(picture.prompt, []).append(picture)
+    return {prompt: _evenly(several, per_prompt) for prompt, several in found.items()}
+
+
+def swarm_status(history: HistoryReader, *, at: float | None = None) -> dict[str, Any]:
+    """For the endpoint of that name: numbers, words and ISO dates."""
+    about, state, newest = history.about(), progress(history, at=at), history.checkpoints(1)
+    status: dict[str, Any] = {
+        "run": about.run,
+        "title": about.title,
+        "started": _iso(about.started),
+        "contributors": history.contributors(),
+        "last_checkpoint": (
+            {"epoch": newest[0].epoch, "date": _iso(newest[0].time), "url": newest[0].url} if newest else None
+        ),
+    }
+    if state is None:
+        return {**status, "active": False}
+    samples = state.epoch * state.target_batch_size + state.samples_accumulated
+    return {**status, "samples": samples, **asdict(state), "updated": _iso(state.updated)}
+
+
+def _eta(now: Now, left: int, at: float) -> float | None:
+    if not now.samples_per_second or now.samples_per_second <= 0:
+        return None
+    return round(max(0.0, left / now.samples_per_second - (at - now.time)), 1)
+
+
+def _evenly(items: list[Picture], count: int) -> list[Picture]:
+    if len(items) <= count:
+        return items
+    return [items[index] for index in np.linspace(0, len(items) - 1, count).round().astype(int)]
+
+
+def _rounded(values: np.ndarray, digits: int = 5) -> list[float]:
+    return [float(f"{value:.{digits}g}") for value in values]
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")
+
+
+def _iso(moment: float | None) -> str | None:
+    return None if moment is None else datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")

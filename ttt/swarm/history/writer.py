@@ -1,0 +1,228 @@
+"""The one writer of a run's history: SQLite beside the checkpoints, thinned as it ages. Knows no hivemind, no pages.
+
+How it thins (`THINNING`): points stay as they are for a day, then one a minute remains, after a week one in ten
+minutes, after a month one an hour; a merged point keeps the extremes of the loss. Contributions are kept by the hour,
+after a month by the day. Events beyond the newest `MAX_EVENTS` go. Peers stay; checkpoints and pictures
+until their keepers forget them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, text, update
+from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.exc import DBAPIError
+
+from ttt.errors import InvalidInput
+from ttt.swarm.history import schema as tables
+from ttt.swarm.history.types import Checkpoint, Event, Now, Peer, Picture, Point
+
+HISTORY_FILE = "history.sqlite"
+HOUR, DAY = 3600, 86_400
+THINNING = ((DAY, 60), (7 * DAY, 600), (30 * DAY, HOUR))
+"""(age, seconds between points that remain)."""
+CONTRIBUTIONS_BY_DAY_AFTER = 30 * DAY
+MAX_EVENTS = 20_000
+_MERGE = text("""
+    INSERT INTO points
+        (time, epoch, samples, loss, loss_low, loss_high, peers, samples_per_second, learning_rate, merged)
+    SELECT max(time), max(epoch), max(samples),
+        sum(loss * merged) / sum(CASE WHEN loss IS NOT NULL THEN merged END), min(loss_low), max(loss_high),
+        sum(peers * merged) / sum(merged), avg(samples_per_second), avg(learning_rate), sum(merged)
+    FROM points WHERE time < :before AND id <= :last
+    GROUP BY CAST(time / :bucket AS INTEGER) HAVING count(*) > 1""")
+_DROP_MERGED = text("""
+    DELETE FROM points WHERE time < :before AND id <= :last AND CAST(time / :bucket AS INTEGER) IN
+    (SELECT CAST(time / :bucket AS INTEGER) FROM points WHERE id > :last)""")
+_MERGE_DAYS = text("""
+    INSERT INTO contributions (start, peer_id, samples, seconds)
+    SELECT start / 86400 * 86400 AS day, peer_id, sum(samples), sum(seconds) FROM contributions
+    WHERE start < :before AND start % 86400 != 0 GROUP BY day, peer_id
+    ON CONFLICT (start, peer_id) DO UPDATE
+    SET samples = samples + excluded.samples, seconds = seconds + excluded.seconds""")
+
+
+class History:
+    """Writes one run's history; a second writer of the same file is refused."""
+
+    def __init__(self, path: Path, run: str, *, title: str = "", target_batch_size: int = 0) -> None:
+        """Open or make the file; SwarmError where it is damaged or not ours, InvalidInput where it is in use or
+        belongs to another run."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.run = path, run
+        self._lock = _exclusive(path)
+        try:
+            self._engine = tables.open_file(path, write=True)
+            self._describe(run, title, target_batch_size)
+        except BaseException:
+            self._lock.close()
+            raise
+        self._thinned = float("-inf")
+
+    def __enter__(self) -> History:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._engine.dispose()
+        self._lock.close()
+
+    def add_points(self, points: Iterable[Point], *, thin: bool = True) -> None:
+        """Append; once an hour of the points' own time, old ones are merged."""
+        rows = [asdict(point) for point in points]
+        if not rows:
+            return
+        with self._writing() as connection:
+            connection.execute(insert(tables.points), rows)
+        if thin and (now := rows[-1]["time"]) - self._thinned >= HOUR:
+            self.thin(now)
+
+    def set_now(self, now: Now) -> None:
+        with self._writing() as connection:
+            _set(connection, "now", json.dumps(asdict(now)))
+
+    def credit(self, peers: Iterable[Peer], *, time: float) -> None:
+        """Replace the peers' rows, and add what they gained since to the hour's contributions."""
+        rows = [asdict(peer) for peer in peers]
+        if not rows:
+            return
+        with self._writing() as connection:
+            before = {row.peer_id: row for row in connection.execute(select(tables.peers))}
+            changed = [row for row in rows if row["peer_id"] not in before or row != before[row["peer_id"]]._asdict()]
+            gained = [
+                {"start": int(time) // HOUR * HOUR, "peer_id": row["peer_id"], **_gain(row, before.get(row["peer_id"]))}
+                for row in changed
+            ]
+            if changed:
+                _replace(connection, tables.peers, changed)
+            if gained := [row for row in gained if row["samples"] > 0 or row["seconds"] > 0]:
+                _add_contributions(connection, gained)
+
+    def add_event(self, event: Event) -> None:
+        with self._writing() as connection:
+            connection.execute(insert(tables.events), [asdict(event)])
+
+    def add_checkpoint(self, checkpoint: Checkpoint) -> None:
+        with self._writing() as connection:
+            connection.execute(insert(tables.checkpoints), [asdict(checkpoint)])
+
+    def set_checkpoint_url(self, path: str, url: str) -> None:
+        """The checkpoint of this path lies on the Hub now."""
+        with self._writing() as connection:
+            connection.execute(update(tables.checkpoints).where(tables.checkpoints.c.path == path).values(url=url))
+
+    def checkpoints(self) -> set[str]:
+        """Paths of those that were written down."""
+        with self._writing() as connection:
+            return set(connection.execute(select(tables.checkpoints.c.path)).scalars())
+
+    def forget_checkpoints(self, paths: Iterable[str]) -> None:
+        """These were deleted by the keeper's policy."""
+        if rows := [{"gone": path} for path in paths]:
+            with self._writing() as connection:
+                gone = delete(tables.checkpoints).where(tables.checkpoints.c.path == bindparam("gone"))
+                connection.execute(gone, rows)
+
+    def add_picture(self, picture: Picture) -> None:
+        with self._writing() as connection:
+            connection.execute(insert(tables.pictures), [asdict(picture)])
+
+    def pictures(self) -> list[Picture]:
+        """All that were kept."""
+        columns = [column for column in tables.pictures.c if column.name != "id"]
+        with self._writing() as connection:
+            return [Picture(**row._asdict()) for row in connection.execute(select(*columns))]
+
+    def forget_pictures(self, paths: Iterable[str]) -> None:
+        """Their files are deleted by whoever painted them."""
+        if rows := [{"gone": path} for path in paths]:
+            with self._writing() as connection:
+                gone = delete(tables.pictures).where(tables.pictures.c.path == bindparam("gone"))
+                connection.execute(gone, rows)
+
+    def peers(self) -> dict[str, Peer]:
+        """What the ledger starts from."""
+        with self._writing() as connection:
+            return {row.peer_id: _peer(row._asdict()) for row in connection.execute(select(tables.peers))}
+
+    def thin(self, now: float) -> None:
+        """Merge what is old; see the head of this file."""
+        self._thinned = now
+        with self._writing() as connection:
+            for age, bucket in THINNING:
+                last = connection.execute(select(func.max(tables.points.c.id))).scalar() or 0
+                values = {"before": (now - age) // bucket * bucket, "bucket": float(bucket), "last": last}
+                connection.execute(_MERGE, values)
+                connection.execute(_DROP_MERGED, values)
+            old = {"before": int(now - CONTRIBUTIONS_BY_DAY_AFTER) // DAY * DAY}
+            connection.execute(_MERGE_DAYS, old)
+            connection.execute(text("DELETE FROM contributions WHERE start < :before AND start % 86400 != 0"), old)
+            newest = connection.execute(select(func.max(tables.events.c.id))).scalar() or 0
+            connection.execute(delete(tables.events).where(tables.events.c.id <= newest - MAX_EVENTS))
+
+    def _describe(self, run: str, title: str, target_batch_size: int) -> None:
+        with self._writing() as connection:
+            known = {row.key: row.value for row in connection.execute(select(tables.about))}
+            if known.get("run", run) != run:
+                raise InvalidInput(
+                    f"{self.path} is the history of the run {known['run']!r}, not of {run!r}; use another folder"
+                )
+            for key, value in {"run": run, "title": title, "target_batch_size": str(target_batch_size)}.items():
+                _set(connection, key, value)
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except DBAPIError as error:
+            raise tables.damaged(self.path, error) from None
+
+
+def _exclusive(path: Path) -> IO[str]:
+    """Hold a lock beside the file for as long as the writer lives."""
+    lock = path.with_name(f"{path.name}.lock").open("w")
+    try:
+        import fcntl
+    except ImportError:  # Windows, where no coordinator runs: only a shipped history is unpacked there
+        return lock
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise InvalidInput(f"{path} is written by another coordinator; stop that one, or use another folder") from None
+    return lock
+
+
+def _set(connection: Connection, key: str, value: str) -> None:
+    _replace(connection, tables.about, [{"key": key, "value": value}])
+
+
+def _replace(connection: Connection, table: Any, rows: list[dict[str, Any]]) -> None:
+    keys = [column.name for column in table.primary_key]
+    statement = upsert(table)
+    fresh = {name: statement.excluded[name] for name in rows[0] if name not in keys}
+    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=fresh), rows)
+
+
+def _add_contributions(connection: Connection, rows: list[dict[str, Any]]) -> None:
+    table = tables.contributions
+    statement = upsert(table)
+    total = {name: table.c[name] + statement.excluded[name] for name in ("samples", "seconds")}
+    connection.execute(statement.on_conflict_do_update(index_elements=["start", "peer_id"], set_=total), rows)
+
+
+def _gain(row: dict[str, Any], before: Any) -> dict[str, float]:
+    return {name: row[name] - (getattr(before, name) if before is not None else 0.0) for name in ("samples", "seconds")}
+
+
+def _peer(row: dict[str, Any]) -> Peer:
+    return Peer(**{**row, "client_mode": bool(row["client_mode"]), "auxiliary": bool(row["auxiliary"])})

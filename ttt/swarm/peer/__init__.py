@@ -1,0 +1,1 @@
+"""A training peer: it finds the run, trains, recovers from failures and publishes its metrics."""

@@ -1,0 +1,124 @@
+"""What a volunteer asks of a peer, and what became of it, as two small files in its folder. Knows no processes.
+
+order.json        Order, written by whoever presses the buttons
+supervision.json  Supervision, written by the supervisor (`supervisor.py`)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ttt.errors import InvalidInput
+from ttt.swarm.process.status import PeerStatus, write_atomically
+
+ORDER_FILE, SUPERVISION_FILE = "order.json", "supervision.json"
+LOG_FILE, SUPERVISOR_LOG = "log", "supervisor.log"
+MAX_BYTES = 1 << 16
+MAX_HOURS = 24 * 365.0
+
+Wish = Literal["run", "pause", "stop"]
+Phase = Literal["off", "starting", "running", "stopping", "paused", "waiting", "finished"]
+"""waiting: for the next try after the peer died; finished: the run, or what was asked for, is complete."""
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+class Order(_File):
+    """What the peer is to do. It holds no secret: tokens reach a peer by its environment alone."""
+
+    run: str = Field(min_length=1, max_length=1000)
+    """Run file, or its URL."""
+    initial_peers: list[str] = Field(min_length=1, max_length=16)
+    """Addresses to join at."""
+    name: str = Field(default="", max_length=100)
+    """On the leaderboard."""
+    device: str = Field(default="auto", max_length=20)
+    micro_batch: int = Field(default=0, ge=0, le=4096)
+    """0: what fits."""
+    limit: float = Field(default=0.0, ge=0, le=1e6)
+    """Samples per second not to exceed; 0: none."""
+    client: bool = False
+    """Others cannot reach this machine."""
+    host: str = Field(default="0.0.0.0", max_length=100)
+    port: int = Field(default=0, ge=0, le=65_535)
+    gpu_fraction: float = Field(default=1.0, gt=0, le=1)
+    """Of the GPU's memory that the peer may take."""
+    stop_at: float | None = None
+    """Unix time."""
+    wish: Wish = "run"
+    pause_until: float | None = None
+    """Unix time; None: until told to go on."""
+    bound_to: int = Field(default=0, ge=0)
+    """Stop when the process of this id has ended; 0: outlive everything."""
+
+
+class Work(_File):
+    """What peers of this folder did, all their processes together."""
+
+    samples: int = 0
+    epochs: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    seconds: float = 0.0
+
+    def plus(self, status: PeerStatus) -> Work:
+        return Work(
+            samples=self.samples + status.samples,
+            epochs=self.epochs + status.epochs_done,
+            sent_bytes=self.sent_bytes + status.sent_bytes,
+            received_bytes=self.received_bytes + status.received_bytes,
+            seconds=self.seconds + max(0.0, status.time - status.started),
+        )
+
+
+class Supervision(_File):
+    """What the supervisor does just now."""
+
+    pid: int = 0
+    born: int = 0
+    """When the kernel started it, in clock ticks since the machine's start: a pid alone may be another's by now."""
+    phase: Phase = "off"
+    reason: str = Field(default="", max_length=4000)
+    """Why the peer is off, waits or was started again."""
+    peer: int = 0
+    """Process id of the peer, which leads a session of its own; 0 while there is none."""
+    peer_born: int = 0
+    """When the kernel started it."""
+    since: float = 0.0
+    """Unix time of the phase's beginning."""
+    next_try: float | None = None
+    """Unix time at which it is started again."""
+    restarts: int = 0
+    """After failures, since Start."""
+    banked: Work = Work()
+    """By the processes that have ended."""
+
+
+Kept = TypeVar("Kept", Order, Supervision)
+
+
+def read(kind: type[Kept], folder: Path) -> Kept | None:
+    """None where there is no readable file."""
+    try:
+        with (folder / _name(kind)).open("rb") as file:
+            return kind.model_validate_json(file.read(MAX_BYTES))
+    except (OSError, ValidationError):
+        return None
+
+
+def write(folder: Path, kept: Order | Supervision) -> None:
+    """InvalidInput where the folder cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / _name(type(kept)), kept.model_dump_json().encode())
+    except OSError as error:
+        raise InvalidInput(f"{folder} cannot be written: {error}; choose another folder for the peer") from None
+
+
+def _name(kind: type[Order] | type[Supervision]) -> str:
+    return ORDER_FILE if kind is Order else SUPERVISION_FILE

@@ -1,0 +1,106 @@
+"""A peer's state and counts in words, alike for a page and a terminal. Pure functions; knows neither."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ttt.swarm.process.control_files import Work
+from ttt.swarm.process.status import PeerStatus, State
+
+STATES: dict[State, str] = {
+    "starting": "Starting",
+    "connecting": "Connecting to the swarm",
+    "waiting for a donor": "Waiting for someone who gives the model's state",
+    "downloading": "Downloading the state from other peers",
+    "computing": "Computing gradients",
+    "averaging": "Averaging with other peers",
+    "helping": "Helping others to average",
+    "watching": "Watching the run",
+    "restoring": "Restoring the state of the swarm",
+    "stopping": "Leaving the swarm",
+    "stopped": "Off",
+    "failed": "Off",
+}
+MEANINGS: dict[State, str] = {
+    "computing": "On its own share of the data, at its own pace.",
+    "averaging": "Gradients go to and fro; then everybody takes the same step.",
+    "helping": "It averages for peers that cannot reach each other, and trains nothing itself.",
+}
+"""A sentence for the states that last, where the peer has nothing else to say."""
+WORKING: tuple[State, ...] = ("computing", "averaging", "helping")
+UNKNOWN = "–"
+
+
+def figures(
+    work: Work, live: PeerStatus | None, *, gpu: str = "", share: float | None = None
+) -> list[tuple[str, str, str]]:
+    """(name, label, value) of the numbers; what is not known yet is a dash.
+
+    live: of the running process; gpu: its memory, where the peer does not tell it itself.
+    """
+    return [
+        ("samples", "Samples contributed", f"{work.samples:,}"),
+        ("epochs", "Steps taken part in", f"{work.epochs:,}"),
+        ("time", "Time given", span(work.seconds)),
+        ("pace", "Samples a second", f"{live.samples_per_second:.2f}" if live and live.samples_per_second else UNKNOWN),
+        ("loss", "Loss", f"{live.loss:.3f}" if live and live.loss is not None else UNKNOWN),
+        ("share", "Share of the last step", f"{share:.0%}" if share is not None and live else UNKNOWN),
+        ("step", "Step of the run", _step(live)),
+        ("peers", "Peers training", f"{live.peers:,}" if live and live.peers else UNKNOWN),
+        ("averaged", "Averaged last with", _averaged(live)),
+        ("sent", "Sent", size(work.sent_bytes)),
+        ("received", "Received", size(work.received_bytes)),
+        ("gpu", "GPU memory", _gpu(live) or gpu or UNKNOWN),
+    ]
+
+
+def towards_next_step(status: PeerStatus | None) -> tuple[float, str] | None:
+    """(0 to 1, in words) of the swarm's work for its next step; None for a peer that is not in it."""
+    if status is None or not status.global_batch or status.state not in WORKING:
+        return None
+    # A peer averages once it heard that there are enough; the number that it heard of lags behind.
+    gathered = status.global_batch if status.state == "averaging" else min(status.swarm_samples, status.global_batch)
+    return (
+        gathered / status.global_batch,
+        f"{gathered:,} of {status.global_batch:,} samples towards step {status.epoch + 1:,}",
+    )
+
+
+def size(count: int) -> str:
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.1f} {unit}" if unit != "B" and amount < 10 else f"{amount:.0f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} GiB"
+
+
+def span(seconds: float) -> str:
+    """A time in its two largest units."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    parts: Sequence[tuple[int, str]] = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+    words: list[str] = []
+    for length, unit in parts:
+        if whole >= length and len(words) < 2:
+            words.append(f"{whole // length} {unit}")
+            whole %= length
+        elif words:
+            break
+    return " ".join(words)
+
+
+def _step(live: PeerStatus | None) -> str:
+    return f"{live.epoch:,}" if live and live.state not in ("starting", "connecting") else UNKNOWN
+
+
+def _averaged(live: PeerStatus | None) -> str:
+    if live is None or not live.group_size:
+        return UNKNOWN
+    partly = live.received is not None and live.received < 1
+    return f"{live.group_size} peers" + (f", {live.received:.0%}" if partly else "")
+
+
+def _gpu(live: PeerStatus | None) -> str:
+    return f"{size(live.gpu_bytes)} of {size(live.gpu_total)}" if live and live.gpu_total else ""

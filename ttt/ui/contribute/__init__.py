@@ -1,0 +1,1 @@
+"""The Contribute tab: this machine becomes a peer of a run."""

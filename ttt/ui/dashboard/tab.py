@@ -1,0 +1,165 @@
+"""The Dashboard tab: layout and wiring. Holds no run: it gets a Board. `python -m ttt.ui.dashboard.tab`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from ttt.errors import InvalidInput, TTTError
+from ttt.ui.app import Live
+from ttt.ui.dashboard import view
+from ttt.ui.dashboard.render_cache import FIGURE, TABLE, Board, Part
+from ttt.ui.dashboard.run_types import NOWHERE
+from ttt.ui.dashboard.view import ORDERS, PLOTS
+
+REFRESH_SECONDS = 5.0
+"""A coordinator writes about every ten."""
+Changes = dict[Any, Any]
+
+
+class DashboardTab:
+    """Components of the tab and what happens when they are used."""
+
+    def __init__(self, board: Board) -> None:
+        self.board = board
+        self._lay_out()
+        self._wire()
+
+    def _lay_out(self) -> None:
+        self.clock = gr.Timer(value=REFRESH_SECONDS, active=False)
+        self.opened: gr.State = gr.State(value=[], time_to_live=24 * 3600)
+        self.seen: gr.State = gr.State(value={}, time_to_live=24 * 3600)
+        self.parts: dict[str, gr.HTML] = {}
+        self.tables: dict[str, gr.Accordion] = {}
+        with gr.Column(elem_id="dashboard"):
+            self.run = gr.Dropdown(label="Run", choices=[], value=None, elem_id="run", visible=False)
+            with gr.Column(elem_classes="ttt-card"):
+                self.parts["head"] = gr.HTML(value="", elem_id="run-head")
+            with gr.Column(visible=False, elem_id="run-body") as self.body:
+                self._lay_out_plots()
+                self._lay_out_lists()
+
+    def _lay_out_plots(self) -> None:
+        with gr.Row(elem_id="plots"):
+            for name, (title, *_) in PLOTS.items():
+                with gr.Column(elem_classes="ttt-card", min_width=280):
+                    self.parts[FIGURE + name] = gr.HTML(value="", elem_id=f"plot-{name}")
+                    with gr.Accordion(label=f"{title}: table", open=False, elem_id=f"table-{name}") as table:
+                        self.parts[TABLE + name] = gr.HTML(value="")
+                    self.tables[name] = table
+
+    def _lay_out_lists(self) -> None:
+        with gr.Column(elem_classes="ttt-card", elem_id="leaderboard"):
+            gr.HTML(value="<h2>Leaderboard</h2>")
+            with gr.Row(elem_id="board-options"):
+                choices = [(words, order) for order, words in ORDERS.items()]
+                self.order = gr.Radio(choices=choices, value="seconds", label="Ranked by", elem_id="order")
+                self.everybody = gr.Checkbox(value=False, label="Show everybody", elem_id="everybody")
+            self.parts["leaderboard"] = gr.HTML(value="")
+        with gr.Column(elem_classes="ttt-card", elem_id="gallery"):
+            gr.HTML(value="<h2>Pictures over time</h2>")
+            self.parts["gallery"] = gr.HTML(value="")
+        with gr.Column(elem_classes="ttt-card", elem_id="checkpoints"):
+            gr.HTML(value="<h2>Checkpoints</h2>")
+            self.parts["checkpoints"] = gr.HTML(value="")
+        with (
+            gr.Column(elem_classes="ttt-card", elem_id="events"),
+            gr.Accordion(label="What happened lately", open=False),
+        ):
+            self.parts["events"] = gr.HTML(value="")
+
+    def _wire(self) -> None:
+        inputs = [self.run, self.order, self.everybody, self.opened, self.seen]
+        self.refresh: dict[str, Any] = {
+            "fn": self.show,
+            "inputs": inputs,
+            "outputs": [self.run, self.body, self.seen, *self.parts.values()],
+            "preprocess": False,
+            "queue": False,  # an answer from memory: no place in a queue is worth its messages
+            "show_progress": "hidden",
+            "api_visibility": "undocumented",
+        }
+        self.clock.tick(**self.refresh)
+        for chosen in (self.run, self.order, self.everybody):
+            chosen.input(**self.refresh)
+        self.run.input(fn=None, inputs=[self.run], js="(run) => { window.ttt?.addressOf({ tab: 'dashboard', run }); }")
+        hidden: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "undocumented"}
+        for name, table in self.tables.items():
+            where: dict[str, Any] = {"inputs": [self.opened], "outputs": [self.opened], **hidden}
+            table.expand(fn=partial(_with, name), **where).then(**self.refresh)
+            table.collapse(fn=partial(_without, name), **where)
+
+    @property
+    def live(self) -> Live:
+        """What happens while the tab is the one shown."""
+        return Live(self.clock, self.refresh)
+
+    def show(
+        self, run: Any, order: Any, everybody: Any, opened: Any, seen: Any, request: gr.Request | None = None
+    ) -> Changes:
+        """Whatever changed since this page was last told."""
+        names = self.board.source.names()
+        keys = [name.key for name in names]
+        asked = run or (dict(request.query_params).get("run") if request is not None else None)
+        key = asked if isinstance(asked, str) and asked else keys[0] if keys else ""
+        known = seen if isinstance(seen, dict) else {}
+        try:
+            if not names:
+                raise InvalidInput(NOWHERE)
+            tables = [name for name in PLOTS if isinstance(opened, list) and name in opened]
+            parts = self.board.draw(key, "samples" if order == "samples" else "seconds", everybody is True, tables)
+        except TTTError as error:
+            parts = {"head": Part(view.problem(str(error)), str(error))}
+        changed = {name: part for name, part in parts.items() if known.get(name) != part.digest}
+        listed = repr([key, names])
+        if not changed and known.get("names") == listed:
+            return {self.seen: gr.skip()}
+        changes: Changes = {self.parts[name]: part.html for name, part in changed.items()}
+        whole = len(parts) > 1
+        if known.get("whole") != whole:
+            changes[self.body] = gr.Column(visible=whole)
+        if known.get("names") != listed:
+            value = key if key in keys else None
+            choices = [(name.label, name.key) for name in names]
+            changes[self.run] = gr.Dropdown(choices=choices, value=value, visible=bool(names))
+        told = {name: part.digest for name, part in changed.items()}
+        changes[self.seen] = {**known, **told, "names": listed, "whole": whole}
+        return changes
+
+
+def _with(name: str, opened: Any) -> list[str]:
+    return [*(one for one in opened or [] if one != name), name]
+
+
+def _without(name: str, opened: Any) -> list[str]:
+    return [one for one in opened or [] if one != name]
+
+
+def main() -> None:
+    """The tab alone, with a simulated run."""
+    import tempfile
+    import time
+    from pathlib import Path
+
+    from ttt.ui import theme
+    from ttt.ui.dashboard.fake import Simulation
+    from ttt.ui.dashboard.runs import RunFolders
+    from ttt.ui.dashboard.thumbnails import Thumbnails
+    from ttt.ui.generate.view import file_url
+
+    folder = Path(tempfile.mkdtemp(prefix="ttt-dashboard-"))
+    Simulation(end=time.time()).write(folder / "runs" / "simulated")
+    board = Board(RunFolders(folder / "runs"), Thumbnails(folder / "pictures"), file_url)
+    with gr.Blocks(title="Dashboard", analytics_enabled=False) as page:
+        live = DashboardTab(board).live
+        live.while_alone(page)
+    page.launch(
+        theme=theme.theme(), css=theme.css(), head=theme.head(), allowed_paths=[str(folder / "pictures")],
+        ssr_mode=False,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The Generate tab: a prompt becomes images."""
