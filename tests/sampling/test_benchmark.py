@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import sampling
+from benchmarks.sampling import __main__ as sampling
 from benchmarks.sampling import steps as sampling_steps
 from benchmarks.sampling.floor import bandwidth, bytes_moved, products_alone
 from benchmarks.sampling.steps import Steps
