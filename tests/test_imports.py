@@ -13,7 +13,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-BASE = {"ttt.config", "ttt.types", "ttt.errors", "ttt.hardware", "ttt.memory", "ttt.workers", "ttt.linear"}
+BASE = {
+    "ttt.atomic",
+    "ttt.config",
+    "ttt.errors",
+    "ttt.hardware",
+    "ttt.linear",
+    "ttt.memory",
+    "ttt.text",
+    "ttt.types",
+    "ttt.workers",
+}
 FILES = {"ttt.checkpoint", "ttt.bundle"}
 GENERATION = {
     "ttt",

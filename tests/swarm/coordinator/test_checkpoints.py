@@ -14,6 +14,7 @@ from tests.support.backups import distance_of
 from tests.support.swarm import tiny_run
 from tests.support.tiny import tiny_dalle, write_tiny_bundle
 from ttt import TextToImage
+from ttt.atomic import write_atomically
 from ttt.errors import CheckpointError, InvalidInput, SwarmError
 from ttt.swarm.averaging.training_state import TrainingState, initialize, is_finite, parameters_of, restore, snapshot
 from ttt.swarm.config.run_config import CheckpointSection, OptimizerSection, RunSettings
@@ -26,7 +27,7 @@ from ttt.swarm.history.types import Checkpoint as Row
 from ttt.swarm.history.writer import HISTORY_FILE, History
 from ttt.swarm.peer.backup import load_backup, save_backup
 from ttt.swarm.process.lifecycle import own_folder
-from ttt.swarm.process.status import PeerStatus, write_atomically, write_status
+from ttt.swarm.process.status import PeerStatus, write_status
 from ttt.swarm.training.job import make_optimizer
 from ttt.train.optimizer import parameter_groups
 

@@ -9,8 +9,8 @@ import socket
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from ttt.atomic import write_atomically
 from ttt.swarm.dht.node import SwarmDHT, reconnect
-from ttt.swarm.process.status import write_atomically
 
 PEERS_FILE = "peers.json"
 MAX_KNOWN_PEERS = 50

@@ -22,13 +22,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ttt.atomic import sync_file, sync_folder, write_atomically
 from ttt.bundle.spec import Bundle
 from ttt.bundle.weights import write_bundle_like
 from ttt.errors import BundleError, CheckpointError
 from ttt.model.dalle import Dalle
 from ttt.swarm.averaging.training_state import TrainingState
 from ttt.swarm.config.run_config import CheckpointSection
-from ttt.swarm.process.status import sync_file, sync_folder, write_atomically
 
 FOLDER, MANIFEST, LATEST, BUNDLE = "checkpoints", "manifest.json", "latest", "bundle"
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from ttt.atomic import write_atomically
 from ttt.errors import SwarmError
 from ttt.swarm.dht.announcement import Announcement
-from ttt.swarm.process.status import write_atomically
 
 FILE = "generation.json"
 

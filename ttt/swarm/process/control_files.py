@@ -11,8 +11,9 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ttt.atomic import write_atomically
 from ttt.errors import InvalidInput
-from ttt.swarm.process.status import PeerStatus, write_atomically
+from ttt.swarm.process.status import PeerStatus
 
 ORDER_FILE, SUPERVISION_FILE = "order.json", "supervision.json"
 LOG_FILE, SUPERVISOR_LOG = "log", "supervisor.log"

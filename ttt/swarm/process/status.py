@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ttt.atomic import write_atomically
 
 STATUS_FILE, ROUNDS_FILE, EPOCHS_FILE = "status.json", "rounds.jsonl", "epochs.jsonl"
 MAX_STATUS_BYTES = 1 << 18
@@ -179,39 +180,6 @@ def read_rounds(folder: Path) -> list[RoundRecord]:
 
 def read_epochs(folder: Path) -> list[EpochRecord]:
     return [EpochRecord.model_validate(line) for line in _lines(folder / EPOCHS_FILE)]
-
-
-def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:
-    """durable: so that a power cut leaves the old content or the new one; takes as long as the disk does."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        Path(temporary).replace(path)
-        if durable:
-            sync_folder(path.parent)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def sync_file(path: Path) -> None:
-    """Have its content on the disk, whoever wrote it."""
-    with path.open("r+b") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Have its names on the disk, where the system knows such a thing for folders."""
-    with contextlib.suppress(OSError):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _lines(path: Path) -> Iterator[dict[str, object]]:
