@@ -68,7 +68,7 @@ def _traffic(folder: Path, epochs: int, peers: int, compression: str) -> Result:
 
 def _calculated(config: Any, peers: int, compression: str) -> int:
     from calculator import TrainingSetup, estimate
-    from ttt.train.fit import as_architecture
+    from ttt.train.micro_batch import as_architecture
 
     setup = TrainingSetup(
         swarm=True, swarm_peers=peers, compression={"8-bit": "run", "none": "none"}[compression],

@@ -23,8 +23,8 @@ from ttt.bundle.weights import load_vqgan_from
 from ttt.data.encode import EncodeSettings, encode
 from ttt.data.encode_command import summary
 from ttt.data.image_table import find_images
-from ttt.data.manifest import Manifest, codebook_of
-from ttt.data.pictures import square
+from ttt.data.images import crop_square
+from ttt.data.manifest import DatasetManifest, codebook_of
 from ttt.data.rows import COLUMNS, Filters
 from ttt.data.shapes import draw
 from ttt.data.shapes import stream as scenes
@@ -44,12 +44,12 @@ def test_shards_hold_the_codes_of_the_images_in_the_published_columns(bundle: Bu
     assert pq.read_metadata(files[0]).row_group(0).column(4).compression == "BROTLI"
     vqgan = load_vqgan_from(bundle)
     for i, row in enumerate(rows_of(tmp_path / "out")):
-        pixels = torch.from_numpy(square(Image.open(folder / f"{i:03d}.png"), 8).copy())
+        pixels = torch.from_numpy(crop_square(Image.open(folder / f"{i:03d}.png"), 8).copy())
         codes = vqgan.encode(pixels.permute(2, 0, 1)[None].float() / 255)[0]
         assert np.frombuffer(row["code"], "<i2").tolist() == codes.tolist()
         rest = {name: row[name] for name in COLUMNS[:-1]}
         assert rest == {"caption": f"a red circle {i}", "NSFW": "UNLIKELY", "original_width": 24, "original_height": 20}
-    assert manifest == Manifest.from_json((tmp_path / "out" / "dataset.json").read_text(), "dataset.json")
+    assert manifest == DatasetManifest.from_json((tmp_path / "out" / "dataset.json").read_text(), "dataset.json")
     assert manifest.counts == {"rows": 23, "kept": 23}
     assert manifest.codebook == codebook_of(bundle.vqgan_file)
     assert manifest.image_bytes == sum(p.stat().st_size for p in folder.glob("*.png"))
@@ -83,7 +83,7 @@ def test_scenes_go_through_the_demo_and_come_back(tmp_path: Path) -> None:
         image = draw(scene, 128)
         image.save(folder / f"{i}.png")
         (folder / f"{i}.txt").write_text(f"scene {i}")
-        drawn[i] = torch.from_numpy(square(image, 64).copy()).permute(2, 0, 1).float() / 255
+        drawn[i] = torch.from_numpy(crop_square(image, 64).copy()).permute(2, 0, 1).float() / 255
     demo = read_bundle(DEMO_FOLDER)
     encode(find_images(str(folder)), tmp_path / "out", demo)
     stream = CodeStream(
@@ -114,7 +114,7 @@ def test_the_command_says_what_it_did(bundle: Bundle, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert "11 pairs in 1 shards" in result.stdout
     assert "skipped 1 of 12: caption too short: 1" in result.stdout
-    manifest = Manifest.from_json((tmp_path / "out" / "dataset.json").read_text(), "")
+    manifest = DatasetManifest.from_json((tmp_path / "out" / "dataset.json").read_text(), "")
     assert f"{manifest.image_bytes / manifest.shard_bytes:.1f}x less to download" in result.stdout
     assert summary(manifest, tmp_path / "out") + "\n" == result.stdout
     wrong = CliRunner().invoke(app, [*arguments, "--shard-size", "7"])

@@ -25,7 +25,7 @@ from tests.support.images import (
 )
 from ttt.bundle.spec import Bundle
 from ttt.data.encode import encode
-from ttt.data.image_folder import Archives
+from ttt.data.image_folder import ImageArchives
 from ttt.data.image_table import find_images
 from ttt.errors import DataError, InvalidInput
 
@@ -132,6 +132,6 @@ def test_images_that_are_not_there_are_told(tmp_path: Path, make: Any, told: str
 
 def test_archives_stay_small_in_memory(tmp_path: Path) -> None:
     """The list of members that tarfile keeps is dropped: a set has millions."""
-    source = Archives((write_archives(tmp_path / "a") / "0.tar",))
+    source = ImageArchives((write_archives(tmp_path / "a") / "0.tar",))
     assert [pair.name for pair, _ in source.pairs(None)] == [f"{i:03d}" for i in range(17)]
     assert [pair.name for pair, _ in source.pairs((0, 15))] == ["015", "016"]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.shards import CODEBOOK, open_stream, row, take, write_shard, write_shards
-from ttt.data.rows import KINDS, Filters
+from ttt.data.rows import COUNT_LABELS, Filters
 from ttt.data.stream import CodeStream
 from ttt.errors import DataError, InvalidInput
 
@@ -260,7 +260,7 @@ def test_filters_are_those_of_the_run_and_can_be_set(tmp_path: Path) -> None:
     stream = open_stream(tmp_path, batch_size=101)
     assert sorted(take(stream, 1)) == [5, *range(100, 200)]
     assert stream.counts == Counter(
-        {**dict.fromkeys(KINDS, 0), "rows": 106, "kept": 101, "short_caption": 1, "nsfw": 2, "extreme_aspect": 1,
+        {**dict.fromkeys(COUNT_LABELS, 0), "rows": 106, "kept": 101, "short_caption": 1, "nsfw": 2, "extreme_aspect": 1,
          "bad_size": 1}
     )  # fmt: skip
     stream.close()

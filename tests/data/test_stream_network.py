@@ -14,8 +14,8 @@ import pytest
 
 from tests.support.range_server import RangeServer, serve_ranges
 from tests.support.shards import CODEBOOK, CODES, QUICK, open_stream, row, take, write_shard, write_shards
-from ttt.data.files import Retry, Unreachable, Web, WebFile
-from ttt.data.manifest import Manifest
+from ttt.data.files import FileUnreachable, HttpClient, HttpFile, RetryPolicy
+from ttt.data.manifest import DatasetManifest
 from ttt.errors import DataError
 
 SIZES = (90, 60, 150)
@@ -40,10 +40,10 @@ def rows_on_disk(server: RangeServer, batches: int = 80) -> list[int]:
     return rows
 
 
-def manifest(**changed: object) -> Manifest:
+def manifest(**changed: object) -> DatasetManifest:
     values = {"model": "tiny", "codebook": "c" * 64, "resolution": 8, "image_seq_len": CODES,
               "num_image_tokens": CODEBOOK, "shards": tuple(f"{i:05d}.parquet" for i in range(len(SIZES)))}  # fmt: skip
-    return Manifest(**(values | changed))  # type: ignore[arg-type]
+    return DatasetManifest(**(values | changed))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("cut_after", [1, 100, 300])
@@ -73,7 +73,7 @@ def test_a_busy_server_is_asked_again(server: RangeServer, caplog: pytest.LogCap
 
 
 def test_waits_double_up_to_a_limit() -> None:
-    waits = [Retry(first_wait=1.0).wait(failures) for failures in range(1, 9)]
+    waits = [RetryPolicy(first_wait=1.0).wait(failures) for failures in range(1, 9)]
     for failures, seconds in enumerate(waits, 1):
         middle = min(2.0 ** (failures - 1), 30.0)
         assert 0.7 * middle <= seconds <= 1.3 * middle
@@ -89,7 +89,7 @@ def test_a_server_without_ranges_is_read_through_a_temporary_file(server: RangeS
 
 def test_a_server_without_ranges_cannot_fill_the_disk(server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     server.ranges = False
-    monkeypatch.setattr(WebFile, "most_spooled", 100)
+    monkeypatch.setattr(HttpFile, "most_spooled", 100)
     stream = open_stream(addresses(server))
     with pytest.raises(DataError, match="no row of a whole epoch.*is larger than 100 bytes"):
         take(stream, 1)
@@ -199,15 +199,15 @@ def test_a_server_that_is_not_there_is_told(url: str) -> None:
 
 def test_a_stalled_server_counts_as_dropped(server: RangeServer) -> None:
     server.delay = 0.5
-    web = Web(Retry(attempts=2, first_wait=0.01, timeout=0.1))
-    with pytest.raises(Unreachable, match="ReadTimeout"):
-        WebFile(addresses(server)[0], web)
+    web = HttpClient(RetryPolicy(attempts=2, first_wait=0.01, timeout=0.1))
+    with pytest.raises(FileUnreachable, match="ReadTimeout"):
+        HttpFile(addresses(server)[0], web)
     web.close()
 
 
 def test_a_file_that_changes_while_it_is_read_is_broken(server: RangeServer) -> None:
-    web = Web(QUICK)
-    file = WebFile(addresses(server)[0], web)
+    web = HttpClient(QUICK)
+    file = HttpFile(addresses(server)[0], web)
     (server.folder / "00000.parquet").write_bytes(bytes(5000))
     with pytest.raises(ValueError, match="has changed"):
         file.read(100)

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ttt.data.files import Retry
+from ttt.data.files import RetryPolicy
 from ttt.data.stream import CodeStream
 
 CODES, CODEBOOK = 4, 100
-QUICK = Retry(attempts=4, first_wait=0.01, timeout=5)
+QUICK = RetryPolicy(attempts=4, first_wait=0.01, timeout=5)
 
 
 def row(number: int, **changed: Any) -> dict[str, Any]:

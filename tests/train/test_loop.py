@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from ttt.errors import CheckpointError, InvalidInput
-from ttt.train.loop import ByStep, Loop, run
+from ttt.train.loop import StatelessTask, TrainingLoop, run
 from ttt.train.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 
 
-class Line(ByStep):
+class Line(StatelessTask):
     """The smallest task: fit y = 2 x with noise that comes from the step's random numbers."""
 
     name = "line"
@@ -56,7 +56,7 @@ def test_the_learning_rate_rises_and_falls_in_straight_lines(tmp_path: Path) -> 
             rates.append(loop.optimizer.param_groups[0]["lr"])
             return super().backward(step)
 
-    loop = Loop(Seen(), RECIPE, tmp_path)
+    loop = TrainingLoop(Seen(), RECIPE, tmp_path)
     loop.run()
     assert rates[5] == pytest.approx(0.025)
     assert rates[10] == pytest.approx(0.05) == max(rates)
@@ -76,8 +76,8 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path: Path,
     recipe = Recipe(steps=40, batch_size=8, learning_rate=0.05, state_bits=bits)
     whole = run(Line(), recipe, tmp_path / "whole", evaluate_every=3)
     for until in (7, 26, None):
-        Loop(Line(), recipe, tmp_path / "parts").run(until=until, evaluate_every=3)
-    parts = Loop(Line(), recipe, tmp_path / "parts").task.module
+        TrainingLoop(Line(), recipe, tmp_path / "parts").run(until=until, evaluate_every=3)
+    parts = TrainingLoop(Line(), recipe, tmp_path / "parts").task.module
     assert same(whole.state_dict(), parts.state_dict())
     records = [
         {key: value for key, value in json.loads(line).items() if key != "seconds"}
@@ -89,7 +89,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path: Path,
 
 
 def test_what_was_recorded_after_the_checkpoint_is_not_recorded_twice(tmp_path: Path) -> None:
-    Loop(Line(), RECIPE, tmp_path).run(until=20, evaluate_every=5)
+    TrainingLoop(Line(), RECIPE, tmp_path).run(until=20, evaluate_every=5)
     lines = (tmp_path / "line.jsonl").read_text()
     (tmp_path / "line.jsonl").write_text(lines + '{"step": 25, "loss": 9.0}\n{"step": 30, "lo')
     run(Line(), RECIPE, tmp_path, evaluate_every=5)
@@ -117,7 +117,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
 
 
 def test_the_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    Loop(Line(), RECIPE, tmp_path).run(until=2)
+    TrainingLoop(Line(), RECIPE, tmp_path).run(until=2)
     other = Line()
     other.module = nn.Linear(5, 4)
     with pytest.raises(CheckpointError, match=r"line\.pt"):
@@ -142,9 +142,9 @@ def test_what_follows_a_checkpoint_is_made_good_where_a_kill_came_between(tmp_pa
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Loop(Line(), RECIPE, tmp_path, after_save=killed).run()
+        TrainingLoop(Line(), RECIPE, tmp_path, after_save=killed).run()
     written = Line()
-    again = Loop(
+    again = TrainingLoop(
         task := Line(), RECIPE, tmp_path, after_save=lambda: written.module.load_state_dict(task.module.state_dict())
     )
     again.run()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ttt.data.image_folder import ImageSource
-from ttt.data.manifest import Manifest, codebook_of
-from ttt.data.pictures import Picture, prepare
+from ttt.data.images import PreparedImage, prepare_image
+from ttt.data.manifest import DatasetManifest, codebook_of
 from ttt.data.rows import MAX_CODEBOOK, Filters
 from ttt.data.shard_folder import Done, ShardFolder
 from ttt.errors import DataError, InvalidInput
@@ -58,7 +58,7 @@ def encode(
     *,
     device: str | torch.device = "cpu",
     report: Report = lambda counts, shards: None,
-) -> Manifest:
+) -> DatasetManifest:
     """Encode all images with the VQGAN of `bundle` into the folder `out`; where it holds a part of them, go on.
 
     However often it was killed before, the shards are the same bytes as of an undisturbed run on the same device.
@@ -76,11 +76,11 @@ def encode(
     return _Run(images, folder, vqgan, settings, torch.device(device), report).to_the_end()
 
 
-def describe(images: ImageSource, bundle: Bundle, settings: EncodeSettings) -> Manifest:
+def describe(images: ImageSource, bundle: Bundle, settings: EncodeSettings) -> DatasetManifest:
     """What `dataset.json` will say, before anything is encoded."""
     if bundle.vqgan.n_embed > MAX_CODEBOOK:
         raise InvalidInput(f"{bundle.name} has {bundle.vqgan.n_embed} codes; at most {MAX_CODEBOOK} fit the columns")
-    return Manifest(
+    return DatasetManifest(
         model=bundle.name,
         codebook=codebook_of(bundle.vqgan_file),
         resolution=bundle.vqgan.resolution,
@@ -107,11 +107,11 @@ class _Run:
     settings: EncodeSettings
     device: torch.device
     report: Report
-    pending: list[Picture] = field(default_factory=list)
-    pictures: list[Picture] = field(default_factory=list)
+    pending: list[PreparedImage] = field(default_factory=list)
+    pictures: list[PreparedImage] = field(default_factory=list)
     codes: list[NDArray[np.int16]] = field(default_factory=list)
 
-    def to_the_end(self) -> Manifest:
+    def to_the_end(self) -> DatasetManifest:
         done = self.folder.done
         counts, image_bytes = Counter(done.counts), done.image_bytes
         position = done.position
@@ -138,15 +138,15 @@ class _Run:
             raise DataError(f"none of the images could be used: {told}")
         return self.folder.finish(Done(self.folder.done.shards, position, dict(counts), image_bytes))
 
-    def _prepared(self, position: Any) -> Iterator[tuple[Picture | str, Any]]:
+    def _prepared(self, position: Any) -> Iterator[tuple[PreparedImage | str, Any]]:
         """Pairs in their order, decoded by some threads a little ahead of the VQGAN."""
         threads = min(os.cpu_count() or 1, 8)
         ahead = self.settings.batch_size + 2 * threads
-        waiting: deque[tuple[Future[Picture | str], Any]] = deque()
+        waiting: deque[tuple[Future[PreparedImage | str], Any]] = deque()
         resolution, filters = self.vqgan.config.resolution, self.settings.filters
         with ThreadPoolExecutor(threads, thread_name_prefix="ttt-decode") as pool:
             for pair, after in self.images.pairs(position):
-                waiting.append((pool.submit(prepare, pair, resolution, filters, self.settings.unlabelled), after))
+                waiting.append((pool.submit(prepare_image, pair, resolution, filters, self.settings.unlabelled), after))
                 if len(waiting) > ahead:
                     future, after = waiting.popleft()
                     yield future.result(), after

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from ttt.bundle.hub import find_bundle
 from ttt.data.encode import EncodeSettings, encode
 from ttt.data.image_table import find_images
-from ttt.data.manifest import Manifest
-from ttt.data.pictures import SKIPPED
+from ttt.data.images import SKIP_REASONS
+from ttt.data.manifest import DatasetManifest
 
 if TYPE_CHECKING:
     import torch
@@ -50,14 +50,14 @@ def run(
     return summary(manifest, out)
 
 
-def summary(manifest: Manifest, out: Path) -> str:
+def summary(manifest: DatasetManifest, out: Path) -> str:
     """Counts, bytes and how much less there is to download."""
     counts, side = manifest.counts, manifest.resolution
     lines = [
         f"{out}: {counts.get('kept', 0):,} pairs in {len(manifest.shards)} shards; each picture, {side} x {side} "
         f"pixels, is {manifest.image_seq_len} codes of {manifest.num_image_tokens} (VQGAN of {manifest.model})"
     ]
-    skipped = [f"{words}: {counts[kind]:,}" for kind, words in SKIPPED.items() if counts.get(kind)]
+    skipped = [f"{words}: {counts[kind]:,}" for kind, words in SKIP_REASONS.items() if counts.get(kind)]
     if skipped:
         lines.append(f"skipped {counts['rows'] - counts['kept']:,} of {counts['rows']:,}: {'; '.join(skipped)}")
     ratio = manifest.image_bytes / max(manifest.shard_bytes, 1)

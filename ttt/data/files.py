@@ -28,16 +28,16 @@ GONE = {401, 403, 404, 410, 451}
 LONGEST_WAIT = 30.0
 
 
-class Missing(Exception):
+class FileMissing(Exception):
     """A file that is not there, or that is not for us."""
 
 
-class Unreachable(Exception):
+class FileUnreachable(Exception):
     """All attempts failed."""
 
 
 @dataclass(frozen=True)
-class Retry:
+class RetryPolicy:
     """How often a read that brings nothing is tried, and how long is waited between: doubling, with chance in it."""
 
     attempts: int = 8
@@ -51,10 +51,10 @@ class Retry:
 
 
 @dataclass
-class Web:
+class HttpClient:
     """One HTTP client for all shards of a stream; `stop` ends its waits, `retried` hears of every failure."""
 
-    retry: Retry = field(default_factory=Retry)
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
     stop: threading.Event = field(default_factory=threading.Event)
     retried: Callable[[str], None] = lambda why: None
     _client: httpx2.Client | None = None
@@ -77,7 +77,7 @@ class Web:
         if self._client is not None:
             self._client.close()
 
-    def persist(self, what: str, attempt: Callable[[], bool]) -> None:
+    def retrying(self, what: str, attempt: Callable[[], bool]) -> None:
         """Call `attempt` until it is True; False is progress, an error of the network is none."""
         import httpx2
 
@@ -92,16 +92,16 @@ class Web:
             except httpx2.HTTPStatusError as error:
                 status, said = error.response.status_code, error.response.headers.get("Retry-After", "")
                 if status in GONE:
-                    raise Missing(f"{what} answers with status {status}") from None
+                    raise FileMissing(f"{what} answers with status {status}") from None
                 failures, why = failures + 1, f"status {status}"
                 asked = float(said) if said.isascii() and said.isdigit() else 0.0
             except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
                 if isinstance(error, httpx2.UnsupportedProtocol):
-                    raise Missing(f"{what} is not an HTTP address") from None
+                    raise FileMissing(f"{what} is not an HTTP address") from None
                 failures, why, asked = failures + 1, _told(error), 0.0
             if failures:
                 if failures >= self.retry.attempts:
-                    raise Unreachable(f"{what} could not be read in {failures} attempts ({why})")
+                    raise FileUnreachable(f"{what} could not be read in {failures} attempts ({why})")
                 self.retried(f"{what}: {why}")
                 self.stop.wait(max(self.retry.wait(failures), min(asked, LONGEST_WAIT)))
 
@@ -119,7 +119,7 @@ class Web:
                         raise ValueError(f"{url} is larger than {limit:,} bytes")
             return True
 
-        self.persist(url, attempt)
+        self.retrying(url, attempt)
         return bytes(got)
 
 
@@ -127,13 +127,13 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
 
 
-class WebFile(io.RawIOBase):
+class HttpFile(io.RawIOBase):
     """A file behind HTTP, read by ranges; where the server knows no ranges, through a temporary file."""
 
     most_spooled = 4 << 30
     """Bytes of such a file: no shard of the published sets has a tenth of it."""
 
-    def __init__(self, url: str, web: Web) -> None:
+    def __init__(self, url: str, web: HttpClient) -> None:
         super().__init__()
         self.url, self.web, self.position = url, web, 0
         self._whole: IO[bytes] | None = None
@@ -185,13 +185,13 @@ class WebFile(io.RawIOBase):
                 size = self._told_size(answer) if answer.status_code == 206 else self._spool(answer)
                 return True
 
-        self.web.persist(self.url, attempt)
+        self.web.retrying(self.url, attempt)
         return size
 
     def _told_size(self, answer: httpx2.Response) -> int:
         size = answer.headers.get("Content-Range", "").rpartition("/")[2]
         if not (size.isascii() and size.isdigit()):
-            raise Missing(f"{self.url} does not tell its size")
+            raise FileMissing(f"{self.url} does not tell its size")
         return int(size)
 
     def _spool(self, answer: httpx2.Response) -> int:
@@ -201,7 +201,7 @@ class WebFile(io.RawIOBase):
             for part in answer.iter_bytes(READ_BYTES):
                 whole.write(part)
                 if whole.tell() > self.most_spooled:
-                    raise Missing(f"{self.url} is larger than {self.most_spooled:,} bytes, and knows no ranges")
+                    raise FileMissing(f"{self.url} is larger than {self.most_spooled:,} bytes, and knows no ranges")
         except BaseException:
             whole.close()
             raise
@@ -232,7 +232,7 @@ class WebFile(io.RawIOBase):
                 raise ConnectionError("an empty answer")
             return len(got) == end - start
 
-        self.web.persist(self.url, attempt)
+        self.web.retrying(self.url, attempt)
         return bytes(got)
 
     def _check_range(self, answer: httpx2.Response, start: int) -> None:
@@ -242,14 +242,14 @@ class WebFile(io.RawIOBase):
             raise ValueError(f"{self.url} has changed while it was read")
 
 
-def open_file(where: str, web: Web) -> IO[bytes]:
-    """A shard by its path or address. Missing, Unreachable."""
+def open_file(where: str, web: HttpClient) -> IO[bytes]:
+    """A shard by its path or address. FileMissing, FileUnreachable."""
     if is_url(where):
-        return WebFile(where, web)  # type: ignore[return-value]
+        return HttpFile(where, web)  # type: ignore[return-value]
     try:
         return Path(where).open("rb")
     except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        raise Missing(f"{where} cannot be opened ({error.strerror})") from None
+        raise FileMissing(f"{where} cannot be opened ({error.strerror})") from None
 
 
 def is_url(text: str) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ttt.data.pictures import EXTENSIONS, MAX_IMAGE_BYTES, Pair
+from ttt.data.images import EXTENSIONS, MAX_IMAGE_BYTES, Pair
 from ttt.errors import DataError, InvalidInput
 
 CAPTION_NAMES = ("caption", "text", "txt", "prompt", "TEXT")
@@ -41,7 +41,7 @@ def digest(parts: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Folder:
+class ImageFolder:
     """Images by path; the caption stands in `metadata.csv` or `metadata.jsonl` (as in `imagefolder`), or in a .txt
     of the image's name.
     """
@@ -53,7 +53,7 @@ class Folder:
     captions: dict[str, dict[str, Any]]
 
     @classmethod
-    def read(cls, root: Path) -> Folder:
+    def read(cls, root: Path) -> ImageFolder:
         paths = sorted(p.relative_to(root) for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
         names = tuple(p.as_posix() for p in paths if not any(part.startswith(".") for part in p.parts))
         captions = dict(_captions(root))
@@ -71,14 +71,19 @@ class Folder:
         for i in range(position or 0, len(self.names)):
             name = self.names[i]
             path = self.root / name
-            said = self.captions.get(name)
-            yield pair_of(name, path, _beside(path) if said is None else caption_of(said), said or {}), i + 1
+            metadata = self.captions.get(name)
+            yield (
+                make_pair(
+                    name, path, _caption_file(path) if metadata is None else caption_of(metadata), metadata or {}
+                ),
+                i + 1,
+            )
         for i in range(max((position or 0) - len(self.names), 0), len(self.missing)):
             yield Pair(self.missing[i], None, None, problem="bad_image"), len(self.names) + i + 1
 
 
 @dataclass(frozen=True)
-class Archives:
+class ImageArchives:
     """webdataset: members of one name, up to the first dot, are one pair; .txt or .json holds the caption."""
 
     paths: tuple[Path, ...]
@@ -145,9 +150,9 @@ def _sample_pair(tar: tarfile.TarFile, members: list[tarfile.TarInfo]) -> Pair:
             image = _member(tar, member, MAX_IMAGE_BYTES)
         elif ending in (".txt", ".caption", ".json"):
             texts[ending] = _member(tar, member, MAX_TEXT_BYTES) or b""
-    said = _json_object(texts.pop(".json", b"{}"))
+    metadata = _json_object(texts.pop(".json", b"{}"))
     caption: bytes | str | None = next(iter(texts.values()), None)
-    return pair_of(key, image, caption_of(said) if caption is None else caption, said)
+    return make_pair(key, image, caption_of(metadata) if caption is None else caption, metadata)
 
 
 def _member(tar: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes | None:
@@ -155,19 +160,19 @@ def _member(tar: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes 
     return None if file is None else file.read()
 
 
-def pair_of(name: str, image: bytes | Path | None, caption: bytes | str | None, said: dict[str, Any]) -> Pair:
+def make_pair(name: str, image: bytes | Path | None, caption: bytes | str | None, metadata: dict[str, Any]) -> Pair:
     """A pair with what its metadata say beside the caption, under the names of the published data set."""
-    nsfw = said.get("NSFW", said.get("nsfw"))
+    nsfw = metadata.get("NSFW", metadata.get("nsfw"))
     pair = Pair(name, image, caption, nsfw if isinstance(nsfw, str) and nsfw else None)
-    width, height = (_whole(said.get(side)) for side in ("original_width", "original_height"))
+    width, height = (_whole(metadata.get(side)) for side in ("original_width", "original_height"))
     return replace(pair, original_width=width, original_height=height)
 
 
-def caption_of(said: dict[str, Any]) -> str | None:
-    return next((said[name] for name in CAPTION_NAMES if isinstance(said.get(name), str)), None)
+def caption_of(metadata: dict[str, Any]) -> str | None:
+    return next((metadata[name] for name in CAPTION_NAMES if isinstance(metadata.get(name), str)), None)
 
 
-def _beside(image: Path) -> bytes | None:
+def _caption_file(image: Path) -> bytes | None:
     path = image.with_suffix(".txt")
     try:
         with path.open("rb") as file:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttt.data.image_folder import CAPTION_NAMES, Archives, Folder, ImageSource, caption_of, digest, pair_of
-from ttt.data.pictures import Pair
-from ttt.data.source import HUB_ID
+from ttt.data.image_folder import CAPTION_NAMES, ImageArchives, ImageFolder, ImageSource, caption_of, digest, make_pair
+from ttt.data.images import Pair
+from ttt.data.shard_list import HUB_ID
 from ttt.errors import DataError, InvalidInput
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ ALLOWED = (
 
 
 @dataclass(frozen=True)
-class Table:
+class ImageTable:
     """Rows of a data set with an image column (`datasets` streams them, undecoded) and a caption column."""
 
     rows: IterableDataset
@@ -50,12 +50,12 @@ class Table:
             ) from error
 
     def _pair(self, row: dict[str, Any], number: int) -> Pair:
-        said = row["json"] if isinstance(row.get("json"), dict) else row
-        caption = row.get(self.caption_column) if self.caption_column else caption_of(said)
+        metadata = row["json"] if isinstance(row.get("json"), dict) else row
+        caption = row.get(self.caption_column) if self.caption_column else caption_of(metadata)
         image = row.get(self.image_column)
         if isinstance(image, dict):
             image = image.get("bytes") or _pointed_to(image.get("path"))
-        return pair_of(f"row {number}", image if isinstance(image, (bytes, Path)) else None, caption, said)
+        return make_pair(f"row {number}", image if isinstance(image, (bytes, Path)) else None, caption, metadata)
 
 
 def _pointed_to(path: Any) -> bytes | None:
@@ -65,7 +65,7 @@ def _pointed_to(path: Any) -> bytes | None:
     """
     from datasets.utils.file_utils import xopen
 
-    from ttt.data.pictures import MAX_IMAGE_BYTES
+    from ttt.data.images import MAX_IMAGE_BYTES
 
     if not isinstance(path, str) or not path.rpartition("::")[2].startswith("hf://"):
         return None
@@ -88,16 +88,16 @@ def find_images(
     """A folder, archives, Parquet files or a Hub data set (`split` and `revision` of it). InvalidInput, DataError."""
     path = Path(source).expanduser()
     if source and path.is_dir():
-        for ending, kind in ((".tar", Archives), (".parquet", None)):
+        for ending, kind in ((".tar", ImageArchives), (".parquet", None)):
             files = tuple(sorted(p for p in path.rglob(f"*{ending}") if p.is_file() and not p.name.startswith(".")))
             if files:
                 return kind(files) if kind else _parquet(files, image_column, caption_column)
-        folder = Folder.read(path)
+        folder = ImageFolder.read(path)
         if not folder.names:
             raise InvalidInput(f"{path} has no images, archives or Parquet files; {ALLOWED}")
         return folder
     if path.is_file() and path.suffix == ".tar":
-        return Archives((path,))
+        return ImageArchives((path,))
     if path.is_file() and path.suffix == ".parquet":
         return _parquet((path,), image_column, caption_column)
     if HUB_ID.fullmatch(source):
@@ -105,12 +105,12 @@ def find_images(
     raise InvalidInput(f"{source[:200]!r} is not there; {ALLOWED}")
 
 
-def _parquet(files: Sequence[Path], image_column: str | None, caption_column: str | None) -> Table:
+def _parquet(files: Sequence[Path], image_column: str | None, caption_column: str | None) -> ImageTable:
     key = digest([f"{path.name}/{path.stat().st_size}" for path in files])
     return _table("parquet", image_column, caption_column, key, data_files=[str(f) for f in files], split="train")
 
 
-def _table(name: str, image: str | None, caption: str | None, key: str | None = None, **options: Any) -> Table:
+def _table(name: str, image: str | None, caption: str | None, key: str | None = None, **options: Any) -> ImageTable:
     import datasets
 
     try:
@@ -128,7 +128,7 @@ def _table(name: str, image: str | None, caption: str | None, key: str | None = 
     if caption is not None or "json" not in features:
         caption = _column("caption", caption, features, list(CAPTION_NAMES))
     files = [str(file) for split in (builder.config.data_files or {}).values() for file in split]
-    return Table(rows, image, caption, key or digest([name, options["split"], *files]))
+    return ImageTable(rows, image, caption, key or digest([name, options["split"], *files]))
 
 
 def _column(what: str, asked: str | None, features: dict[str, Any], usual: list[str]) -> str:

@@ -25,7 +25,7 @@ MAX_MANIFEST_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
+class DatasetManifest:
     """Which codes the shards hold. `shards` are plain names, in the order in which they were made."""
 
     model: str
@@ -67,7 +67,7 @@ class Manifest:
         return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str | bytes, where: str) -> Manifest:
+    def from_json(cls, text: str | bytes, where: str) -> DatasetManifest:
         """DataError for anything that is not such a file; it may come from a stranger."""
         try:
             values = json.loads(text)

@@ -79,7 +79,7 @@ class Filters:
         return None
 
 
-KINDS = {
+COUNT_LABELS = {
     "rows": "rows read",
     "kept": "rows kept",
     "short_caption": "caption too short",
@@ -140,7 +140,7 @@ class RowCheck:
                 captions.append(caption[:MAX_CAPTION_CHARACTERS])
                 kept.append(i)
             elif reason is not None and reason.startswith("bad"):
-                self.told(reason, f"{where}: {KINDS[reason]}")
+                self.told(reason, f"{where}: {COUNT_LABELS[reason]}")
         return Rows(captions, codes[kept])
 
     def _columns(self, batch: pa.RecordBatch) -> tuple[list[Any], list[Any], list[Any], list[Any]]:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttt.data.manifest import MANIFEST, Manifest
-from ttt.data.pictures import Picture
+from ttt.data.images import PreparedImage
+from ttt.data.manifest import MANIFEST, DatasetManifest
 from ttt.data.rows import CAPTION, CODE, HEIGHT, NSFW, WIDTH
 from ttt.errors import DataError, InvalidInput
 
@@ -42,17 +42,17 @@ class Done:
 class ShardFolder:
     """`manifest` says what the shards are to hold; InvalidInput or DataError where the folder holds something else."""
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
+    def __init__(self, root: Path, manifest: DatasetManifest) -> None:
         self.root, self.manifest = root, manifest
         try:
             root.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
             raise InvalidInput(f"{root} is a file; name a folder for the shards, it is made if missing") from None
         path = root / MANIFEST
-        self.finished: Manifest | None = None
+        self.finished: DatasetManifest | None = None
         """What the folder says where it was finished before."""
         if path.is_file():
-            there = Manifest.from_json(path.read_bytes(), str(path))
+            there = DatasetManifest.from_json(path.read_bytes(), str(path))
             self._check_same(there)
             self.finished = there if there.complete else None
         elif any(not _is_left_over(one) for one in root.iterdir()):
@@ -63,7 +63,7 @@ class ShardFolder:
         if not path.is_file():
             self._describe(complete=False)
 
-    def write(self, pictures: Sequence[Picture], codes: NDArray[np.int16], done: Done) -> None:
+    def write(self, pictures: Sequence[PreparedImage], codes: NDArray[np.int16], done: Done) -> None:
         """One more shard, and the place after it."""
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -89,7 +89,7 @@ class ShardFolder:
         self.done = done
         self._describe(complete=False)
 
-    def finish(self, done: Done) -> Manifest:
+    def finish(self, done: Done) -> DatasetManifest:
         """Nothing more comes; the counts of what was skipped after the last shard go into the description."""
         self.done = done
         return self._describe(complete=True)
@@ -97,7 +97,7 @@ class ShardFolder:
     def _path(self, number: int) -> Path:
         return self.root / f"{number:05d}.parquet"
 
-    def _check_same(self, there: Manifest) -> None:
+    def _check_same(self, there: DatasetManifest) -> None:
         for name in ("model", "codebook", "resolution", "image_seq_len", "num_image_tokens"):
             self._check_equal(name, getattr(there, name), getattr(self.manifest, name))
         for name, ours in self.manifest.settings.items():
@@ -130,7 +130,7 @@ class ShardFolder:
             raise DataError(f"{shards[-1]} says that it is shard {done.shards - 1}; encode into a new folder")
         return done
 
-    def _describe(self, complete: bool) -> Manifest:
+    def _describe(self, complete: bool) -> DatasetManifest:
         names = [self._path(i).name for i in range(self.done.shards)]
         self.manifest = replace(
             self.manifest,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ttt.data.files import READ_BYTES, Web, open_file
+from ttt.data.files import READ_BYTES, HttpClient, open_file
 from ttt.errors import Cancelled
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ MAX_BYTES_A_ROW = 1 << 20
 """Unpacked, in the mean of a row group: what says more is a bomb, not captions and codes."""
 
 
-class Corrupt(Exception):
+class CorruptShard(Exception):
     """A shard whose content cannot be read."""
 
 
@@ -32,10 +32,12 @@ class Slice:
     end: int
 
 
-def read_slices(where: str, columns: tuple[str, ...], group: int, row: int, web: Web) -> Iterator[Slice]:
+def read_slices(where: str, columns: tuple[str, ...], group: int, row: int, web: HttpClient) -> Iterator[Slice]:
     """From that row group and row on; the same slices however often and from wherever it is called.
 
-    A row group of any size passes through a buffer of `READ_BYTES` a column. Missing, Unreachable, Corrupt, Cancelled.
+    A row group of any size passes through a buffer of `READ_BYTES` a column.
+
+    Raises FileMissing, FileUnreachable, CorruptShard or Cancelled.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -50,9 +52,9 @@ def read_slices(where: str, columns: tuple[str, ...], group: int, row: int, web:
         except Cancelled:
             raise
         except (pa.ArrowException, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
-            raise Corrupt(f"{where}: {_first_line(error)}") from None
+            raise CorruptShard(f"{where}: {_first_line(error)}") from None
         except OSError as error:  # pyarrow's own for broken pages; the network's never get here
-            raise Corrupt(f"{where}: {_first_line(error)}") from None
+            raise CorruptShard(f"{where}: {_first_line(error)}") from None
 
 
 def _group_slices(shard: pq.ParquetFile, columns: tuple[str, ...], group: int, start: int) -> Iterator[Slice]:

@@ -7,16 +7,23 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ttt.data.files import Retry, Web
-from ttt.data.rows import KINDS, Filters, RowCheck, log
-from ttt.data.source import Source, find_shards
-from ttt.data.state import StreamState
-from ttt.data.windows import LANES, Cursor, ReadAhead, Window, WindowReader
+from ttt.data.files import HttpClient, RetryPolicy
+from ttt.data.rows import COUNT_LABELS, Filters, RowCheck, log
+from ttt.data.shard_list import ShardSource, find_shards
+from ttt.data.shuffle import INTERLEAVED_SHARDS, Prefetcher, ShuffleCursor, ShuffleReader, ShuffleWindow
+from ttt.data.stream_state import StreamState
 from ttt.errors import DataError, InvalidInput
-from ttt.types import Batch
+from ttt.types import Batch, BatchStream
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ttt.bundle.spec import Bundle
+    from ttt.config import DalleConfig
+    from ttt.model.vqgan import Vqgan
+
+SCENES = "scenes"
+"""Name of the data set that is drawn on the fly."""
 
 
 class CodeStream:
@@ -34,7 +41,7 @@ class CodeStream:
 
     def __init__(
         self,
-        source: Source,
+        source: ShardSource,
         *,
         tokenize: Callable[[Sequence[str]], Tensor],
         batch_size: int,
@@ -46,7 +53,7 @@ class CodeStream:
         token: str | None = None,
         revision: str | None = None,
         codebook: str | None = None,
-        retry: Retry | None = None,
+        retry: RetryPolicy | None = None,
     ) -> None:
         """Nothing is opened before the first batch. seed: each peer takes another one, so that it has another order.
 
@@ -62,10 +69,10 @@ class CodeStream:
         self.seed, self.shuffle_buffer = seed, shuffle_buffer
         self._told: set[str] = set()
         self.check = RowCheck(image_seq_len, num_image_tokens, filters or Filters(), _once(self._told))
-        self.token, self.codebook, self.retry = token, codebook, retry or Retry()
+        self.token, self.codebook, self.retry = token, codebook, retry or RetryPolicy()
         self._state = StreamState(settings=self._settings(), revision=revision)
-        self._ahead: ReadAhead | None = None
-        self._window: Window | None = None
+        self._ahead: Prefetcher | None = None
+        self._window: ShuffleWindow | None = None
         self._at = 0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -97,11 +104,11 @@ class CodeStream:
 
     @property
     def counts(self) -> Counter[str]:
-        """How many rows were read, kept and skipped, and why: the kinds of `ttt.data.rows.KINDS`, from the first batch
+        """How many rows were read, kept and skipped, by the kinds of `ttt.data.rows.COUNT_LABELS`; from the first batch
         on and across resumes, up to the window that is being handed out.
         """
         counts = self._state.counts if self._window is None else self._window.counts
-        return Counter({kind: counts[kind] for kind in KINDS})
+        return Counter({kind: counts[kind] for kind in COUNT_LABELS})
 
     @property
     def epoch(self) -> int:
@@ -154,7 +161,7 @@ class CodeStream:
             "filters": self.check.filters.to_dict(),
         }
 
-    def _next_window(self) -> Window:
+    def _next_window(self) -> ShuffleWindow:
         ahead = self._ahead
         if ahead is None:
             ahead = self._open()
@@ -162,8 +169,8 @@ class CodeStream:
             self._ahead = ahead
         return ahead.next_window()  # another thread may close the stream meanwhile
 
-    def _open(self) -> ReadAhead:
-        state, web = self._state, Web(self.retry)
+    def _open(self) -> Prefetcher:
+        state, web = self._state, HttpClient(self.retry)
         told = _once(self._told)
         web.retried = lambda why: told("retries", why)
         try:
@@ -176,13 +183,13 @@ class CodeStream:
             web.close()
             raise
         state.shards, state.revision = shards.fingerprint, shards.revision
-        reader = WindowReader(
+        reader = ShuffleReader(
             shards=shards,
             web=web,
             check=self.check,
             seed=self.seed,
             shuffle_buffer=self.shuffle_buffer,
-            cursor=state.cursor or Cursor.start(0, min(LANES, len(shards.places))),
+            cursor=state.cursor or ShuffleCursor.start(0, min(INTERLEAVED_SHARDS, len(shards.locations))),
             counts=Counter(state.counts),
             known_failures=dict(state.given_up),
         )
@@ -192,7 +199,7 @@ class CodeStream:
             told("retries", why)
 
         web.retried = retried
-        return ReadAhead(reader)
+        return Prefetcher(reader)
 
 
 def _once(told: set[str]) -> Callable[[str, str], None]:
@@ -204,3 +211,44 @@ def _once(told: set[str]) -> Callable[[str, str], None]:
             log.warning("%s (further ones of this kind are only counted)", what)
 
     return tell
+
+
+def open_stream(
+    source: str,
+    parts: Bundle,
+    config: DalleConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    held_out: bool = False,
+    token: str | None = None,
+    vqgan: Vqgan | None = None,
+) -> BatchStream:
+    """Training batches for a model of `config`, read by the tokenizer of `parts`.
+
+    source: "scenes" (drawn on the fly, coded by the VQGAN of `parts`, or by `vqgan` where it is loaded already), or
+    what `ttt.data.stream.CodeStream` reads: a folder or glob of Parquet shards, URLs, a Hub data set.
+    held_out: scenes that training never shows.
+    """
+    from ttt.tokenizer import TextTokenizer
+
+    tokenize = TextTokenizer.from_file(parts.tokenizer_file, config.text_seq_len, parts.pad_id)
+    if source == SCENES:
+        from ttt.bundle.weights import load_vqgan_from
+        from ttt.data.scenes import SceneStream
+
+        return SceneStream(vqgan or load_vqgan_from(parts), tokenize, batch_size, seed=seed, held_out=held_out)
+    if held_out:
+        raise InvalidInput("only scenes have a held-out part of their own; name other shards to evaluate on")
+    from ttt.data.manifest import codebook_of
+
+    return CodeStream(
+        source,
+        tokenize=tokenize,
+        batch_size=batch_size,
+        image_seq_len=config.image_seq_len,
+        num_image_tokens=config.num_image_tokens,
+        seed=seed,
+        token=token,
+        codebook=codebook_of(parts.vqgan_file),
+    )

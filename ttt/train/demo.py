@@ -26,13 +26,13 @@ from ttt.model.dalle import Dalle
 from ttt.pipeline import TextToImage
 from ttt.rerank import END, text_ids
 from ttt.tokenizer import TextTokenizer, read_tokenizer
-from ttt.train.dalle import DalleTask
 from ttt.train.demo_clip import ClipTask, clip_config
 from ttt.train.demo_paintings import Paintings, Unranked, paintings
 from ttt.train.demo_text import train_tokenizer
 from ttt.train.demo_vqgan import VqganTask
 from ttt.train.loop import run
 from ttt.train.recipe import Recipe
+from ttt.train.step import DalleTask
 
 
 @dataclass(frozen=True, kw_only=True)

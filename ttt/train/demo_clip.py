@@ -16,7 +16,7 @@ from ttt.data import shapes
 from ttt.data.scenes import pictures
 from ttt.model.vqgan import Vqgan
 from ttt.train.demo_paintings import Paintings
-from ttt.train.loop import ByStep
+from ttt.train.loop import StatelessTask
 from ttt.train.recipe import Recipe
 
 SIBLINGS = 4
@@ -47,7 +47,7 @@ def clip_config(*, vocab_size: int, image_size: int, context_length: int) -> dic
     }  # fmt: skip
 
 
-class ClipTask(ByStep):
+class ClipTask(StatelessTask):
     """Contrastive loss (Radford et al. 2021) over pictures and captions, in groups of four:
 
     - siblings, drawn: they differ in one thing only;

@@ -15,11 +15,11 @@ from ttt.config import VqganConfig
 from ttt.data import shapes
 from ttt.data.scenes import pictures
 from ttt.model.vqgan import Vqgan
-from ttt.train.loop import ByStep
+from ttt.train.loop import StatelessTask
 from ttt.train.recipe import Recipe
 
 
-class VqganTask(ByStep):
+class VqganTask(StatelessTask):
     """An autoencoder first, then codes. Pictures larger than `crop` are learnt from crops, at last whole.
 
     The codebook starts as the k-means of the autoencoder's latents and learns as in VQ-VAE (van den Oord et al. 2017,

@@ -55,7 +55,7 @@ class Task(Protocol):
         """Go on from there."""
 
 
-class ByStep:
+class StatelessTask:
     """Of a task whose data depends on the step alone: nothing has to be remembered."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def make_optimizer(module: nn.Module, recipe: Recipe) -> Lamb:
     )
 
 
-class Loop:
+class TrainingLoop:
     """Trains a task in a folder, where it leaves `<name>.pt` (checkpoint) and `<name>.jsonl` (records)."""
 
     def __init__(self, task: Task, recipe: Recipe, folder: Path, *, after_save: Callable[[], None] | None = None):
@@ -220,4 +220,4 @@ def _step_of(line: str) -> float:
 
 def run(task: Task, recipe: Recipe, folder: Path, *, save_every: float = 60.0, evaluate_every: int = 500) -> nn.Module:
     """Train, or go on training, until the recipe's last step."""
-    return Loop(task, recipe, folder).run(save_every=save_every, evaluate_every=evaluate_every)
+    return TrainingLoop(task, recipe, folder).run(save_every=save_every, evaluate_every=evaluate_every)

@@ -18,15 +18,14 @@ import torch
 from ttt.bundle.spec import CONFIG, Bundle, read_bundle
 from ttt.bundle.weights import load_dalle_from, replace_dalle, write_bundle_like
 from ttt.config import DalleConfig
-from ttt.data.sources import SCENES, open_stream
+from ttt.data.stream import SCENES, open_stream
 from ttt.errors import InvalidInput
 from ttt.hardware import choose_device
 from ttt.model.dalle import Dalle
-from ttt.train.dalle import DalleTask
-from ttt.train.fit import Fit, fit, tried
-from ttt.train.loop import Loop
+from ttt.train.loop import TrainingLoop
+from ttt.train.micro_batch import MemoryPlan, plan_memory, probe
 from ttt.train.recipe import Recipe
-from ttt.train.step import Precision, choose_precision
+from ttt.train.step import DalleTask, Precision, choose_precision
 from ttt.types import Batch, BatchStream
 
 FOLDER, SETTINGS = "training", "settings.json"
@@ -62,7 +61,7 @@ def train(training: Training, out: Path, *, save_every: float = 60.0, evaluate_e
     return read_bundle(out)
 
 
-def prepare(training: Training, out: Path) -> Loop:
+def prepare(training: Training, out: Path) -> TrainingLoop:
     """Everything in place: the stream open, the model on its device, the bundle in `out`, a checkpoint resumed."""
     _check_same_run(training, out)
     dalle, fitted = _model(training)
@@ -79,7 +78,7 @@ def prepare(training: Training, out: Path) -> Loop:
         (out / FOLDER / SETTINGS).write_text(json.dumps(_settings(training), indent=2) + "\n")
         configured = _as_configured(dalle, training)
         bundle = write_bundle_like(out, training.parts, configured, name=out.resolve().name, overwrite=True)
-    return Loop(task, training.recipe, out / FOLDER, after_save=lambda: replace_dalle(bundle, dalle))
+    return TrainingLoop(task, training.recipe, out / FOLDER, after_save=lambda: replace_dalle(bundle, dalle))
 
 
 def _stream(training: Training, batch_size: int) -> BatchStream:
@@ -89,7 +88,7 @@ def _stream(training: Training, batch_size: int) -> BatchStream:
     )  # fmt: skip
 
 
-def _model(training: Training) -> tuple[Dalle, Fit]:
+def _model(training: Training) -> tuple[Dalle, MemoryPlan]:
     device = choose_device(training.device)
     recipe, config = training.recipe, training.config
     torch.manual_seed(recipe.seed)
@@ -103,12 +102,12 @@ def _model(training: Training) -> tuple[Dalle, Fit]:
         dalle.load_state_dict(load_dalle_from(training.weights).state_dict())
     dtype = choose_precision(training.precision, device)
     if training.micro_batch is None:
-        fitted = fit(config, device, recipe.batch_size, dtype)
+        fitted = plan_memory(config, device, recipe.batch_size, dtype)
     else:
-        fitted = Fit(training.micro_batch, config.reversible, 0)
+        fitted = MemoryPlan(training.micro_batch, config.reversible, 0)
     on_device = Dalle(replace(config, reversible=fitted.reversible)).to(device)
     on_device.load_state_dict(dalle.state_dict())
-    return on_device, tried(fitted, on_device, precision=training.precision)
+    return on_device, probe(fitted, on_device, precision=training.precision)
 
 
 def _as_configured(dalle: Dalle, training: Training) -> Dalle:

@@ -9,14 +9,14 @@ from tests.support.tiny import TINY_DALLE
 from ttt.config import PAPER
 from ttt.errors import InvalidInput
 from ttt.swarm.training.memory_plan import in_words, least, memory_in_use, plan
-from ttt.train.fit import peak
+from ttt.train.micro_batch import peak_bytes
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PLENTY = 1 << 50
 
 
 def bytes_of(size: int, *, reversible: bool, device: torch.device = CUDA) -> int:
-    return peak(PAPER, device, size, torch.bfloat16, reversible)
+    return peak_bytes(PAPER, device, size, torch.bfloat16, reversible)
 
 
 @pytest.mark.parametrize(

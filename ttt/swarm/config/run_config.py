@@ -233,7 +233,7 @@ class CheckpointSection(_Section):
     @field_validator("hub_repo")
     @classmethod
     def _a_hub_id(cls, repo: str) -> str:
-        from ttt.data.source import HUB_ID  # reading run files is quick without what reads data
+        from ttt.data.shard_list import HUB_ID  # reading run files is quick without what reads data
 
         if repo and not HUB_ID.fullmatch(repo):
             raise ValueError("must be owner/name, such as anna/cats, or empty")

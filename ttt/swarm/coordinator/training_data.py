@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ttt.data.files import Retry, Web
-from ttt.data.source import find_shards
-from ttt.data.sources import SCENES
+from ttt.data.files import HttpClient, RetryPolicy
+from ttt.data.shard_list import find_shards
+from ttt.data.stream import SCENES
 from ttt.errors import InvalidInput
 
 
@@ -17,7 +17,7 @@ def check_source(source: str) -> None:
     """InvalidInput where `source` was not found from here; a remote one is tried three times."""
     if source == SCENES:
         return
-    web = Web(Retry(attempts=3, timeout=10.0))
+    web = HttpClient(RetryPolicy(attempts=3, timeout=10.0))
     try:
         find_shards(source, web)
     except Exception as error:  # the Hub's libraries have many

@@ -37,7 +37,7 @@ from ttt.swarm.process.session import batches_until, signals, taking_part
 from ttt.swarm.process.status import EpochRecord, append_record
 from ttt.swarm.training.job import Task, load_task
 from ttt.swarm.training.memory_plan import device_name, in_words, memory_in_use, plan
-from ttt.train.fit import Fit, tried
+from ttt.train.micro_batch import MemoryPlan, probe
 from ttt.train.step import TrainingStep, choose_precision
 
 AUXILIARY_PAUSE = 0.2
@@ -82,7 +82,7 @@ class Peer:
     """The parts of a running peer."""
 
     device: torch.device
-    fitted: Fit
+    fitted: MemoryPlan
     optimizer: SwarmOptimizer
     lookout: Lookout
     recovery: Recovery
@@ -140,7 +140,7 @@ class Peer:
         config = dalle_config(self.settings, bundle.dalle)
         fitted = plan(config, device, dtype, self.settings.batch.global_batch, asked=options.micro_batch)
         task = load_task(self.settings, bundle, device, remember=not fitted.reversible)
-        self.fitted = tried(fitted, task.dalle, precision=options.precision)
+        self.fitted = probe(fitted, task.dalle, precision=options.precision)
         self.reporter.update(micro_batch=self.fitted.micro_batch)
         return task
 

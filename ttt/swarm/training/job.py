@@ -12,7 +12,7 @@ import torch
 
 from ttt.bundle.spec import Bundle
 from ttt.bundle.weights import load_dalle_from
-from ttt.data.sources import open_stream
+from ttt.data.stream import open_stream
 from ttt.model.dalle import Dalle
 from ttt.swarm.averaging.trainee import Trainee, names_of
 from ttt.swarm.config.run_config import OptimizerSection, RunSettings, dalle_config

@@ -9,7 +9,7 @@ import torch
 from ttt.config import DalleConfig
 from ttt.errors import InvalidInput
 from ttt.memory import budget
-from ttt.train.fit import Fit, fit, peak
+from ttt.train.micro_batch import MemoryPlan, peak_bytes, plan_memory
 
 MICRO_BATCH = {True: 64, False: 8}
 """The largest that is proposed with and without CUDA: beyond it there is little to gain, and others wait longer."""
@@ -19,7 +19,7 @@ STEP_SHARE = 8
 
 def plan(
     config: DalleConfig, device: torch.device, dtype: torch.dtype, global_batch: int, *, asked: int = 0, free: int = 0
-) -> Fit:
+) -> MemoryPlan:
     """Micro-batch and memory technique of a peer; InvalidInput where not even one sample fits, or too many are asked.
 
     asked: the micro-batch that its owner insists on; 0: the largest that fits and is worth it. free: bytes that may be
@@ -33,16 +33,16 @@ def plan(
     free = free or usable(device)
     if not asked:
         most = min(MICRO_BATCH[device.type == "cuda"], max(1, global_batch // STEP_SHARE))
-        return fit(config, device, most, dtype, free=free)
-    remembering = peak(config, device, asked, dtype, reversible=False)
+        return plan_memory(config, device, most, dtype, free=free)
+    remembering = peak_bytes(config, device, asked, dtype, reversible=False)
     if not config.reversible or remembering <= free:
-        return Fit(asked, False, remembering)
-    return Fit(asked, True, peak(config, device, asked, dtype, reversible=True))
+        return MemoryPlan(asked, False, remembering)
+    return MemoryPlan(asked, True, peak_bytes(config, device, asked, dtype, reversible=True))
 
 
 def least(config: DalleConfig, device: torch.device, dtype: torch.dtype) -> int:
     """Bytes that a micro-batch of 1 takes."""
-    return peak(config, device, 1, dtype, reversible=config.reversible)
+    return peak_bytes(config, device, 1, dtype, reversible=config.reversible)
 
 
 def usable(device: torch.device) -> int:
@@ -67,7 +67,7 @@ def device_name(device: torch.device) -> str:
     return f"{device.type.upper()}, {os.cpu_count()} cores"
 
 
-def in_words(fitted: Fit, device: torch.device) -> str:
+def in_words(fitted: MemoryPlan, device: torch.device) -> str:
     """What is done at once, and how."""
     how = "computed again" if fitted.reversible else "remembered"
     return f"training on {device} in micro-batches of {fitted.micro_batch}, activations {how},"

@@ -56,7 +56,7 @@ def demand_of(run: str, memory: int, *, cuda: bool) -> Demand:
 
     from calculator import TrainingSetup, estimate
     from ttt.swarm.training.memory_plan import least, plan
-    from ttt.train.fit import as_architecture
+    from ttt.train.micro_batch import as_architecture
 
     device, dtype = torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else torch.float32
     try:

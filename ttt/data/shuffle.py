@@ -15,54 +15,54 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ttt.data.files import Missing, Unreachable, Web
-from ttt.data.rows import KINDS, RowCheck, Rows
-from ttt.data.shards import Corrupt, Slice, read_slices
-from ttt.data.source import Shards
+from ttt.data.files import FileMissing, FileUnreachable, HttpClient
+from ttt.data.rows import COUNT_LABELS, RowCheck, Rows
+from ttt.data.shard_list import ShardList
+from ttt.data.shards import CorruptShard, Slice, read_slices
 from ttt.errors import Cancelled, DataError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-LANES = 4
+INTERLEAVED_SHARDS = 4
 """Shards that are read side by side, so that neighbours in a shard meet others in a window."""
 MAX_UNREACHABLE = 3
 MAX_FAILED = 100
 """Shards given up in a row (unreachable ones, and of any kind) after which the data set counts as unusable."""
-MAX_BARREN_ROWS = 100_000
+MAX_REJECTED_ROWS = 100_000
 """Rows refused in a row after which the data set counts as unusable."""
 GIVEN_UP: dict[type[Exception], str] = {
-    Missing: "missing_shards", Corrupt: "corrupt_shards", Unreachable: "unreachable_shards",
+    FileMissing: "missing_shards", CorruptShard: "corrupt_shards", FileUnreachable: "unreachable_shards",
 }  # fmt: skip
 
-Place = tuple[int, int, int]
+ShardPosition = tuple[int, int, int]
 """Number of the shard in the epoch's order, row group, row."""
 
 
 @dataclass(frozen=True)
-class Cursor:
+class ShuffleCursor:
     """Where a window begins."""
 
-    lanes: tuple[Place, ...]
+    lanes: tuple[ShardPosition, ...]
     epoch: int = 0
     window: int = 0
     turn: int = 0
     """The lane that is read next."""
 
     @classmethod
-    def start(cls, epoch: int, lanes: int) -> Cursor:
+    def start(cls, epoch: int, lanes: int) -> ShuffleCursor:
         return cls(tuple((lane, 0, 0) for lane in range(lanes)), epoch)
 
 
 @dataclass(frozen=True)
-class Window:
+class ShuffleWindow:
     """Rows in the order in which they are handed out, and all that is needed to read them again."""
 
     captions: list[str]
     codes: NDArray[np.int16]
-    start: Cursor
-    given_up: tuple[tuple[Place, str], ...]
+    start: ShuffleCursor
+    given_up: tuple[tuple[ShardPosition, str], ...]
     """Shards given up in this window, at which place and counted as what: the next time they may be reachable."""
     counts_before: Counter[str]
     counts: Counter[str]
@@ -72,32 +72,32 @@ class Window:
 
 
 @dataclass
-class WindowReader:
+class ShuffleReader:
     """Windows from `cursor` on, one after the other. DataError where nothing (or nothing usable) can be read."""
 
-    shards: Shards
-    web: Web
+    shards: ShardList
+    web: HttpClient
     check: RowCheck
     seed: int
     shuffle_buffer: int
-    cursor: Cursor
+    cursor: ShuffleCursor
     counts: Counter[str] = field(default_factory=Counter)
-    known_failures: dict[Place, str] = field(default_factory=dict)
+    known_failures: dict[ShardPosition, str] = field(default_factory=dict)
     """`given_up` of the first window, where it is read again."""
     _open: dict[int, Iterator[Slice]] = field(default_factory=dict)
     _order: tuple[int, list[int]] = (-1, [])
     _failed: Counter[str] = field(default_factory=Counter)
-    _barren: int = 0
+    _rejected_in_a_row: int = 0
     _last_failure: str = ""
 
-    def next_window(self) -> Window:
+    def next_window(self) -> ShuffleWindow:
         """The next one that has any row."""
         import numpy as np
 
         while True:
             start, before, is_over = self.cursor, self.counts.copy(), False
             parts: list[Rows] = []
-            given_up: list[tuple[Place, str]] = []
+            given_up: list[tuple[ShardPosition, str]] = []
             while sum(map(len, parts)) < self.shuffle_buffer and not is_over:
                 part = self._next_rows(given_up)
                 is_over = part is None
@@ -113,9 +113,9 @@ class WindowReader:
                 random.Random(f"{self.seed}/{start.epoch}/window/{start.window}").shuffle(order)
                 codes = np.concatenate([part.codes for part in parts])[order]
                 shuffled = [captions[i] for i in order]
-                return Window(shuffled, codes, start, tuple(given_up), before, self.counts.copy())
+                return ShuffleWindow(shuffled, codes, start, tuple(given_up), before, self.counts.copy())
 
-    def _next_rows(self, given_up: list[tuple[Place, str]]) -> Rows | None:
+    def _next_rows(self, given_up: list[tuple[ShardPosition, str]]) -> Rows | None:
         """A slice of the lane whose turn it is; None at the end of the epoch."""
         lanes = len(self.cursor.lanes)
         for _ in range(lanes):
@@ -126,13 +126,13 @@ class WindowReader:
                 return rows
         return None
 
-    def _rows_of(self, lane: int, given_up: list[tuple[Place, str]]) -> Rows | None:
-        while (place := self.cursor.lanes[lane])[0] < len(self.shards.places):
+    def _rows_of(self, lane: int, given_up: list[tuple[ShardPosition, str]]) -> Rows | None:
+        while (place := self.cursor.lanes[lane])[0] < len(self.shards.locations):
             if self.web.stop.is_set():
                 raise Cancelled("the stream was closed")
-            where = self.shards.places[self._shard(place[0])]
+            where = self.shards.locations[self._shard(place[0])]
             try:
-                self._fail_again(place)
+                self._replay_failure(place)
                 if lane not in self._open:
                     columns = self.check.filters.columns
                     self._open[lane] = read_slices(where, columns, place[1], place[2], self.web)
@@ -155,13 +155,13 @@ class WindowReader:
         try:
             rows = self.check(piece.batch, f"{where}, row group {piece.group}, row {piece.row} or after", self.counts)
         except (pa.ArrowException, TypeError, ValueError, KeyError) as error:
-            raise Corrupt(f"{where}: a column is not of the published type ({error})") from None
-        self._barren = 0 if len(rows) else self._barren + piece.end - piece.row
-        if self._barren >= MAX_BARREN_ROWS:
-            raise self._unusable(f"{self._barren:,} rows in a row cannot be used")
+            raise CorruptShard(f"{where}: a column is not of the published type ({error})") from None
+        self._rejected_in_a_row = 0 if len(rows) else self._rejected_in_a_row + piece.end - piece.row
+        if self._rejected_in_a_row >= MAX_REJECTED_ROWS:
+            raise self._unusable(f"{self._rejected_in_a_row:,} rows in a row cannot be used")
         return rows
 
-    def _fail_again(self, place: Place) -> None:
+    def _replay_failure(self, place: ShardPosition) -> None:
         """A window that is read again loses the shards that it lost the first time, whatever has become of them."""
         kind = self.known_failures.get(place)
         for error, name in GIVEN_UP.items():
@@ -184,15 +184,15 @@ class WindowReader:
             raise self._unusable("no row of a whole epoch can be used")
         self._open.clear()
         self._failed.clear()
-        self.cursor = Cursor.start(self.cursor.epoch + 1, len(self.cursor.lanes))
+        self.cursor = ShuffleCursor.start(self.cursor.epoch + 1, len(self.cursor.lanes))
 
     def _unusable(self, why: str) -> DataError:
-        seen = ", ".join(f"{KINDS[kind]}: {self.counts[kind]:,}" for kind in KINDS if self.counts[kind])
+        seen = ", ".join(f"{COUNT_LABELS[kind]}: {self.counts[kind]:,}" for kind in COUNT_LABELS if self.counts[kind])
         return DataError(
             f"the data set cannot be used: {why}{self._last_failure}. So far, {seen or 'nothing was read'}"
         )
 
-    def _move(self, lane: int, place: Place) -> None:
+    def _move(self, lane: int, place: ShardPosition) -> None:
         lanes = self.cursor.lanes
         self.cursor = replace(self.cursor, lanes=(*lanes[:lane], place, *lanes[lane + 1 :]))
 
@@ -200,23 +200,23 @@ class WindowReader:
         """The shard at a place of the epoch's order."""
         epoch = self.cursor.epoch
         if self._order[0] != epoch:
-            order = list(range(len(self.shards.places)))
+            order = list(range(len(self.shards.locations)))
             random.Random(f"{self.seed}/{epoch}/shards").shuffle(order)
             self._order = (epoch, order)
         return self._order[1][number]
 
 
-class ReadAhead:
+class Prefetcher:
     """Reads the next window while this one is used, in a thread that ends with `close` (or with the program)."""
 
-    def __init__(self, reader: WindowReader) -> None:
+    def __init__(self, reader: ShuffleReader) -> None:
         self.reader = reader
         self._ready = threading.Condition()
-        self._waiting: list[Window | Exception] = []
+        self._waiting: list[ShuffleWindow | Exception] = []
         self._thread = threading.Thread(target=self._run, name="ttt-data", daemon=True)
         self._thread.start()
 
-    def next_window(self) -> Window:
+    def next_window(self) -> ShuffleWindow:
         """Raises what reading it raised; Cancelled where another thread closes this meanwhile."""
         stop = self.reader.web.stop
         with self._ready:
@@ -238,7 +238,7 @@ class ReadAhead:
         self.reader.web.close()
 
     def _run(self) -> None:
-        item: Window | Exception
+        item: ShuffleWindow | Exception
         stop = self.reader.web.stop
         while not stop.is_set():
             try:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.support.images import picture
-from ttt.data.pictures import MAX_PIXELS, Pair, prepare, square
+from ttt.data.images import MAX_PIXELS, Pair, crop_square, prepare_image
 from ttt.data.rows import Filters
 
 
@@ -23,7 +23,7 @@ def bad_pictures() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", bad_pictures())
 def test_images_that_cannot_be_read_are_one_kind(name: str) -> None:
-    assert prepare(Pair("x", bad_pictures()[name], "a caption"), 8, Filters(), "UNLIKELY") == "bad_image"
+    assert prepare_image(Pair("x", bad_pictures()[name], "a caption"), 8, Filters(), "UNLIKELY") == "bad_image"
 
 
 def test_a_decompression_bomb_is_never_unpacked() -> None:
@@ -32,7 +32,7 @@ def test_a_decompression_bomb_is_never_unpacked() -> None:
     Image.new("1", (side, side)).save(content, "PNG")
     assert len(content.getvalue()) < 100_000
     with pytest.warns(Image.DecompressionBombWarning):
-        assert prepare(Pair("x", content.getvalue(), "a caption"), 8, Filters(), "UNLIKELY") == "bad_image"
+        assert prepare_image(Pair("x", content.getvalue(), "a caption"), 8, Filters(), "UNLIKELY") == "bad_image"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_decompression_bomb_is_never_unpacked() -> None:
     ],
 )
 def test_what_the_run_skipped_is_skipped(pair: Pair, kind: str) -> None:
-    assert prepare(pair, 8, Filters(), "UNLIKELY") == kind
+    assert prepare_image(pair, 8, Filters(), "UNLIKELY") == kind
 
 
 def test_any_bytes_are_a_picture_or_a_kind() -> None:
@@ -62,25 +62,25 @@ def test_any_bytes_are_a_picture_or_a_kind() -> None:
             broken = bytearray(content)
             for _ in range(chance.randint(1, 8)):
                 broken[chance.randrange(len(broken))] = chance.randrange(256)
-            found = prepare(Pair("x", bytes(broken), "a caption"), 8, Filters(), "UNLIKELY")
+            found = prepare_image(Pair("x", bytes(broken), "a caption"), 8, Filters(), "UNLIKELY")
             assert found in ("bad_image", "extreme_aspect") or found.pixels.shape == (8, 8, 3)  # type: ignore[union-attr]
 
 
 def test_the_middle_square_is_taken_upright_and_on_white() -> None:
     image = Image.new("RGB", (40, 20), "red")
     image.paste("blue", (10, 0, 30, 20))
-    assert (square(image, 8) == (0, 0, 255)).all()
+    assert (crop_square(image, 8) == (0, 0, 255)).all()
     tall = Image.new("RGB", (10, 20), "red")
     tall.paste("blue", (0, 5, 10, 15))
-    assert (square(tall, 4) == (0, 0, 255)).all()
+    assert (crop_square(tall, 4) == (0, 0, 255)).all()
     clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
-    assert (square(clear, 8) == 255).all()
+    assert (crop_square(clear, 8) == 255).all()
     turned = Image.new("RGB", (20, 20), "red")
     turned.paste("blue", (0, 0, 20, 10))
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     content = io.BytesIO()
     turned.save(content, "PNG", exif=exif)
-    found = square(Image.open(io.BytesIO(content.getvalue())), 4)
+    found = crop_square(Image.open(io.BytesIO(content.getvalue())), 4)
     assert (found[0] == (255, 0, 0)).all()
     assert (found[3] == (0, 0, 255)).all()

@@ -20,7 +20,7 @@ from ttt.types import Batch
 
 
 @dataclass(frozen=True)
-class Fit:
+class MemoryPlan:
     """What a device is asked to do at once."""
 
     micro_batch: int
@@ -30,7 +30,9 @@ class Fit:
     """Peak of a step by the calculator, weights and (where it is kept there) optimizer state among them."""
 
 
-def fit(config: DalleConfig, device: torch.device, batch_size: int, dtype: torch.dtype, *, free: int = 0) -> Fit:
+def plan_memory(
+    config: DalleConfig, device: torch.device, batch_size: int, dtype: torch.dtype, *, free: int = 0
+) -> MemoryPlan:
     """The fastest way to train on `device` with batches of `batch_size` samples.
 
     free: bytes that may be used (0: measured). Remembering activations is about 1.3x faster than computing them
@@ -38,15 +40,15 @@ def fit(config: DalleConfig, device: torch.device, batch_size: int, dtype: torch
     """
     free = free or budget(device)
     fitting = [
-        Fit(size, reversible, needed)
+        MemoryPlan(size, reversible, needed)
         for reversible in ((False, True) if config.reversible else (False,))
         for size in _sizes(batch_size)
-        if (needed := peak(config, device, size, dtype, reversible)) <= free
+        if (needed := peak_bytes(config, device, size, dtype, reversible)) <= free
     ]
     comfortable = [found for found in fitting if found.micro_batch >= min(8, batch_size)]
     best = next(iter(comfortable), None) or max(fitting, key=lambda found: found.micro_batch, default=None)
     if best is None:
-        least = peak(config, device, 1, dtype, config.reversible)
+        least = peak_bytes(config, device, 1, dtype, config.reversible)
         raise InvalidInput(
             f"this model needs {least / 2**30:.1f} GiB to train with a micro-batch of 1 and {free / 2**30:.1f} GiB "
             "can be used here; free some memory, take a smaller model or another device"
@@ -54,7 +56,7 @@ def fit(config: DalleConfig, device: torch.device, batch_size: int, dtype: torch
     return best
 
 
-def tried(fitted: Fit, dalle: Dalle, *, precision: str) -> Fit:
+def probe(fitted: MemoryPlan, dalle: Dalle, *, precision: str) -> MemoryPlan:
     """The fit, halved until a step with random data really succeeds. On a CPU nothing is tried: there, running out
     of memory ends the process.
     """
@@ -75,7 +77,9 @@ def tried(fitted: Fit, dalle: Dalle, *, precision: str) -> Fit:
             torch.cuda.empty_cache()
 
 
-def peak(config: DalleConfig, device: torch.device, micro_batch: int, dtype: torch.dtype, reversible: bool) -> int:
+def peak_bytes(
+    config: DalleConfig, device: torch.device, micro_batch: int, dtype: torch.dtype, reversible: bool
+) -> int:
     """Bytes on `device` at the largest moment of a step, with the optimizer of `ttt.train`."""
     setup = TrainingSetup(
         optimizer="lamb8bit-cpu",

@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ttt.data.rows import KINDS
-from ttt.data.source import Shards
-from ttt.data.windows import Cursor, Place
+from ttt.data.rows import COUNT_LABELS
+from ttt.data.shard_list import ShardList
+from ttt.data.shuffle import ShardPosition, ShuffleCursor
 from ttt.errors import DataError, InvalidInput
 
 VERSION = 1
@@ -24,9 +24,9 @@ class StreamState:
     """Fingerprint of the shards' names; None before they were first looked up."""
     revision: str | None = None
     """Commit of a Hub data set: resuming reads the same one, whatever was uploaded since."""
-    cursor: Cursor | None = None
+    cursor: ShuffleCursor | None = None
     emitted: int = 0
-    given_up: tuple[tuple[Place, str], ...] = ()
+    given_up: tuple[tuple[ShardPosition, str], ...] = ()
     counts: Counter[str] = field(default_factory=Counter)
     """Before the window."""
 
@@ -68,7 +68,7 @@ class StreamState:
                     "the order of the data would be another; use the same, or begin without the state"
                 )
 
-    def check_shards(self, shards: Shards, source: str) -> None:
+    def check_shards(self, shards: ShardList, source: str) -> None:
         """DataError where a place in the order would mean another row than it did."""
         if self.shards is not None and self.shards != shards.fingerprint:
             raise DataError(
@@ -85,14 +85,14 @@ def _listed(cursor: dict[str, Any]) -> dict[str, Any]:
     return {**cursor, "lanes": [list(place) for place in cursor["lanes"]]}
 
 
-def _cursor(values: dict[str, Any]) -> Cursor:
+def _cursor(values: dict[str, Any]) -> ShuffleCursor:
     lanes = tuple(_place(place) for place in values["lanes"])
     if not lanes:
         raise ValueError("it reads no shard")
-    return Cursor(lanes, _whole(values["epoch"]), _whole(values["window"]), _whole(values["turn"]))
+    return ShuffleCursor(lanes, _whole(values["epoch"]), _whole(values["window"]), _whole(values["turn"]))
 
 
-def _place(values: Any) -> Place:
+def _place(values: Any) -> ShardPosition:
     shard, group, row = (_whole(value) for value in values)
     return shard, group, row
 
@@ -104,7 +104,7 @@ def _whole(value: Any) -> int:
 
 
 def _kind(value: Any) -> str:
-    if value not in KINDS:
+    if value not in COUNT_LABELS:
         raise ValueError(f"{value!r} is no kind of row")
     return str(value)
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urljoin, urlsplit
 
-from ttt.data.files import GONE, Missing, Unreachable, Web, is_url
-from ttt.data.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest
+from ttt.data.files import GONE, FileMissing, FileUnreachable, HttpClient, is_url
+from ttt.data.manifest import MANIFEST, MAX_MANIFEST_BYTES, DatasetManifest
 from ttt.errors import DataError, InvalidInput
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -24,17 +24,17 @@ ALLOWED = (
     "allowed: a Hub data set (owner/name), a folder or pattern of .parquet files, "
     f"addresses of .parquet files, or the address of a {MANIFEST} or of a .txt with one address a line"
 )
-Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+ShardSource = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 @dataclass(frozen=True)
-class Shards:
+class ShardList:
     """Where the shards are, and what they are called wherever they are."""
 
-    places: tuple[str, ...]
+    locations: tuple[str, ...]
     names: tuple[str, ...]
     """Without folder, host and commit: a data set that has moved is still the same."""
-    manifest: Manifest | None = None
+    manifest: DatasetManifest | None = None
     revision: str | None = None
     """Commit of a Hub data set."""
 
@@ -43,7 +43,9 @@ class Shards:
         return hashlib.sha256("\n".join(self.names).encode()).hexdigest()[:16]
 
 
-def find_shards(source: Source, web: Web, token: str | None = None, revision: str | None = None) -> Shards:
+def find_shards(
+    source: ShardSource, web: HttpClient, token: str | None = None, revision: str | None = None
+) -> ShardList:
     """All shards of the training split, in a fixed order. InvalidInput, DataError.
 
     token: of the Hub, else the one that `hf auth login` or HF_TOKEN left. revision: of a Hub data set.
@@ -61,25 +63,25 @@ def find_shards(source: Source, web: Web, token: str | None = None, revision: st
             return _matching(str(path))
         if HUB_ID.fullmatch(name) and isinstance(source, str):
             return _on_hub(name, web, token, revision)
-    except Missing as error:
+    except FileMissing as error:
         raise DataError(f"data set {source!s:.200}: {error}") from None
-    except Unreachable as error:
+    except FileUnreachable as error:
         raise DataError(f"data set {source!s:.200}: {error}; check the connection and try again") from None
     raise InvalidInput(f"data set {name[:200]!r} is not there; {ALLOWED}")
 
 
-def _listed(items: list[str]) -> Shards:
+def _listed(items: list[str]) -> ShardList:
     if not items:
         raise InvalidInput(f"the list of shards is empty; {ALLOWED}")
     if all(is_url(item) for item in items):
-        return Shards(tuple(items), tuple(urlsplit(item).path for item in items))
+        return ShardList(tuple(items), tuple(urlsplit(item).path for item in items))
     if any(is_url(item) for item in items):
         raise InvalidInput("the list of shards mixes files and addresses; give either")
     paths = [Path(item).expanduser() for item in items]
-    return Shards(tuple(map(str, paths)), tuple(_relative(paths)))
+    return ShardList(tuple(map(str, paths)), tuple(_relative(paths)))
 
 
-def _in_folder(folder: Path) -> Shards:
+def _in_folder(folder: Path) -> ShardList:
     paths = sorted(
         p for p in folder.rglob("*.parquet") if not any(part[0] == "." for part in p.relative_to(folder).parts)
     )
@@ -87,15 +89,15 @@ def _in_folder(folder: Path) -> Shards:
         raise DataError(f"{folder} has no .parquet files; `ttt encode IMAGES {folder}` makes them")
     names = [p.relative_to(folder).as_posix() for p in paths]
     path = folder / MANIFEST
-    manifest = Manifest.from_json(path.read_bytes(), str(path)) if path.is_file() else None
-    return Shards(tuple(map(str, paths)), tuple(names), manifest)
+    manifest = DatasetManifest.from_json(path.read_bytes(), str(path)) if path.is_file() else None
+    return ShardList(tuple(map(str, paths)), tuple(names), manifest)
 
 
-def _matching(pattern: str) -> Shards:
+def _matching(pattern: str) -> ShardList:
     paths = [Path(p) for p in sorted(glob.glob(pattern, recursive=True)) if Path(p).is_file()]
     if not paths:
         raise DataError(f"no file matches {pattern}")
-    return Shards(tuple(map(str, paths)), tuple(_relative(paths)))
+    return ShardList(tuple(map(str, paths)), tuple(_relative(paths)))
 
 
 def _relative(paths: list[Path]) -> list[str]:
@@ -103,7 +105,7 @@ def _relative(paths: list[Path]) -> list[str]:
     return [p.resolve().relative_to(base).as_posix() for p in paths]
 
 
-def _at_address(url: str, web: Web) -> Shards:
+def _at_address(url: str, web: HttpClient) -> ShardList:
     path = urlsplit(url).path
     if path.endswith(".parquet"):
         return _listed([url])
@@ -114,10 +116,10 @@ def _at_address(url: str, web: Web) -> Shards:
     except ValueError as error:
         raise DataError(str(error)) from None
     if path.endswith(".json"):
-        manifest = Manifest.from_json(content, url)
+        manifest = DatasetManifest.from_json(content, url)
         if not manifest.shards:
             raise DataError(f"{url} lists no shards")
-        return Shards(tuple(urljoin(url, quote(name)) for name in manifest.shards), manifest.shards, manifest)
+        return ShardList(tuple(urljoin(url, quote(name)) for name in manifest.shards), manifest.shards, manifest)
     lines = [line.strip() for line in content.decode("utf-8", "replace").splitlines()]
     shards = [urljoin(url, line) for line in lines if line and not line.startswith("#")]
     foreign = [shard for shard in shards if not is_url(shard) or not urlsplit(shard).path.endswith(".parquet")]
@@ -127,7 +129,7 @@ def _at_address(url: str, web: Web) -> Shards:
     return _listed(shards)
 
 
-def _on_hub(repo_id: str, web: Web, token: str | None, revision: str | None) -> Shards:
+def _on_hub(repo_id: str, web: HttpClient, token: str | None, revision: str | None) -> ShardList:
     import datasets
     from huggingface_hub import get_token, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
@@ -142,17 +144,17 @@ def _on_hub(repo_id: str, web: Web, token: str | None, revision: str | None) -> 
         try:
             found = datasets.load_dataset_builder(repo_id, revision=revision, token=token).config.data_files or {}
         except datasets.exceptions.DatasetNotFoundError:
-            raise Missing(advice) from None
+            raise FileMissing(advice) from None
         except datasets.exceptions.DataFilesNotFoundError as error:
-            raise Missing(f"it has no data files ({_first_line(error)})") from None
+            raise FileMissing(f"it has no data files ({_first_line(error)})") from None
         except HfHubHTTPError as error:
             if error.response.status_code in GONE:
-                raise Missing(advice) from None
+                raise FileMissing(advice) from None
             raise
         files[:] = found.get("train") or next(iter(found.values()), [])
         return True
 
-    web.persist(repo_id, attempt)
+    web.retrying(repo_id, attempt)
     prefix = f"hf://datasets/{repo_id}@"
     inside = [file.removeprefix(prefix).partition("/") for file in files if file.endswith(".parquet")]
     if not inside or any(file[: len(prefix)] != prefix for file in files):
@@ -166,13 +168,13 @@ def _on_hub(repo_id: str, web: Web, token: str | None, revision: str | None) -> 
     if token:
         web.authorize(token)
     names = tuple(path for _, _, path in inside)
-    return Shards(tuple(map(address, names)), names, _hub_manifest(address(MANIFEST), web), commit)
+    return ShardList(tuple(map(address, names)), names, _hub_manifest(address(MANIFEST), web), commit)
 
 
-def _hub_manifest(url: str, web: Web) -> Manifest | None:
+def _hub_manifest(url: str, web: HttpClient) -> DatasetManifest | None:
     try:
-        return Manifest.from_json(web.fetch(url, MAX_MANIFEST_BYTES), url)
-    except Missing:
+        return DatasetManifest.from_json(web.fetch(url, MAX_MANIFEST_BYTES), url)
+    except FileMissing:
         return None
     except ValueError as error:
         raise DataError(str(error)) from None

@@ -35,10 +35,10 @@ class Pair:
     original_height: int | None = None
     """Of the image before somebody reduced it, where the source says so."""
     problem: str | None = None
-    """Kind of `SKIPPED` that the source already knows of."""
+    """Kind of `SKIP_REASONS` that the source already knows of."""
 
 
-SKIPPED = {
+SKIP_REASONS = {
     "short_caption": "caption too short",
     "nsfw": "NSFW label not the wanted one",
     "extreme_aspect": "image too long or too wide",
@@ -51,7 +51,7 @@ SKIPPED = {
 
 
 @dataclass(frozen=True)
-class Picture:
+class PreparedImage:
     """A pair fit for the VQGAN: pixels uint8 [resolution, resolution, 3]; sizes in pixels and bytes as stored."""
 
     caption: str
@@ -62,8 +62,8 @@ class Picture:
     stored_bytes: int
 
 
-def prepare(pair: Pair, resolution: int, filters: Filters, unlabelled: str) -> Picture | str:
-    """The picture, or the kind of `SKIPPED` that the pair falls under. Whatever the bytes are, nothing is raised.
+def prepare_image(pair: Pair, resolution: int, filters: Filters, unlabelled: str) -> PreparedImage | str:
+    """The picture, or the kind of `SKIP_REASONS` that the pair falls under. Whatever the bytes are, nothing is raised.
 
     unlabelled: the NSFW label of pairs that have none.
     """
@@ -83,15 +83,15 @@ def prepare(pair: Pair, resolution: int, filters: Filters, unlabelled: str) -> P
             reason = filters.refusal(caption, nsfw, width, height)
             if reason is not None:
                 return reason
-            pixels = square(image, resolution)
+            pixels = crop_square(image, resolution)
     except (
         Exception
     ):  # Pillow's decoders raise whatever comes to their minds: struct.error, SyntaxError, IndexError ...
         return "bad_image"
-    return Picture(caption, nsfw, width, height, pixels, len(content))
+    return PreparedImage(caption, nsfw, width, height, pixels, len(content))
 
 
-def square(image: Image.Image, resolution: int) -> NDArray[np.uint8]:
+def crop_square(image: Image.Image, resolution: int) -> NDArray[np.uint8]:
     """The middle square, upright, on white, scaled with a Lanczos filter: [resolution, resolution, 3]."""
     image.draft("RGB", (2 * resolution, 2 * resolution))  # JPEGs: decoded at a half, a quarter or an eighth
     upright = ImageOps.exif_transpose(image)
