@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ttt.swarm.averaging.optimizer import Hooks, SwarmOptimizer
+from ttt.swarm.averaging.optimizer import OptimizerEvents, SwarmOptimizer
 from ttt.swarm.averaging.trainee import Trainee, names_of
 from ttt.swarm.config.run_config import AveragingSection
 from ttt.swarm.dht.identity import load_identity
@@ -29,6 +29,13 @@ def trainee() -> Trainee:
     )  # fmt: skip
 
 
+class Stopping(OptimizerEvents):
+    """A peer that was asked to stop: nothing waits."""
+
+    def stop_requested(self) -> bool:
+        return True
+
+
 @contextmanager
 def alone(folder: Path, *, auxiliary: bool = False, **settings: Any) -> Iterator[SwarmOptimizer]:
     """settings: of the run's [averaging]."""
@@ -36,7 +43,7 @@ def alone(folder: Path, *, auxiliary: bool = False, **settings: Any) -> Iterator
     dht = start_dht([], identity=path, key=key, listen=["/ip4/127.0.0.1/tcp/0"], required=False)
     made = SwarmOptimizer(
         dht=dht, run_prefix="alone-g0", trainee=trainee(), settings=AveragingSection(**TIMES, **settings),
-        global_batch=64, key=key, hooks=Hooks(stopped=lambda: True), micro_batch=None if auxiliary else 1,
+        global_batch=64, key=key, events=Stopping(), micro_batch=None if auxiliary else 1,
         auxiliary=auxiliary,
     )  # fmt: skip
     yield made

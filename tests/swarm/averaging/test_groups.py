@@ -26,10 +26,11 @@ from hivemind.utils import MPFuture, MSGPackSerializer, get_dht_time
 from hivemind.utils.crypto import RSAPrivateKey
 
 from tests.support.waiting import run_async, wait_for
+from tests.swarm.peers import BanFile
 from ttt.swarm.averaging.averagers import Reporting
 from ttt.swarm.averaging.group_messages import Gathered, group_key, parse_gathered, why_not_join, why_not_together
 from ttt.swarm.averaging.matchmaking import EpochMatchmaking
-from ttt.swarm.dht.access import BanList, Decision, Entrance, Gate
+from ttt.swarm.dht.access import AccessPolicy, Action, Decision
 from ttt.swarm.dht.validation import ProgressRecord
 
 PREFIX, EPOCH, SIZE = "groups", 7, 2000
@@ -135,30 +136,30 @@ def test_no_lie_of_a_leader_is_a_group() -> None:
     assert "nobody" in judged(clients, gathered(mode=1))
 
 
-class Choosy(Gate):
+class Choosy(AccessPolicy):
     """Keeps one peer out of groups, and remembers who asked for what."""
 
     def __init__(self, banned: PeerID) -> None:
-        self.banned, self.asked = str(banned), list[tuple[str, Entrance]]()
+        self.banned, self.asked = str(banned), list[tuple[str, Action]]()
 
-    def allows(self, peer_id: str, entrance: Entrance) -> Decision:
-        self.asked.append((peer_id, entrance))
+    def allows(self, peer_id: str, action: Action) -> Decision:
+        self.asked.append((peer_id, action))
         return Decision(peer_id != self.banned, "sent NaN 20 times")
 
 
 def test_the_gate_is_asked_about_every_other_member_of_a_group() -> None:
     leader, own, other, banned = (PeerID(b"\x12\x20" + bytes([n]) * 32) for n in range(1, 5))
 
-    def judged(*members: PeerID, gate: Gate) -> str:
+    def judged(*members: PeerID, access: AccessPolicy) -> str:
         ids = [member.to_bytes() for member in members]
-        return why_not_together(averaging_pb2.MessageFromLeader(ordered_peer_ids=ids), own=own, gate=gate)
+        return why_not_together(averaging_pb2.MessageFromLeader(ordered_peer_ids=ids), own=own, access=access)
 
-    gate = Choosy(banned)
-    assert judged(leader, own, other, gate=gate) == ""
-    assert gate.asked == [(str(leader), Entrance.JOIN_GROUP), (str(other), Entrance.JOIN_GROUP)]
-    why = judged(leader, own, other, banned, gate=gate)
+    access = Choosy(banned)
+    assert judged(leader, own, other, access=access) == ""
+    assert access.asked == [(str(leader), Action.JOIN_GROUP), (str(other), Action.JOIN_GROUP)]
+    why = judged(leader, own, other, banned, access=access)
     assert why == f"{banned} may not join an averaging group: sent NaN 20 times"
-    assert judged(leader, own, gate=Choosy(own)) == ""
+    assert judged(leader, own, access=Choosy(own)) == ""
 
 
 class Honest(Reporting):
@@ -188,22 +189,22 @@ def peers(averagers: list[Reporting]) -> list[Reporting]:
 
 
 @pytest.fixture(scope="module")
-def bans(tmp_path_factory: pytest.TempPathFactory) -> BanList:
+def bans(tmp_path_factory: pytest.TempPathFactory) -> BanFile:
     """Of the second honest one."""
-    return BanList(tmp_path_factory.mktemp("gate") / "bans.json")
+    return BanFile(tmp_path_factory.mktemp("access") / "bans")
 
 
 @pytest.fixture(scope="module")
-def averagers(bans: BanList) -> Iterator[list[Reporting]]:
+def averagers(bans: BanFile) -> Iterator[list[Reporting]]:
     with ExitStack() as stack:
         found, addresses = [], list[Any]()
-        for kind, gate in ((Honest, None), (Honest, bans), (Liar, None)):
+        for kind, access in ((Honest, None), (Honest, bans), (Liar, None)):
             dht = hivemind.DHT(initial_peers=addresses, start=True)
             stack.callback(dht.shutdown)
             addresses = addresses or dht.get_visible_maddrs()
             averager = kind(
                 [torch.zeros(SIZE)], dht, start=True, prefix=PREFIX, min_matchmaking_time=3.0,
-                request_timeout=1.0, next_chunk_timeout=4.0, allreduce_timeout=15.0, gate=gate,
+                request_timeout=1.0, next_chunk_timeout=4.0, allreduce_timeout=15.0, access=access,
             )  # fmt: skip
             stack.callback(averager.shutdown)
             found.append(averager)
@@ -307,7 +308,7 @@ def test_a_helper_that_comes_late_looks_no_further(peers: list[Reporting]) -> No
             step.result(60)
 
 
-def test_a_group_with_somebody_whom_our_gate_keeps_out_is_left(peers: list[Reporting], bans: BanList) -> None:
+def test_a_group_with_somebody_whom_our_gate_keeps_out_is_left(peers: list[Reporting], bans: BanFile) -> None:
     """Its leader knows of no ban: it averages with the banned one, and without us."""
     a, b, _ = peers
     with ExitStack() as stack:
@@ -318,8 +319,8 @@ def test_a_group_with_somebody_whom_our_gate_keeps_out_is_left(peers: list[Repor
             next_chunk_timeout=4.0, allreduce_timeout=15.0,
         )  # fmt: skip
         stack.callback(banned.shutdown)
-        bans.ban(str(dht.peer_id), "sent NaN 20 times")
-        stack.callback(bans.lift, str(dht.peer_id))
+        bans.ban(str(dht.peer_id))
+        stack.callback(bans.lift)
         for node in (a.dht, b.dht, dht):
             report_progress(node, EPOCH + 2)
         first = a.step(gather=EPOCH + 2, wait=False, timeout=60, weight=1.0)

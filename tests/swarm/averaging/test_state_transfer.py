@@ -33,7 +33,7 @@ from ttt.swarm.averaging.state_transfer import STATE_FORMAT, IncomingState, in_o
 from ttt.swarm.averaging.trainee import Trainee, names_of
 from ttt.swarm.averaging.training_state import snapshot
 from ttt.swarm.config.run_config import AveragingSection
-from ttt.swarm.dht.access import OpenGate
+from ttt.swarm.dht.access import AllowAll
 from ttt.swarm.dht.node import find_donors, parse_donors
 from ttt.train.optimizer import Lamb, linear_schedule
 
@@ -150,7 +150,7 @@ def swarm() -> Iterator[Swarm]:
             addresses = addresses or dht.get_visible_maddrs()
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("ttt.swarm.averaging.hivemind_options.SwarmStateAverager", kind)
-                keepers.append(make_state_keeper(dht, RUN, trainee(), SETTINGS, OpenGate()))
+                keepers.append(make_state_keeper(dht, RUN, trainee(), SETTINGS, AllowAll()))
             stack.callback(keepers[-1].shutdown)
         newcomer, honest, liar = keepers
         honest.local_epoch = EPOCH

@@ -26,7 +26,7 @@ from ttt.swarm.coordinator.checkpoints import CheckpointStore
 from ttt.swarm.coordinator.coordinator import Coordinator
 from ttt.swarm.coordinator.generations import FILE, write_generation
 from ttt.swarm.coordinator.training_data import check_source, is_a_name
-from ttt.swarm.dht.access import OpenGate
+from ttt.swarm.dht.access import AllowAll
 from ttt.swarm.dht.announcement import Announcement
 from ttt.swarm.process.status import PeerStatus
 
@@ -47,7 +47,7 @@ class Told:
 def coordinator_in(folder: Path, **sections: dict[str, Any]) -> Coordinator:
     options = CoordinatorOptions(run="run.toml", folder=folder / "coordinator")
     options.folder.mkdir(exist_ok=True)
-    return Coordinator(options, tiny_run(folder, **sections), Told(), OpenGate())  # type: ignore[arg-type]
+    return Coordinator(options, tiny_run(folder, **sections), Told(), AllowAll())  # type: ignore[arg-type]
 
 
 def problems(coordinator: Coordinator) -> list[str]:

@@ -19,7 +19,7 @@ from tests.support.waiting import wait_for
 from tests.swarm.peers import ID
 from ttt.errors import Cancelled, InvalidInput, SwarmError
 from ttt.swarm.config.options import PeerOptions
-from ttt.swarm.dht.access import OpenGate
+from ttt.swarm.dht.access import AllowAll
 from ttt.swarm.dht.announcement import Announcement
 from ttt.swarm.dht.identity import load_identity
 from ttt.swarm.dht.node import (
@@ -57,7 +57,7 @@ def test_only_the_coordinators_word_counts(tmp_path: Path) -> None:
         trusted = [address.rpartition("/p2p/")[2]]
         assert trusted == [str(coordinator.peer_id)]
         with node(tmp_path / "stranger", address) as stranger:
-            guard(coordinator, "cats-g0", OpenGate(), 64)
+            guard(coordinator, "cats-g0", AllowAll(), 64)
             assert announce_run(stranger, "cats", Announcement(generation=9, founded=time.time()))
             assert find_run(coordinator, "cats", trusted) is None
             assert announce_run(coordinator, "cats", Announcement(generation=1, founded=2.0))

@@ -22,7 +22,7 @@ from hivemind.utils.crypto import RSAPrivateKey
 
 from tests.swarm.peers import record
 from ttt.swarm.averaging.group_messages import group_key
-from ttt.swarm.dht.access import Decision, Entrance, Gate
+from ttt.swarm.dht.access import AccessPolicy, Action, Decision
 from ttt.swarm.dht.records import metrics_key, owner_of
 from ttt.swarm.dht.validation import RecordRules, StrictSignatures
 
@@ -55,8 +55,8 @@ def signed(record: DHTRecord) -> DHTRecord:
     return replace(record, value=SIGNER.sign_value(record))
 
 
-def accepts(record: DHTRecord, gate: Gate | None = None, max_samples: int = 100) -> bool:
-    rules = CompositeValidator([SIGNER, RecordRules(RUN, gate, max_samples=max_samples)])
+def accepts(record: DHTRecord, access: AccessPolicy | None = None, max_samples: int = 100) -> bool:
+    rules = CompositeValidator([SIGNER, RecordRules(RUN, access, max_samples=max_samples)])
     return rules.validate(record)
 
 
@@ -128,18 +128,18 @@ def test_a_tampered_record_is_refused() -> None:
 
 
 def test_the_gate_is_asked() -> None:
-    asked: list[tuple[str, Entrance]] = []
+    asked: list[tuple[str, Action]] = []
 
-    class Closed(Gate):
-        def allows(self, peer_id: str, entrance: Entrance) -> Decision:
-            asked.append((peer_id, entrance))
+    class Closed(AccessPolicy):
+        def allows(self, peer_id: str, action: Action) -> Decision:
+            asked.append((peer_id, action))
             return Decision(False, "closed")
 
     assert not accepts(signed(dht_record(metrics_key(RUN), mine())), Closed())
     assert not accepts(signed(dht_record(f"{RUN}_progress", progress())), Closed())
     assert not accepts(dht_record(f"{RUN}_state_averager.all_averagers", 5.0, subkey=PEER), Closed())
     assert not accepts(dht_record(GROUP, True, subkey=PEER), Closed())
-    assert {entrance for _, entrance in asked} == {Entrance.DHT_RECORD}
+    assert {action for _, action in asked} == {Action.DHT_RECORD}
     assert asked[0][0] == asked[1][0] == OWNER
 
 

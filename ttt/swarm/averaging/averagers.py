@@ -4,7 +4,7 @@ What differs from hivemind 1.1.12, and why:
 - peers look for a group of their own epoch. hivemind's groups carry none, so that with delayed steps rounds of
   different epochs match each other, wait for one another until the timeout, and are logged as a success;
 - every round reports what really arrived, since an exchange that moved nothing is logged as a success too;
-- the gate is asked who may join a group, send a part, or download the state; what comes is checked before it is used;
+- the access is asked who may join a group, send a part, or download the state; what comes is checked before it is used;
 - an auxiliary peer sends nothing of its own; hivemind forgets to tell its all-reduce who is one.
 """
 
@@ -37,7 +37,7 @@ from ttt.swarm.averaging.group_messages import gathered_epoch, parse_gathered
 from ttt.swarm.averaging.matchmaking import EpochMatchmaking, MeasuredRunner
 from ttt.swarm.averaging.state_transfer import STATE_FORMAT, Taking, state_bytes
 from ttt.swarm.averaging.traffic import RECEIVED, SENT, STATE_SENT, count, count_into
-from ttt.swarm.dht.access import Entrance, Gate, OpenGate
+from ttt.swarm.dht.access import AccessPolicy, Action, AllowAll
 from ttt.swarm.process.lifecycle import become_child
 from ttt.swarm.process.status import RoundRecord
 
@@ -45,7 +45,7 @@ logger = get_logger(__name__)
 
 
 class Reporting(Taking):
-    """An averager that tells how each round went, asks the gate, and checks what comes."""
+    """An averager that tells how each round went, asks the access, and checks what comes."""
 
     kind = "gradients"
     matchmaking: type[EpochMatchmaking] = EpochMatchmaking
@@ -53,14 +53,14 @@ class Reporting(Taking):
     def __init__(
         self,
         *args: Any,
-        gate: Gate | None = None,
+        access: AccessPolicy | None = None,
         max_weight: float = 1.0,
         aggregator: Aggregator | None = None,
         threads: int = 1,
         **kwargs: Any,
     ) -> None:
         """max_weight: what no groupmate can honestly weigh; aggregator: makes one average of the parts."""
-        self.gate, self.threads = gate or OpenGate(), threads
+        self.access, self.threads = access or AllowAll(), threads
         self.max_weight, self.aggregator = max_weight, aggregator
         self.reports, self._report = mp.Pipe(duplex=False)
         self.traffic: Any = mp.Array("q", 4)
@@ -75,7 +75,7 @@ class Reporting(Taking):
         hivemind_averager.AllReduceRunner = MeasuredRunner
         torch.set_num_threads(self.threads)
         count_into(self.traffic)
-        self.matchmaking_kwargs["gate"] = self.gate
+        self.matchmaking_kwargs["access"] = self.access
         super().run()
 
     def take_reports(self) -> list[RoundRecord]:
@@ -136,7 +136,7 @@ class Reporting(Taking):
     async def rpc_join_group(
         self, request: averaging_pb2.JoinRequest, context: P2PContext
     ) -> AsyncIterator[averaging_pb2.MessageFromLeader]:
-        if not self._may(context, Entrance.JOIN_GROUP):
+        if not self._may(context, Action.JOIN_GROUP):
             yield averaging_pb2.MessageFromLeader(code=averaging_pb2.PROTOCOL_VIOLATION)
             return
         async for message in super().rpc_join_group(request, context):
@@ -145,7 +145,7 @@ class Reporting(Taking):
     async def rpc_aggregate_part(
         self, stream: AsyncIterator[averaging_pb2.AveragingData], context: P2PContext
     ) -> AsyncIterator[averaging_pb2.AveragingData]:
-        if not self._may(context, Entrance.GRADIENT_PART):
+        if not self._may(context, Action.GRADIENT_PART):
             yield averaging_pb2.AveragingData(code=averaging_pb2.PROTOCOL_VIOLATION)
             return
         async for message in super().rpc_aggregate_part(stream, context):
@@ -154,7 +154,7 @@ class Reporting(Taking):
     async def rpc_download_state(
         self, request: averaging_pb2.DownloadRequest, context: P2PContext
     ) -> AsyncIterator[averaging_pb2.DownloadData]:
-        if not self.allow_state_sharing or not self._may(context, Entrance.STATE_DOWNLOAD):
+        if not self.allow_state_sharing or not self._may(context, Action.STATE_DOWNLOAD):
             return
         with self._downloads.place(str(context.remote_id), state_bytes(self.expected_state())) as free:
             if not free:
@@ -169,10 +169,10 @@ class Reporting(Taking):
         self._downloads.owe(answer)
         return await asyncio.shield(answer)
 
-    def _may(self, context: P2PContext, entrance: Entrance) -> bool:
-        decision = self.gate.allows(str(context.remote_id), entrance)
+    def _may(self, context: P2PContext, action: Action) -> bool:
+        decision = self.access.allows(str(context.remote_id), action)
         if not decision:
-            logger.warning(f"{context.remote_id} may not {entrance.value}: {decision.reason}")
+            logger.warning(f"{context.remote_id} may not {action.value}: {decision.reason}")
         return bool(decision)
 
 

@@ -13,7 +13,7 @@ from hivemind.p2p import PeerID
 from hivemind.proto import averaging_pb2
 from hivemind.utils import MSGPackSerializer
 
-from ttt.swarm.dht.access import Entrance, Gate
+from ttt.swarm.dht.access import AccessPolicy, Action
 from ttt.swarm.dht.records import MAX_EPOCH
 
 MAX_GATHERED_BYTES = 256
@@ -91,14 +91,14 @@ def why_not_join(
     return _why_not_members(ids, gathered, gathered_epoch(own_data))
 
 
-def why_not_together(message: averaging_pb2.MessageFromLeader, *, own: PeerID, gate: Gate) -> str:
+def why_not_together(message: averaging_pb2.MessageFromLeader, *, own: PeerID, access: AccessPolicy) -> str:
     """Which member of an announced group may not be in one of ours, and why; "" where all may.
 
     Its leader need not have asked the same gate. Only for groups that `why_not_join` has nothing against.
     """
     for peer in map(PeerID, message.ordered_peer_ids):
-        if peer != own and not (decision := gate.allows(str(peer), Entrance.JOIN_GROUP)):
-            return f"{peer} may not {Entrance.JOIN_GROUP.value}: {decision.reason}"
+        if peer != own and not (decision := access.allows(str(peer), Action.JOIN_GROUP)):
+            return f"{peer} may not {Action.JOIN_GROUP.value}: {decision.reason}"
     return ""
 
 

@@ -20,7 +20,7 @@ from hivemind.compression import (
 from ttt.swarm.averaging.state_averager import SwarmStateAverager
 from ttt.swarm.averaging.trainee import Trainee
 from ttt.swarm.config.run_config import AveragingSection, Compression
-from ttt.swarm.dht.access import Gate
+from ttt.swarm.dht.access import AccessPolicy
 
 RUN_THRESHOLD = 2**16
 """Elements from which a tensor is sent in 8 bits (Borzunov et al. 2022, section 3.2)."""
@@ -40,19 +40,21 @@ def compression(name: Compression) -> CompressionBase:
     return SizeAdaptiveCompression(threshold=RUN_THRESHOLD, less=Float16Compression(), greater_equal=large)
 
 
-def averager_options(settings: AveragingSection, gate: Gate | None, max_weight: float = 1.0) -> dict[str, Any]:
+def averager_options(
+    settings: AveragingSection, access: AccessPolicy | None, max_weight: float = 1.0
+) -> dict[str, Any]:
     """Of both averagers, beyond what hivemind's Optimizer passes on. Parameters weigh 1 each, gradients by samples."""
     return {
         "max_weight": max_weight,
         "request_timeout": settings.request_timeout,
         "target_group_size": settings.group_size or None,
         "allow_state_sharing": False,  # until there is a state to share
-        "gate": gate,
+        "access": access,
     }
 
 
 def make_state_keeper(
-    dht: hivemind.DHT, run_prefix: str, trainee: Trainee, settings: AveragingSection, gate: Gate | None
+    dht: hivemind.DHT, run_prefix: str, trainee: Trainee, settings: AveragingSection, access: AccessPolicy | None
 ) -> SwarmStateAverager:
     """Holds and offers the state without ever training or averaging: the coordinator's."""
     return SwarmStateAverager(
@@ -67,5 +69,5 @@ def make_state_keeper(
         offload_optimizer=True,
         custom_gradients=True,
         start=True,
-        **averager_options(settings, gate),
+        **averager_options(settings, access),
     )

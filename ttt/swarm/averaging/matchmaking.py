@@ -30,7 +30,7 @@ from ttt.swarm.averaging.group_messages import (
 )
 from ttt.swarm.averaging.progress import believed_epoch, parse_claims, voices
 from ttt.swarm.averaging.traffic import RECEIVED, SENT, count, counted
-from ttt.swarm.dht.access import Entrance, Gate, OpenGate
+from ttt.swarm.dht.access import AccessPolicy, Action, AllowAll
 
 logger = get_logger(__name__)
 COUNT_SECONDS, COUNT_TIMEOUT = 0.5, 5.0
@@ -38,8 +38,8 @@ FEWEST_TRAINERS = 2
 MOST_REDIRECTS = 4
 """Leaders that may send us on to the next one, before we look for ourselves again."""
 LIAR_SECONDS, MOST_LIARS = 120, 1000
-"""How long a leader is not asked again that announced nonsense, or somebody whom our gate keeps out; and how many of
-them are remembered."""
+"""Seconds for which a leader is not asked again after it announced an invalid group or a peer that our access policy
+refuses; and the number of such leaders that are remembered."""
 
 
 class EpochKeys(GroupKeyManager):
@@ -69,8 +69,8 @@ class EpochMatchmaking(Matchmaking):
     that they may come late: once the others are at a later epoch, such a peer looks no further.
     """
 
-    def __init__(self, *args: Any, gate: Gate | None = None, **kwargs: Any) -> None:
-        self.gate = gate or OpenGate()
+    def __init__(self, *args: Any, access: AccessPolicy | None = None, **kwargs: Any) -> None:
+        self.access = access or AllowAll()
         self._trainers, self._redirects, self._liars = FEWEST_TRAINERS, 0, dict[str, float]()
         super().__init__(*args, **kwargs)
         keys: GroupKeyManager = self.group_key_manager
@@ -156,14 +156,14 @@ class EpochMatchmaking(Matchmaking):
     async def follower_assemble_group(self, leader: PeerID, msg: averaging_pb2.MessageFromLeader) -> GroupInfo | None:
         own, own_data = self.peer_id, self.step_control.data_for_gather
         why = why_not_join(msg, leader=leader, own=own, own_data=own_data)
-        if why := why or why_not_together(msg, own=own, gate=self.gate):
+        if why := why or why_not_together(msg, own=own, access=self.access):
             self._distrust(leader, why)
             return None
         return await super().follower_assemble_group(leader, msg)
 
     def _may_lead(self, peer: str) -> bool:
         left_alone = self._liars.get(peer, -math.inf) > time.monotonic()
-        return not left_alone and bool(self.gate.allows(peer, Entrance.JOIN_GROUP))
+        return not left_alone and bool(self.access.allows(peer, Action.JOIN_GROUP))
 
     def _distrust(self, leader: PeerID, why: str) -> None:
         if len(self._liars) >= MOST_LIARS:

@@ -6,8 +6,6 @@ One epoch is one optimizer step of the whole swarm, after the global batch (hive
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,26 +20,37 @@ from ttt.swarm.averaging.failed_rounds import CarefulOptimizer, LeftBehind
 from ttt.swarm.averaging.hivemind_options import averager_options, compression
 from ttt.swarm.averaging.progress import MIN_EPOCH_SECONDS, CautiousTracker
 from ttt.swarm.averaging.state_averager import SwarmStateAverager
+from ttt.swarm.averaging.traffic import STATE_SENT
 from ttt.swarm.averaging.trainee import Trainee
 from ttt.swarm.averaging.training_state import parameters_of
 from ttt.swarm.config.run_config import MOST_BATCHES, AveragingSection
-from ttt.swarm.dht.access import Gate
+from ttt.swarm.dht.access import AccessPolicy
 from ttt.swarm.process.status import RoundRecord
 
 RETRY_SECONDS = 2.0
 
 
-@dataclass
-class Hooks:
-    """Whom to tell; each is called in the thread that trains, but `stepped` in delayed mode."""
+class OptimizerEvents:
+    """Callbacks of `SwarmOptimizer`; a peer overrides those that it needs.
 
-    stepped: Callable[[int], None] = lambda epoch: None
-    """After each optimizer step, with the number of steps done."""
-    waiting: Callable[[str], None] = lambda why: None
-    """While there is no state to begin with or to go on from."""
-    downloading: Callable[[], None] = lambda: None
-    averaging: Callable[[], None] = lambda: None
-    stopped: Callable[[], bool] = lambda: False
+    All run on the training thread, except `step_done` in delayed mode, which runs on the thread that makes the step.
+    """
+
+    def averaging_started(self) -> None:
+        """The global batch is complete: peers find each other and average their gradients."""
+
+    def step_done(self, step: int) -> None:
+        """An optimizer step was made. step: the number of steps done, this one included."""
+
+    def loading_state(self) -> None:
+        """The state is about to be downloaded from another peer."""
+
+    def waiting_for_donor(self, reason: str) -> None:
+        """No donor offered a state that fits; the optimizer keeps asking."""
+
+    def stop_requested(self) -> bool:
+        """Return True to end every wait of the optimizer; a wait for a donor then raises `Cancelled`."""
+        return False
 
 
 class SwarmOptimizer(CarefulOptimizer):
@@ -56,13 +65,13 @@ class SwarmOptimizer(CarefulOptimizer):
         settings: AveragingSection,
         global_batch: int,
         key: RSAPrivateKey,
-        hooks: Hooks,
+        events: OptimizerEvents,
         micro_batch: int | None,
         client_mode: bool = False,
         auxiliary: bool = False,
-        gate: Gate | None = None,
+        access: AccessPolicy | None = None,
     ) -> None:
-        self.hooks, self.trainee, self._gate, self.settings = hooks, trainee, gate, settings
+        self.events, self.trainee, self._access, self.settings = events, trainee, access, settings
         self._paced = 0.0
         delayed = settings.delayed and not auxiliary  # a helper has no steps that could wait
         gradients: Any = SwarmGradientAverager
@@ -89,8 +98,8 @@ class SwarmOptimizer(CarefulOptimizer):
             load_state_timeout=settings.averaging_timeout,
             grad_compression=compression(settings.gradients),
             state_averaging_compression=compression(settings.state),
-            grad_averager_factory=partial(gradients, **averager_options(settings, gate, MOST_BATCHES * global_batch)),
-            averager_opts=averager_options(settings, gate),
+            grad_averager_factory=partial(gradients, **averager_options(settings, access, MOST_BATCHES * global_batch)),
+            averager_opts=averager_options(settings, access),
             tracker_opts={
                 "private_key": key,
                 "metadata_expiration": settings.progress_lifetime,
@@ -104,7 +113,7 @@ class SwarmOptimizer(CarefulOptimizer):
         self.client_mode = client_mode
         self.grad_averager.current_epoch = lambda: self.local_epoch
         self.state_averager.believed = self.tracker.newest_believable
-        self.state_averager.stopped = self.grad_averager.stopped = hooks.stopped
+        self.state_averager.stopped = self.grad_averager.stopped = events.stop_requested
 
     def _make_state_averager(self, **kwargs: Any) -> SwarmStateAverager:
         return SwarmStateAverager(
@@ -133,7 +142,7 @@ class SwarmOptimizer(CarefulOptimizer):
 
     def _on_step(self, epoch: int) -> None:
         if not self._behind:
-            self.hooks.stepped(epoch)
+            self.events.step_done(epoch)
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         if self.auxiliary and self.local_epoch < self.tracker.global_epoch - 1:
@@ -150,10 +159,10 @@ class SwarmOptimizer(CarefulOptimizer):
             self._tag_along_with_zero_weight(self.scheduled_grads)
         self.scheduled_grads = None
         self.state_averager.step(wait_for_delayed_updates=True)
-        self.hooks.downloading()
+        self.events.loading_state()
         with self.tracker.pause_updates():
             while not self._take_state() and not (older and self._take_state(lowest=0)):
-                self.hooks.waiting("no peer offered a state that fits; asking again every few seconds")
+                self.events.waiting_for_donor("no peer offered a state that fits; asking again every few seconds")
                 self._sleep(RETRY_SECONDS)
             if isinstance(self.grad_averager, SwarmPowerSGDAverager):
                 self.grad_averager.load_state_from_peers(self.load_state_timeout, self.tracker.newest_believable())
@@ -184,6 +193,10 @@ class SwarmOptimizer(CarefulOptimizer):
         failed, self.failed_rounds = self.failed_rounds, []
         return [*failed, *self.grad_averager.take_reports(), *self.state_averager.take_reports()]
 
+    def state_bytes_sent(self) -> int:
+        """Bytes of states that other peers downloaded from this one."""
+        return int(self.state_averager.traffic[STATE_SENT])
+
     def traffic(self) -> tuple[int, int]:
         """Bytes of tensors sent and received so far."""
         pairs = [list(self.grad_averager.traffic), list(self.state_averager.traffic)]
@@ -205,7 +218,7 @@ class SwarmOptimizer(CarefulOptimizer):
     def _update_global_epoch(self, grad_scaler: Any) -> None:
         if not self.auxiliary:
             self._keep_pace()
-        self.hooks.averaging()
+        self.events.averaging_started()
         try:
             super()._update_global_epoch(grad_scaler)
         except LeftBehind:
@@ -219,7 +232,7 @@ class SwarmOptimizer(CarefulOptimizer):
         """Not faster than the others believe; and who is ahead alone waits for them, as long as for a round."""
         now = time.monotonic()
         earliest, latest = self._paced + MIN_EPOCH_SECONDS, now + self.averaging_timeout
-        while (now < earliest or self.tracker.runs_ahead) and now < latest and not self.hooks.stopped():
+        while (now < earliest or self.tracker.runs_ahead) and now < latest and not self.events.stop_requested():
             time.sleep(0.05)
             now = time.monotonic()
         self._paced = now
@@ -239,6 +252,6 @@ class SwarmOptimizer(CarefulOptimizer):
     def _sleep(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if self.hooks.stopped():
+            if self.events.stop_requested():
                 raise Cancelled("stopped while waiting for a donor of the state")
             time.sleep(0.1)

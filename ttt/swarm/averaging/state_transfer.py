@@ -31,7 +31,7 @@ from ttt.swarm.averaging.allreduce import misfit
 from ttt.swarm.averaging.progress import believed_epoch
 from ttt.swarm.averaging.traffic import STATE_RECEIVED, count
 from ttt.swarm.averaging.training_state import TrainingState, check_state
-from ttt.swarm.dht.access import Entrance, Gate
+from ttt.swarm.dht.access import AccessPolicy, Action
 from ttt.swarm.dht.node import parse_donors
 from ttt.swarm.dht.records import MAX_EPOCH
 
@@ -134,7 +134,7 @@ def in_order(donors: Mapping[Any, float], newest: int, failures: Mapping[Any, in
 class Taking(DecentralizedAverager):
     """An averager that takes a state from other peers, one donor after the other until a state fits."""
 
-    gate: Gate
+    access: AccessPolicy
     stopped: Callable[[], bool] = staticmethod(lambda: False)
     """Whether the peer is asked to leave, which ends its waiting."""
     _failures: Counter[PeerID]
@@ -185,7 +185,7 @@ class Taking(DecentralizedAverager):
         for donor in in_order(donors, newest, self._failures):
             if timeout is not None and time.monotonic() - began > (PATIENCE - 1) * timeout:
                 break
-            if not self.gate.allows(str(donor), Entrance.STATE_DOWNLOAD):
+            if not self.access.allows(str(donor), Action.STATE_DOWNLOAD):
                 continue
             try:
                 incoming = IncomingState(self.expected_state(), lowest, newest + SLACK)

@@ -28,7 +28,7 @@ from ttt.swarm.coordinator.hub_upload import Uploader
 from ttt.swarm.coordinator.monitor import Monitor
 from ttt.swarm.coordinator.sample_images import Painter
 from ttt.swarm.coordinator.training_data import check_source, is_a_name
-from ttt.swarm.dht.access import Gate, OpenGate
+from ttt.swarm.dht.access import AccessPolicy, AllowAll
 from ttt.swarm.dht.announcement import Announcement
 from ttt.swarm.dht.identity import load_identity
 from ttt.swarm.dht.node import SwarmDHT, announce_run, guard, prefix, reconnect, start_dht, visible_addresses
@@ -50,14 +50,14 @@ ANNOUNCE_SECONDS = 60.0
 LOOK_AROUND_SECONDS = 15.0
 
 
-def run_coordinator(options: CoordinatorOptions, settings: RunSettings, gate: Gate | None = None) -> None:
+def run_coordinator(options: CoordinatorOptions, settings: RunSettings, access: AccessPolicy | None = None) -> None:
     """Keep a run until SIGTERM. TTTError where that cannot begin.
 
     settings: of the run file that `options.run` names.
     """
     check_machine()
     with taking_part(options, settings, name="coordinator", role="coordinator") as reporter:
-        Coordinator(options, settings, reporter, gate or OpenGate()).run()
+        Coordinator(options, settings, reporter, access or AllowAll()).run()
         reporter.close("stopped", "asked to stop; the swarm goes on without its coordinator")
 
 
@@ -66,8 +66,10 @@ class Coordinator:
 
     keeper: SwarmStateAverager
 
-    def __init__(self, options: CoordinatorOptions, settings: RunSettings, reporter: Reporter, gate: Gate) -> None:
-        self.options, self.settings, self.reporter, self.gate = options, settings, reporter, gate
+    def __init__(
+        self, options: CoordinatorOptions, settings: RunSettings, reporter: Reporter, access: AccessPolicy
+    ) -> None:
+        self.options, self.settings, self.reporter, self.access = options, settings, reporter, access
         self.stop = threading.Event()
         self.folder = options.folder
         self.store = CheckpointStore(self.folder, settings.run.name, settings.checkpoints)
@@ -267,7 +269,7 @@ class Coordinator:
             listen=[f"/ip4/{host}/tcp/{port}"], announce=self.options.announce or network.announce,
         )  # fmt: skip
         try:
-            guard(dht, self.prefix, self.gate, self.settings.batch.global_batch)
+            guard(dht, self.prefix, self.access, self.settings.batch.global_batch)
             reconnect(dht, known_peers(self.folder))  # the run may go on where we left it
             addresses = visible_addresses(dht)
             self.reporter.update(peer_id=str(dht.peer_id), addresses=addresses)
@@ -278,7 +280,7 @@ class Coordinator:
 
     @contextmanager
     def _keeper(self, task: Task) -> Iterator[SwarmStateAverager]:
-        keeper = make_state_keeper(self.dht, self.prefix, task.trainee(), self.settings.averaging, self.gate)
+        keeper = make_state_keeper(self.dht, self.prefix, task.trainee(), self.settings.averaging, self.access)
         try:
             yield keeper
         finally:

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from ttt.errors import InvalidInput, SwarmError
 from ttt.swarm.config.run_config import MOST_BATCHES
-from ttt.swarm.dht.access import Gate
+from ttt.swarm.dht.access import AccessPolicy
 from ttt.swarm.dht.announcement import Announcement
 from ttt.swarm.dht.records import owner_of
 from ttt.swarm.dht.validation import RecordRules, StrictSignatures, drop_only_bad_entries
@@ -216,9 +216,9 @@ def find_run(dht: hivemind.DHT, run: str, coordinators: Sequence[str]) -> Announ
     return max(found, key=lambda one: one.generation, default=None)
 
 
-def guard(dht: hivemind.DHT, run_prefix: str, gate: Gate, global_batch: int) -> None:
+def guard(dht: hivemind.DHT, run_prefix: str, access: AccessPolicy, global_batch: int) -> None:
     """From now on this node accepts records of the run only where they are well-formed and their owner may speak."""
-    rules = RecordRules(run_prefix, gate, max_samples=MOST_BATCHES * global_batch)
+    rules = RecordRules(run_prefix, access, max_samples=MOST_BATCHES * global_batch)
     dht.add_validators([SchemaValidator(TrainingProgressSchema, prefix=run_prefix), rules])
 
 

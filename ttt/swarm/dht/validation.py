@@ -19,7 +19,7 @@ from hivemind.dht.validation import DHTRecord, RecordValidatorBase
 from hivemind.utils import MSGPackSerializer, get_dht_time
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ttt.swarm.dht.access import Entrance, Gate, OpenGate
+from ttt.swarm.dht.access import AccessPolicy, Action, AllowAll
 from ttt.swarm.dht.records import CLOCK_SLACK, MAX_EPOCH, MAX_RECORD_BYTES, MAX_SAMPLES, metrics_key, owner_of, parse
 
 MAX_OTHER_BYTES = 1 << 16
@@ -59,9 +59,9 @@ class RecordRules(RecordValidatorBase):
     """Rules for the keys of one run; under others, what is signed, and peers that look for a group. Goes with
     `StrictSignatures`."""
 
-    def __init__(self, run: str, gate: Gate | None = None, *, max_samples: int = MAX_SAMPLES) -> None:
+    def __init__(self, run: str, access: AccessPolicy | None = None, *, max_samples: int = MAX_SAMPLES) -> None:
         """max_samples: no peer may claim more samples for one epoch (the run's global batch)."""
-        self._gate = gate or OpenGate()
+        self._access = access or AllowAll()
         self._max_samples = max_samples
         self._rules: dict[bytes, Callable[[DHTRecord, Any, Any], bool]] = {
             _key_id(metrics_key(run)): self._metrics,
@@ -116,7 +116,7 @@ class RecordRules(RecordValidatorBase):
         return _is_peer_id(subkey) and self._may_speak(_base58(subkey))
 
     def _may_speak(self, peer_id: str) -> bool:
-        return self._gate.allows(peer_id, Entrance.DHT_RECORD).allowed
+        return self._access.allows(peer_id, Action.DHT_RECORD).allowed
 
 
 def drop_only_bad_entries() -> None:

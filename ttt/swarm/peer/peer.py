@@ -20,11 +20,10 @@ from ttt.bundle.spec import Bundle
 from ttt.errors import Cancelled
 from ttt.hardware import choose_device
 from ttt.swarm.averaging.fingerprint import fingerprint
-from ttt.swarm.averaging.optimizer import Hooks, SwarmOptimizer
-from ttt.swarm.averaging.traffic import STATE_SENT
+from ttt.swarm.averaging.optimizer import OptimizerEvents, SwarmOptimizer
 from ttt.swarm.config.options import PeerOptions
 from ttt.swarm.config.run_config import RunSettings, dalle_config
-from ttt.swarm.dht.access import Gate, OpenGate
+from ttt.swarm.dht.access import AccessPolicy, AllowAll
 from ttt.swarm.dht.identity import load_identity
 from ttt.swarm.dht.node import SwarmDHT, guard, prefix, start_dht, visible_addresses
 from ttt.swarm.dht.records import describe
@@ -44,7 +43,7 @@ AUXILIARY_PAUSE = 0.2
 SHUTDOWN_SECONDS = 90.0
 
 
-def run_peer(options: PeerOptions, settings: RunSettings, gate: Gate | None = None) -> None:
+def run_peer(options: PeerOptions, settings: RunSettings, access: AccessPolicy | None = None) -> None:
     """Take part until SIGTERM, the run's last step, or `until`. TTTError where that cannot begin.
 
     settings: of the run file that `options.run` names.
@@ -54,7 +53,7 @@ def run_peer(options: PeerOptions, settings: RunSettings, gate: Gate | None = No
     with taking_part(
         options, settings, name=options.name, role="auxiliary" if options.auxiliary else "peer"
     ) as reporter:
-        peer = Peer(options, settings, reporter, gate or OpenGate())
+        peer = Peer(options, settings, reporter, access or AllowAll())
         try:
             peer.run()
         except Cancelled:
@@ -78,7 +77,7 @@ class _Epoch:
         return self.losses / self.samples if self.samples else None
 
 
-class Peer:
+class Peer(OptimizerEvents):
     """The parts of a running peer."""
 
     device: torch.device
@@ -87,8 +86,8 @@ class Peer:
     lookout: Lookout
     recovery: Recovery
 
-    def __init__(self, options: PeerOptions, settings: RunSettings, reporter: Reporter, gate: Gate) -> None:
-        self.options, self.settings, self.reporter, self.gate = options, settings, reporter, gate
+    def __init__(self, options: PeerOptions, settings: RunSettings, reporter: Reporter, access: AccessPolicy) -> None:
+        self.options, self.settings, self.reporter, self.access = options, settings, reporter, access
         self.stop, self.begin_anew, self.why_left = threading.Event(), False, "asked to stop"
         self.generation = 0
         self.epoch, self._finished = _Epoch(), dict[int, _Epoch]()
@@ -108,7 +107,7 @@ class Peer:
             self.dht = stack.enter_context(self._dht())
             self.lookout = Lookout(self.dht, self.options, self.settings.run.name, self.reporter, self.stop)
             self.generation = self.lookout.wait_for_run().generation
-            guard(self.dht, self.prefix, self.gate, self.settings.batch.global_batch)
+            guard(self.dht, self.prefix, self.access, self.settings.batch.global_batch)
             task = self._task(bundle)
             eight_bit = self.settings.optimizer.eight_bit
             check_shared_memory(shared_memory_needed(task.parameters, trains=True, eight_bit=eight_bit))
@@ -208,15 +207,15 @@ class Peer:
             learning_rate=self.optimizer.learning_rate(), gpu_bytes=gpu_bytes, gpu_total=gpu_total,
         )  # fmt: skip
 
-    def _averaging(self) -> None:
+    def averaging_started(self) -> None:
         """An epoch ends: what was computed belongs to the step that follows."""
         self._finished[self.optimizer.local_epoch + 1] = self.epoch
         self.epoch = _Epoch()
         self.reporter.say("averaging")
 
-    def _stepped(self, epoch: int) -> None:
+    def step_done(self, step: int) -> None:
         """After an optimizer step, in the thread that made it."""
-        done = self._finished.pop(epoch, _Epoch())
+        epoch, done = step, self._finished.pop(step, _Epoch())
         self._take_reports()
         if self.options.auxiliary:
             return
@@ -235,6 +234,15 @@ class Peer:
         if math.isfinite(norm):
             self.recovery.back_up_in_time()
 
+    def loading_state(self) -> None:
+        self.reporter.say("downloading", "taking the state from another peer")
+
+    def waiting_for_donor(self, reason: str) -> None:
+        self.reporter.say("waiting for a donor", reason)
+
+    def stop_requested(self) -> bool:
+        return self.stop.is_set()
+
     def _should_leave(self) -> bool:
         epoch = self.optimizer.local_epoch
         if self.options.until and epoch >= self.options.until:
@@ -250,10 +258,10 @@ class Peer:
 
     def _hand_over(self) -> None:
         """The last state of a complete run would be lost if all left before the coordinator took it."""
-        epoch, averager = self.optimizer.local_epoch, self.optimizer.state_averager
+        epoch = self.optimizer.local_epoch
         if epoch >= self.settings.optimizer.total_steps and not self.options.client and not self.stop.is_set():
             self.reporter.say("stopping", f"{self.why_left}; staying until the coordinator has them")
-            self.lookout.hand_over(self.prefix, epoch, lambda: int(averager.traffic[STATE_SENT]))
+            self.lookout.hand_over(self.prefix, epoch, self.optimizer.state_bytes_sent)
 
     def _rolled_back(self) -> None:
         self.why_left, self.begin_anew = "the run was rolled back; joining it anew", True
@@ -289,17 +297,11 @@ class Peer:
             settings=self.settings.averaging,
             global_batch=self.settings.batch.global_batch,
             key=self.key,
-            hooks=Hooks(
-                stepped=self._stepped,
-                averaging=self._averaging,
-                stopped=self.stop.is_set,
-                waiting=lambda why: self.reporter.say("waiting for a donor", why),
-                downloading=lambda: self.reporter.say("downloading", "taking the state from another peer"),
-            ),
+            events=self,
             micro_batch=None if self.options.auxiliary else self.fitted.micro_batch,
             client_mode=self.options.client,
             auxiliary=self.options.auxiliary,
-            gate=self.gate,
+            access=self.access,
         )
         watchdog = threading.Timer(SHUTDOWN_SECONDS, os._exit, args=(1,))
         watchdog.daemon = True
