@@ -77,9 +77,9 @@ def single_losses(settings: RunSettings, epochs: int) -> list[float]:
     from ttt.train.step import TrainingStep
 
     task = load_task(settings, find_bundle(settings.model.bundle), remember=True)
-    trainee = task.trainee()
-    optimizer = trainee.optimizer(trainee.groups)
-    schedule, step = trainee.make_schedule(optimizer), TrainingStep(task.dalle)
+    spec = task.optimizer_spec()
+    optimizer = spec.build_optimizer(spec.groups)
+    schedule, step = spec.make_schedule(optimizer), TrainingStep(task.dalle)
     losses = []
     for batch in islice(iter(task.batches(settings.batch.global_batch, seed=99)), epochs):
         losses.append(step.accumulate(batch, MICRO_BATCH))

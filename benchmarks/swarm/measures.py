@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from tests.support.swarm import Member, processes_of
-from ttt.swarm.averaging.fingerprint import distance
+from ttt.swarm.averaging.training_state import fingerprint_distance
 from ttt.swarm.process.status import EpochRecord, RoundRecord, read_epochs, read_rounds
 
 
@@ -89,4 +89,4 @@ def share(part: int, whole: int) -> float | None:
 
 
 def _gap(a: EpochRecord, b: EpochRecord) -> float:
-    return round(distance(a.fingerprint, b.fingerprint, a.norm), 7)
+    return round(fingerprint_distance(a.fingerprint, b.fingerprint, a.norm), 7)

@@ -14,7 +14,7 @@ import pytest
 from tests.support.backups import distance_of
 from tests.support.swarm import LocalSwarm, Member, free_port, processes_of, tiny_run
 from ttt import TextToImage
-from ttt.swarm.averaging.fingerprint import distance
+from ttt.swarm.averaging.training_state import fingerprint_distance
 from ttt.swarm.config.run_file import write_run_file
 from ttt.swarm.coordinator.checkpoints import CheckpointStore
 from ttt.swarm.peer.backup import load_backup
@@ -51,7 +51,7 @@ def test_peers_who_could_each_go_on_alone_find_together_and_leave_a_complete_run
         store = CheckpointStore(coordinator.folder, "tiny", settings.checkpoints)
         assert [kept.epoch for kept in store.all()] == [0, 8]
         ours, theirs = (epochs_of(peer)[8] for peer in peers)
-        assert distance(ours.fingerprint, theirs.fingerprint, ours.norm) < AGREE
+        assert fingerprint_distance(ours.fingerprint, theirs.fingerprint, ours.norm) < AGREE
         assert ours.time < store.newest().manifest.time < ours.time + 60  # type: ignore[union-attr]
 
 
@@ -68,11 +68,11 @@ def test_a_run_from_its_founding_to_its_end(tmp_path: Path) -> None:
         shared = sorted(ours.keys() & theirs.keys())
         assert len(shared) >= 3
         for epoch in shared:
-            gap = distance(ours[epoch].fingerprint, theirs[epoch].fingerprint, ours[epoch].norm)
+            gap = fingerprint_distance(ours[epoch].fingerprint, theirs[epoch].fingerprint, ours[epoch].norm)
             assert gap < AGREE, f"after step {epoch} the peers hold different parameters: {gap}"
         assert any(record.group_size == 2 and record.clean for record in read_rounds(a.folder))
         assert a.status.sent_bytes > 100_000, "nothing was exchanged"
-        moved = distance(ours[shared[0]].fingerprint, ours[shared[-1]].fingerprint, ours[shared[0]].norm)
+        moved = fingerprint_distance(ours[shared[0]].fingerprint, ours[shared[-1]].fingerprint, ours[shared[0]].norm)
         assert moved > 10 * 0.0003, "nothing was learnt"
 
         late = swarm.peer("late", "--micro-batch", "4", "--limit", "30", "--seed", "3")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.swarm import FAST, LocalSwarm, Member, tiny_run
-from ttt.swarm.averaging.fingerprint import distance
+from ttt.swarm.averaging.training_state import fingerprint_distance
 from ttt.swarm.coordinator.checkpoints import CheckpointStore
 from ttt.swarm.process.status import RoundRecord, read_epochs, read_rounds
 
@@ -42,7 +42,8 @@ def gaps(*members: Member, since: int = 0) -> dict[int, float]:
     shared = sorted(epoch for epoch in first if epoch > since and all(epoch in other for other in others))
     return {
         epoch: max(
-            distance(first[epoch].fingerprint, other[epoch].fingerprint, first[epoch].norm) for other in others
+            fingerprint_distance(first[epoch].fingerprint, other[epoch].fingerprint, first[epoch].norm)
+            for other in others
         )
         for epoch in shared
     }  # fmt: skip

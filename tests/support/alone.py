@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ttt.swarm.averaging.optimizer import OptimizerEvents, SwarmOptimizer
-from ttt.swarm.averaging.trainee import Trainee, names_of
+from ttt.swarm.averaging.training_state import OptimizerSpec, parameter_names
 from ttt.swarm.config.run_config import AveragingSection
 from ttt.swarm.dht.identity import load_identity
 from ttt.swarm.dht.node import start_dht
@@ -19,12 +19,12 @@ from ttt.train.optimizer import Lamb, linear_schedule
 TIMES: dict[str, Any] = {"matchmaking_time": 2, "request_timeout": 1, "chunk_timeout": 1, "averaging_timeout": 4}
 
 
-def trainee() -> Trainee:
+def optimizer_spec() -> OptimizerSpec:
     torch.manual_seed(0)
     model = torch.nn.Linear(30, 6)
     groups = [{"params": list(model.parameters())}]
-    return Trainee(
-        groups, names_of(groups, model), lambda params: Lamb(params, lr=0.1),
+    return OptimizerSpec(
+        groups, parameter_names(groups, model), lambda params: Lamb(params, lr=0.1),
         lambda made: linear_schedule(made, total_steps=100, warmup_steps=1),
     )  # fmt: skip
 
@@ -42,7 +42,7 @@ def alone(folder: Path, *, auxiliary: bool = False, **settings: Any) -> Iterator
     path, key = load_identity(folder)
     dht = start_dht([], identity=path, key=key, listen=["/ip4/127.0.0.1/tcp/0"], required=False)
     made = SwarmOptimizer(
-        dht=dht, run_prefix="alone-g0", trainee=trainee(), settings=AveragingSection(**TIMES, **settings),
+        dht=dht, run_prefix="alone-g0", spec=optimizer_spec(), settings=AveragingSection(**TIMES, **settings),
         global_batch=64, key=key, events=Stopping(), micro_batch=None if auxiliary else 1,
         auxiliary=auxiliary,
     )  # fmt: skip

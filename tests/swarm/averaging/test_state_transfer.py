@@ -27,11 +27,10 @@ from hivemind.utils.streaming import split_for_streaming
 
 from tests.support.waiting import run_async, wait_for
 from ttt.errors import Cancelled, CheckpointError
-from ttt.swarm.averaging.hivemind_options import make_state_keeper
+from ttt.swarm.averaging.hivemind_options import make_state_server
 from ttt.swarm.averaging.state_averager import SwarmStateAverager
 from ttt.swarm.averaging.state_transfer import STATE_FORMAT, IncomingState, in_order
-from ttt.swarm.averaging.trainee import Trainee, names_of
-from ttt.swarm.averaging.training_state import snapshot
+from ttt.swarm.averaging.training_state import OptimizerSpec, parameter_names, snapshot
 from ttt.swarm.config.run_config import AveragingSection
 from ttt.swarm.dht.access import AllowAll
 from ttt.swarm.dht.node import find_donors, parse_donors
@@ -101,12 +100,12 @@ SLOWLY = [lambda state: [part for message in messages(state) for part in (0.5, m
 """Honest, with seconds of silence before each message."""
 
 
-def trainee() -> Trainee:
+def optimizer_spec() -> OptimizerSpec:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(300, 60), torch.nn.Linear(60, 5))
     groups = [{"params": list(model.parameters())}]
-    return Trainee(
-        groups, names_of(groups, model), lambda params: Lamb(params, lr=0.1),
+    return OptimizerSpec(
+        groups, parameter_names(groups, model), lambda params: Lamb(params, lr=0.1),
         lambda made: linear_schedule(made, total_steps=100, warmup_steps=1),
     )  # fmt: skip
 
@@ -150,7 +149,7 @@ def swarm() -> Iterator[Swarm]:
             addresses = addresses or dht.get_visible_maddrs()
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("ttt.swarm.averaging.hivemind_options.SwarmStateAverager", kind)
-                keepers.append(make_state_keeper(dht, RUN, trainee(), SETTINGS, AllowAll()))
+                keepers.append(make_state_server(dht, RUN, optimizer_spec(), SETTINGS, AllowAll()))
             stack.callback(keepers[-1].shutdown)
         newcomer, honest, liar = keepers
         honest.local_epoch = EPOCH

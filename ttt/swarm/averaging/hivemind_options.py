@@ -18,7 +18,7 @@ from hivemind.compression import (
 )
 
 from ttt.swarm.averaging.state_averager import SwarmStateAverager
-from ttt.swarm.averaging.trainee import Trainee
+from ttt.swarm.averaging.training_state import OptimizerSpec
 from ttt.swarm.config.run_config import AveragingSection, Compression
 from ttt.swarm.dht.access import AccessPolicy
 
@@ -53,16 +53,20 @@ def averager_options(
     }
 
 
-def make_state_keeper(
-    dht: hivemind.DHT, run_prefix: str, trainee: Trainee, settings: AveragingSection, access: AccessPolicy | None
+def make_state_server(
+    dht: hivemind.DHT,
+    run_prefix: str,
+    spec: OptimizerSpec,
+    settings: AveragingSection,
+    access: AccessPolicy | None,
 ) -> SwarmStateAverager:
     """Holds and offers the state without ever training or averaging: the coordinator's."""
     return SwarmStateAverager(
         dht=dht,
-        optimizer=trainee.optimizer,
-        params=trainee.groups,
-        scheduler=trainee.make_schedule,
-        names=trainee.names,
+        optimizer=spec.build_optimizer,
+        params=spec.groups,
+        scheduler=spec.make_schedule,
+        names=spec.names,
         prefix=f"{run_prefix}_state_averager",
         min_matchmaking_time=settings.matchmaking_time,
         next_chunk_timeout=settings.chunk_timeout,

@@ -21,8 +21,7 @@ from ttt.swarm.averaging.hivemind_options import averager_options, compression
 from ttt.swarm.averaging.progress import MIN_EPOCH_SECONDS, CautiousTracker
 from ttt.swarm.averaging.state_averager import SwarmStateAverager
 from ttt.swarm.averaging.traffic import STATE_SENT
-from ttt.swarm.averaging.trainee import Trainee
-from ttt.swarm.averaging.training_state import parameters_of
+from ttt.swarm.averaging.training_state import OptimizerSpec, parameters_of
 from ttt.swarm.config.run_config import MOST_BATCHES, AveragingSection
 from ttt.swarm.dht.access import AccessPolicy
 from ttt.swarm.process.status import RoundRecord
@@ -61,7 +60,7 @@ class SwarmOptimizer(CarefulOptimizer):
         *,
         dht: hivemind.DHT,
         run_prefix: str,
-        trainee: Trainee,
+        spec: OptimizerSpec,
         settings: AveragingSection,
         global_batch: int,
         key: RSAPrivateKey,
@@ -71,7 +70,7 @@ class SwarmOptimizer(CarefulOptimizer):
         auxiliary: bool = False,
         access: AccessPolicy | None = None,
     ) -> None:
-        self.events, self.trainee, self._access, self.settings = events, trainee, access, settings
+        self.events, self.spec, self._access, self.settings = events, spec, access, settings
         self._paced = 0.0
         delayed = settings.delayed and not auxiliary  # a helper has no steps that could wait
         gradients: Any = SwarmGradientAverager
@@ -83,9 +82,9 @@ class SwarmOptimizer(CarefulOptimizer):
             run_id=run_prefix,
             target_batch_size=global_batch,
             batch_size_per_step=micro_batch,
-            params=trainee.groups,
-            optimizer=trainee.optimizer,
-            scheduler=trainee.make_schedule,
+            params=spec.groups,
+            optimizer=spec.build_optimizer,
+            scheduler=spec.make_schedule,
             offload_optimizer=True,
             reuse_grad_buffers=not auxiliary,
             delay_optimizer_step=delayed,
@@ -118,7 +117,7 @@ class SwarmOptimizer(CarefulOptimizer):
     def _make_state_averager(self, **kwargs: Any) -> SwarmStateAverager:
         return SwarmStateAverager(
             dht=self.dht,
-            names=self.trainee.names,
+            names=self.spec.names,
             on_step=self._on_step,
             prefix=f"{self.run_id}_state_averager",
             min_matchmaking_time=self.matchmaking_time,

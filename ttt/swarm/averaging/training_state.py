@@ -1,13 +1,13 @@
-"""Parameters and optimizer statistics as named tensors, into and out of an optimizer. Knows neither network nor files.
+"""Reads and writes the training state of an optimizer as named tensors and numbers. Independent of network and files.
 
-Names are `parameters/NAME` and `optimizer/NAME/KEY`, the same on every peer and in every checkpoint. Nothing but
-tensors and numbers is taken from outside: learning rates and other settings stay those of the run file.
+Names are `parameters/NAME` and `optimizer/NAME/KEY`, the same on every peer and in every checkpoint. A state from
+another peer contributes nothing but tensors and numbers: learning rate and other settings stay those of the run file.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,28 @@ from torch import Tensor
 from ttt.errors import CheckpointError
 
 Scalar = int | float | bool
+FINGERPRINT_SIZE = 16
+
+
+@dataclass
+class OptimizerSpec:
+    """The parameters to train, and how to make their optimizer and schedule, as hivemind's Optimizer takes them."""
+
+    groups: list[dict[str, Any]]
+    """Parameter groups, as for a torch optimizer."""
+    names: list[str]
+    """Names of the parameters in the groups' order."""
+    make_optimizer: Callable[[Any], torch.optim.Optimizer]
+    make_schedule: Callable[[torch.optim.Optimizer], Any]
+
+    def build_optimizer(self, groups: Any) -> torch.optim.Optimizer:
+        return initialize(self.make_optimizer(groups))
+
+
+def parameter_names(groups: Sequence[dict[str, Any]], model: torch.nn.Module) -> list[str]:
+    """Names of the parameters in the groups' order."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return [names[id(p)] for group in groups for p in group["params"]]
 
 
 @dataclass(frozen=True)
@@ -125,3 +147,30 @@ def entries(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> Iterator[
         for key, value in sorted(optimizer.state[p].items()):
             if isinstance(value, (Tensor, int, float)):
                 yield f"optimizer/{name}/{key}", value
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> tuple[list[float], float]:
+    """Summarise tensors in a few numbers that show whether two peers hold the same parameters.
+
+    hivemind logs "averaged with 4 peers" even when nothing was exchanged, so only the parameters themselves show
+    whether peers agree. The fingerprint is linear: the difference of two fingerprints is the fingerprint of the
+    difference, and its length estimates the length of the difference (each sum adds many elements whose signs are
+    about as often positive as negative).
+
+    Returns (`FINGERPRINT_SIZE` sums; element i of a tensor counts in sum i % FINGERPRINT_SIZE; Euclidean norm of all).
+    """
+    sums, square = torch.zeros(FINGERPRINT_SIZE, dtype=torch.float64), 0.0
+    for tensor in tensors:
+        flat = tensor.detach().reshape(-1).to("cpu", torch.float32)
+        rows = flat[: len(flat) // FINGERPRINT_SIZE * FINGERPRINT_SIZE].view(-1, FINGERPRINT_SIZE)
+        sums += rows.sum(dim=0, dtype=torch.float64)
+        rest = flat[rows.numel() :]
+        sums[: len(rest)] += rest
+        square += float(flat.square().sum(dtype=torch.float64))
+    return sums.tolist(), math.sqrt(square)
+
+
+def fingerprint_distance(a: Sequence[float], b: Sequence[float], norm: float) -> float:
+    """Estimate |parameters a - parameters b| / norm from two fingerprints."""
+    difference = math.sqrt(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)))
+    return difference / norm if norm > 0 else difference

@@ -16,7 +16,7 @@ from pathlib import Path
 from ttt.bundle.hub import find_bundle
 from ttt.bundle.spec import Bundle
 from ttt.errors import SwarmError, TTTError
-from ttt.swarm.averaging.hivemind_options import make_state_keeper
+from ttt.swarm.averaging.hivemind_options import make_state_server
 from ttt.swarm.averaging.progress import read_progress
 from ttt.swarm.averaging.state_averager import SwarmStateAverager
 from ttt.swarm.config.options import CoordinatorOptions
@@ -280,7 +280,7 @@ class Coordinator:
 
     @contextmanager
     def _keeper(self, task: Task) -> Iterator[SwarmStateAverager]:
-        keeper = make_state_keeper(self.dht, self.prefix, task.trainee(), self.settings.averaging, self.access)
+        keeper = make_state_server(self.dht, self.prefix, task.optimizer_spec(), self.settings.averaging, self.access)
         try:
             yield keeper
         finally:

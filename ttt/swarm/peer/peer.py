@@ -19,8 +19,8 @@ from ttt.bundle.hub import find_bundle
 from ttt.bundle.spec import Bundle
 from ttt.errors import Cancelled
 from ttt.hardware import choose_device
-from ttt.swarm.averaging.fingerprint import fingerprint
 from ttt.swarm.averaging.optimizer import OptimizerEvents, SwarmOptimizer
+from ttt.swarm.averaging.training_state import fingerprint
 from ttt.swarm.config.options import PeerOptions
 from ttt.swarm.config.run_config import RunSettings, dalle_config
 from ttt.swarm.dht.access import AccessPolicy, AllowAll
@@ -293,7 +293,7 @@ class Peer(OptimizerEvents):
         optimizer = SwarmOptimizer(
             dht=self.dht,
             run_prefix=self.prefix,
-            trainee=task.trainee(),
+            spec=task.optimizer_spec(),
             settings=self.settings.averaging,
             global_batch=self.settings.batch.global_batch,
             key=self.key,

@@ -14,7 +14,7 @@ from ttt.bundle.spec import Bundle
 from ttt.bundle.weights import load_dalle_from
 from ttt.data.stream import open_stream
 from ttt.model.dalle import Dalle
-from ttt.swarm.averaging.trainee import Trainee, names_of
+from ttt.swarm.averaging.training_state import OptimizerSpec, parameter_names
 from ttt.swarm.config.run_config import OptimizerSection, RunSettings, dalle_config
 from ttt.train.optimizer import Lamb, linear_schedule, parameter_groups
 from ttt.types import BatchStream
@@ -30,13 +30,13 @@ class Task:
     bundle: Bundle
     dalle: Dalle
 
-    def trainee(self) -> Trainee:
+    def optimizer_spec(self) -> OptimizerSpec:
         """For hivemind: parameters, and factories of optimizer and schedule."""
         optimizer = self.settings.optimizer
         groups = parameter_groups(self.dalle, optimizer.weight_decay)
-        return Trainee(
+        return OptimizerSpec(
             groups=groups,
-            names=names_of(groups, self.dalle),
+            names=parameter_names(groups, self.dalle),
             make_optimizer=lambda params: make_optimizer(params, optimizer),
             make_schedule=lambda made: linear_schedule(
                 made, total_steps=optimizer.total_steps, warmup_steps=optimizer.warmup_steps
