@@ -131,12 +131,12 @@ def watch(swarm: Swarm) -> None:
             if swarm.members[name].poll() is not None:
                 there.remove(name)
                 print(f"{name} has ended; its log: {swarm.folder / name / 'log'}", flush=True)
-        if now.epoch != shown:
-            shown = now.epoch
+        if now.step != shown:
+            shown = now.step
             each = ", ".join(f"{name} {swarm.status(name).samples}" for name in PEERS)
             losses = [loss for name in PEERS if (loss := swarm.status(name).loss) is not None]
             loss = f"loss {sum(losses) / len(losses):.3f}, " if losses else ""
-            print(f"step {now.epoch}: {loss}{now.peers} peers; samples: {each}", flush=True)
+            print(f"step {now.step}: {loss}{now.peers} peers; samples: {each}", flush=True)
         time.sleep(1.0)
 
 

@@ -1,6 +1,6 @@
-"""What a refresh of the dashboard costs: bytes and milliseconds, for a run of 100 peers and 30,000 epochs.
+"""What a refresh of the dashboard costs: bytes and milliseconds, for a run of 100 peers and 30,000 steps.
 
-    python -m benchmarks.dashboard [--peers 100] [--epochs 30000] [--every 20] [--runs 20]
+    python -m benchmarks.dashboard [--peers 100] [--steps 30000] [--every 20] [--runs 20]
 
 Writes a history of that size as the monitor would, point by point, then refreshes it as a page does: all curves,
 progress, leaderboard, checkpoints and pictures. The reference is the page that reads and sends every row. Then the
@@ -38,8 +38,8 @@ SERIES: tuple[summary.Series, ...] = ("loss", "peers", "samples_per_second", "le
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers", type=int, default=100)
-    parser.add_argument("--epochs", type=int, default=30_000)
-    parser.add_argument("--every", type=float, default=20.0, help="seconds between two points, one an epoch")
+    parser.add_argument("--steps", type=int, default=30_000)
+    parser.add_argument("--every", type=float, default=20.0, help="seconds between two points, one a step")
     parser.add_argument("--runs", type=int, default=20)
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -52,7 +52,7 @@ def main() -> int:
         print(f"{name:32} {value:>14,.2f}")
     setting = {
         "peers": wanted.peers,
-        "epochs": wanted.epochs,
+        "steps": wanted.steps,
         "every_s": wanted.every,
         "python": platform.python_version(),
     }
@@ -64,39 +64,39 @@ def main() -> int:
 
 def _fill(history: History, wanted: argparse.Namespace) -> dict[str, float]:
     rng, took = random.Random(0), []
-    for epoch in range(wanted.epochs):
-        at = START + wanted.every * epoch
-        loss = 9 / (1 + epoch / 3000) + rng.gauss(0, 0.05)
-        point = Point(at, epoch, epoch * BATCH, loss, loss - 0.1, loss + 0.1, wanted.peers, BATCH / wanted.every, 1e-3)
+    for step in range(wanted.steps):
+        at = START + wanted.every * step
+        loss = 9 / (1 + step / 3000) + rng.gauss(0, 0.05)
+        point = Point(at, step, step * BATCH, loss, loss - 0.1, loss + 0.1, wanted.peers, BATCH / wanted.every, 1e-3)
         began = time.perf_counter()
         history.add_points([point])
-        if epoch % 100 == 0:
-            history.credit([_peer(i, epoch, at) for i in range(wanted.peers)], time=at)
-        if epoch % 300 == 0:
-            _checkpoint(history, epoch, at)
+        if step % 100 == 0:
+            history.credit([_peer(i, step, at) for i in range(wanted.peers)], time=at)
+        if step % 300 == 0:
+            _checkpoint(history, step, at)
         took.append(time.perf_counter() - began)
-    history.set_now(Now(at, wanted.epochs, 2000, BATCH, wanted.peers, 2, BATCH / wanted.every, 1.0, 1e-3))
+    history.set_now(Now(at, wanted.steps, 2000, BATCH, wanted.peers, 2, BATCH / wanted.every, 1.0, 1e-3))
     return {"write_median_ms": 1000 * statistics.median(took), "write_slowest_ms": 1000 * max(took)}
 
 
-def _peer(index: int, epoch: int, at: float) -> Peer:
-    samples, seconds = 40.0 * epoch * (index + 1) / 50, 15.0 * epoch
+def _peer(index: int, step: int, at: float) -> Peer:
+    samples, seconds = 40.0 * step * (index + 1) / 50, 15.0 * step
     name, device = f"volunteer {index}", "NVIDIA A100 40 GB"
     cursor = json.dumps({"started": 1.0, "time": at, "samples_total": int(samples), "seconds_total": seconds})
     return Peer(
-        f"Qm{index:044d}", name, device, START, at, epoch, samples, seconds, samples, seconds, 2.0, False, False, cursor
+        f"Qm{index:044d}", name, device, START, at, step, samples, seconds, samples, seconds, 2.0, False, False, cursor
     )
 
 
-def _checkpoint(history: History, epoch: int, at: float) -> None:
-    history.add_checkpoint(Checkpoint(at, epoch, epoch * BATCH, 3.0, f"checkpoints/{epoch}", "ab" * 32))
-    history.add_event(Event(at, "problem", "", f"step {epoch}"))
+def _checkpoint(history: History, step: int, at: float) -> None:
+    history.add_checkpoint(Checkpoint(at, step, step * BATCH, 3.0, f"checkpoints/{step}", "ab" * 32))
+    history.add_event(Event(at, "problem", "", f"step {step}"))
     for number, prompt in enumerate(PROMPTS):
-        history.add_picture(Picture(at, epoch, prompt, f"pictures/{epoch}-{number}.jpg"))
+        history.add_picture(Picture(at, step, prompt, f"pictures/{step}-{number}.jpg"))
 
 
 def _measure(history: History, path: Path, wanted: argparse.Namespace) -> dict[str, float]:
-    at = START + wanted.every * wanted.epochs
+    at = START + wanted.every * wanted.steps
     figures = {"file_bytes": float(path.stat().st_size)}
     with HistoryReader(path) as reader:
         figures["points_kept"] = float(reader.about().points)
@@ -106,7 +106,7 @@ def _measure(history: History, path: Path, wanted: argparse.Namespace) -> dict[s
         figures["refresh_bytes"] = float(len(shown))
 
         def after_a_new_point() -> None:
-            history.add_points([Point(at, wanted.epochs, wanted.epochs * BATCH, 1.0, 0.9, 1.1, 100, 200.0, 1e-3)])
+            history.add_points([Point(at, wanted.steps, wanted.steps * BATCH, 1.0, 0.9, 1.1, 100, 200.0, 1e-3)])
 
         figures["refresh_ms"] = _median_ms(lambda: _refresh(reader, at), wanted.runs, after_a_new_point)
         status = json.dumps(summary.swarm_status(reader, at=at))
@@ -155,10 +155,10 @@ def _next_point(wanted: argparse.Namespace) -> Callable[[History], None]:
 
     def write(history: History) -> None:
         later = next(counted)
-        at, epoch = START + wanted.every * (wanted.epochs + later), wanted.epochs + later
-        history.add_points([Point(at, epoch, epoch * BATCH, 1.0, 0.9, 1.1, wanted.peers, BATCH / wanted.every, 1e-3)])
-        history.credit([_peer(i, epoch, at) for i in range(wanted.peers)], time=at)
-        history.set_now(Now(at, epoch, 2000, BATCH, wanted.peers, 2, BATCH / wanted.every, 1.0, 1e-3))
+        at, step = START + wanted.every * (wanted.steps + later), wanted.steps + later
+        history.add_points([Point(at, step, step * BATCH, 1.0, 0.9, 1.1, wanted.peers, BATCH / wanted.every, 1e-3)])
+        history.credit([_peer(i, step, at) for i in range(wanted.peers)], time=at)
+        history.set_now(Now(at, step, 2000, BATCH, wanted.peers, 2, BATCH / wanted.every, 1.0, 1e-3))
 
     return write
 

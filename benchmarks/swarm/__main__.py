@@ -2,7 +2,7 @@
 
     python -m benchmarks.swarm                                        every case
     python -m benchmarks.swarm --case agree --model reduced           one, with tensors that travel in 8 bits
-    python -m benchmarks.swarm --case delayed --epochs 30 --peers 3   shorter
+    python -m benchmarks.swarm --case delayed --steps 30 --peers 3   shorter
 
 Every member is a process group of its own; `traffic` and `cut` also give each a network namespace (root, `ip`).
 """
@@ -33,7 +33,7 @@ CASES: dict[str, Callable[[Path, Wanted], Result]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", choices=CASES, help="may be given several times; default: all")
-    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--peers", type=int, default=4)
     parser.add_argument(
         "--model", choices=SIZES, default="tiny",
@@ -41,7 +41,7 @@ def main() -> None:
     )  # fmt: skip
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(SystemExit(1)))  # and every member with us
-    wanted, results = Wanted(options.epochs, options.peers, options.model), dict[str, Result]()
+    wanted, results = Wanted(options.steps, options.peers, options.model), dict[str, Result]()
     for name in options.case or CASES:
         with tempfile.TemporaryDirectory(prefix="swarm-") as folder:
             try:

@@ -23,18 +23,18 @@ def agree(folder: Path, wanted: Wanted, **changes: Any) -> Result:
     settings = wanted.run(folder, averaging=averaging(**{"gradients": "8-bit", **changes}))
     with LocalSwarm(folder / "swarm", settings) as swarm:
         swarm.coordinator(seconds=START_SECONDS)
-        members = [wanted.peer(swarm, number, "--until", str(wanted.epochs)) for number in range(wanted.peers)]
+        members = [wanted.peer(swarm, number, "--until", str(wanted.steps)) for number in range(wanted.peers)]
         began = all_computing(members)
         for member in members:
-            member.wait(lambda status: status.state == "stopped", 120.0 * wanted.epochs)
+            member.wait(lambda status: status.state == "stopped", 120.0 * wanted.steps)
         seconds = time.monotonic() - began
         result = compared(members, wanted)
     print(f"the swarm is done: {result}; now one process alone", file=sys.stderr, flush=True)
-    losses = single_losses(settings, wanted.epochs)
-    last = losses[-max(1, wanted.epochs // 10) :]
+    losses = single_losses(settings, wanted.steps)
+    last = losses[-max(1, wanted.steps // 10) :]
     return {
         "model": wanted.model, "global_batch": settings.batch.global_batch,
-        "seconds_per_epoch": round(seconds / wanted.epochs, 2), **result,
+        "seconds_per_step": round(seconds / wanted.steps, 2), **result,
         "loss_single_process": round(statistics.mean(last), 4),
         "loss_noise": round(statistics.pstdev(last), 4) if len(last) > 1 else None,
     }  # fmt: skip
@@ -60,17 +60,17 @@ def compared(members: list[Member], wanted: Wanted) -> Result:
     gaps = parameter_gaps(members)
     rounds = rounds_since(members, first_common(members))
     return {
-        "epochs": wanted.epochs, "peers": len(members), "epochs_compared": len(gaps),
+        "steps": wanted.steps, "peers": len(members), "steps_compared": len(gaps),
         "largest_gap": max(gaps.values(), default=None),
         "median_gap": statistics.median(gaps.values()) if gaps else None,
         "rounds": len(rounds), "clean": share(sum(r.clean for r in rounds), len(rounds)),
         "whole_groups": share(sum(r.group_size == len(members) for r in rounds), len(rounds)),
         "failures": sorted({r.failed or "; ".join(r.refused) or "parts missing" for r in rounds if not r.clean})[:5],
-        "loss": swarm_loss(members, wanted.epochs),
+        "loss": swarm_loss(members, wanted.steps),
     }  # fmt: skip
 
 
-def single_losses(settings: RunSettings, epochs: int) -> list[float]:
+def single_losses(settings: RunSettings, steps: int) -> list[float]:
     """Of each step of the same run in one process: the same global batch, optimizer and schedule, other samples."""
     from ttt.bundle.hub import find_bundle
     from ttt.swarm.training.job import load_task
@@ -81,7 +81,7 @@ def single_losses(settings: RunSettings, epochs: int) -> list[float]:
     optimizer = spec.build_optimizer(spec.groups)
     schedule, step = spec.make_schedule(optimizer), TrainingStep(task.dalle)
     losses = []
-    for batch in islice(iter(task.batches(settings.batch.global_batch, seed=99)), epochs):
+    for batch in islice(iter(task.batches(settings.batch.global_batch, seed=99)), steps):
         losses.append(step.accumulate(batch, MICRO_BATCH))
         optimizer.step()
         optimizer.zero_grad()

@@ -20,13 +20,13 @@ def traffic(folder: Path, wanted: Wanted) -> Result:
         return {"skipped": "needs root and `ip netns`"}
     found: Result = {}
     for compression in ("8-bit", "none"):
-        found[compression] = _traffic(folder / compression, min(wanted.epochs, 6), min(wanted.peers, 3), compression)
+        found[compression] = _traffic(folder / compression, min(wanted.steps, 6), min(wanted.peers, 3), compression)
     for key in ("measured", "wire_sent"):
         found[f"8-bit to float32, {key}"] = round(found["8-bit"][key] / found["none"][key], 4)
     return found
 
 
-def _traffic(folder: Path, epochs: int, peers: int, compression: str) -> Result:
+def _traffic(folder: Path, steps: int, peers: int, compression: str) -> Result:
     from ttt.bundle.spec import DEMO_FOLDER, read_bundle
 
     folder.mkdir()
@@ -46,10 +46,10 @@ def _traffic(folder: Path, epochs: int, peers: int, compression: str) -> Result:
                 for name in names
             ]
             all_computing(members)
-            first = max(m.wait(lambda status: status.epochs_done >= 2, START_SECONDS).epoch for m in members)
+            first = max(m.wait(lambda status: status.steps_done >= 2, START_SECONDS).step for m in members)
             wire, at = [network.bytes_of(name) for name in names], time.time()
             for member in members:
-                member.wait(lambda status: status.epoch >= first + epochs, 120.0 * epochs)
+                member.wait(lambda status: status.step >= first + steps, 120.0 * steps)
             sent = [network.bytes_of(name)[0] - before for name, (before, _) in zip(names, wire, strict=True)]
             rounds = [r for m in members for r in read_rounds(m.folder) if r.time > at and r.group_size == peers]
     per_kind = {
@@ -81,15 +81,15 @@ def _calculated(config: Any, peers: int, compression: str) -> int:
 
 def endurance(folder: Path, wanted: Wanted) -> Result:
     """Many steps: does anything grow?"""
-    epochs = wanted.epochs
+    steps = wanted.steps
     settings = wanted.run(folder, batch={"global_batch": 16}, checkpoints={"every_seconds": 20.0})
     with LocalSwarm(folder / "swarm", settings) as swarm:
         coordinator = swarm.coordinator(seconds=START_SECONDS)
         members = [swarm.peer(f"p{n}", "--micro-batch", "8") for n in range(2)]
         all_computing(members)
         marks = []
-        for epoch in sorted({min(20, epochs // 4), epochs // 4, epochs // 2, 3 * epochs // 4, epochs}):
-            members[0].wait(lambda status, wanted=epoch: status.epoch >= wanted, 20.0 * epochs)
-            marks.append({"epoch": epoch, **{m.folder.name: usage(m) for m in (coordinator, *members)}})
+        for step in sorted({min(20, steps // 4), steps // 4, steps // 2, 3 * steps // 4, steps}):
+            members[0].wait(lambda status, wanted=step: status.step >= wanted, 20.0 * steps)
+            marks.append({"step": step, **{m.folder.name: usage(m) for m in (coordinator, *members)}})
         rounds = rounds_since(members, 2)
-        return {"epochs": epochs, "clean": share(sum(r.clean for r in rounds), len(rounds)), "marks": marks}
+        return {"steps": steps, "clean": share(sum(r.clean for r in rounds), len(rounds)), "marks": marks}

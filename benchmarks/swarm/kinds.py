@@ -42,17 +42,17 @@ def rollback(folder: Path, wanted: Wanted) -> Result:
         coordinator = swarm.coordinator(seconds=START_SECONDS)
         members = [wanted.peer(swarm, number) for number in range(2)]
         all_computing(members)
-        members[0].wait(lambda status: status.epoch >= 8, START_SECONDS)
+        members[0].wait(lambda status: status.step >= 8, START_SECONDS)
         coordinator.stop()
         steps = sorted(int(path.name.partition("-")[2]) for path in (coordinator.folder / "checkpoints").glob("step-*"))
         to = steps[len(steps) // 2]
         line = ["run", "rollback", "--run", str(swarm.run_file), "--folder", str(coordinator.folder), "--to", str(to)]
         done = subprocess.run([sys.executable, "-m", "ttt", *line], capture_output=True, text=True, check=True)
-        reached = [member.status.epoch for member in members]
+        reached = [member.status.step for member in members]
         swarm.coordinator(seconds=START_SECONDS)
         for member in members:
-            member.wait(lambda status: status.state == "computing" and status.epoch < max(reached), START_SECONDS)
-            member.wait(lambda status: status.epoch >= to + 2, START_SECONDS)
+            member.wait(lambda status: status.state == "computing" and status.step < max(reached), START_SECONDS)
+            member.wait(lambda status: status.step >= to + 2, START_SECONDS)
         taken = [line for member in members for line in member.log.splitlines() if "rolled back" in line]
         return {"checkpoints": steps, "to": to, "reached": reached, "said": done.stdout.strip(), "told": len(taken),
                 "agree": agree_since(members, to)}  # fmt: skip
@@ -61,12 +61,12 @@ def rollback(folder: Path, wanted: Wanted) -> Result:
 def _together(members: list[Member], wanted: Wanted, helpers: int = 0) -> Result:
     """Until the wanted step, from the first that everybody was in."""
     all_computing(members)
-    first = max(member.wait(lambda status: status.epochs_done >= 1, START_SECONDS).epoch for member in members)
+    first = max(member.wait(lambda status: status.steps_done >= 1, START_SECONDS).step for member in members)
     for member in members:
-        member.wait(lambda status: status.epoch >= first + wanted.epochs, 120.0 * wanted.epochs)
+        member.wait(lambda status: status.step >= first + wanted.steps, 120.0 * wanted.steps)
     rounds = [r for r in rounds_since(members, first + 1) if r.kind == "gradients"]
     return {
-        "peers": len(members), "steps": wanted.epochs, "rounds": len(rounds),
+        "peers": len(members), "steps": wanted.steps, "rounds": len(rounds),
         "clean": share(sum(r.clean for r in rounds), len(rounds)),
         "whole_groups": share(sum(r.group_size == len(members) + helpers for r in rounds), len(rounds)),
         "failures": sorted({r.failed or "; ".join(r.refused) or "parts missing" for r in rounds if not r.clean})[:5],

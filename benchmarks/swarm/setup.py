@@ -39,7 +39,7 @@ SIZES = {
 class Wanted:
     """What the command line asks of a case."""
 
-    epochs: int = 100
+    steps: int = 100
     peers: int = 4
     model: str = "tiny"
 
@@ -68,5 +68,5 @@ def averaging(**changes: Any) -> dict[str, Any]:
 
 def all_computing(members: list[Member]) -> float:
     for member in members:
-        member.wait(lambda status: status.epochs_done > 0 or status.state == "computing", START_SECONDS)
+        member.wait(lambda status: status.steps_done > 0 or status.state == "computing", START_SECONDS)
     return time.monotonic()

@@ -28,8 +28,8 @@ pytestmark = pytest.mark.browser
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs: one of 24 peers that goes on now, and one that ended."""
     folder = tmp_path_factory.mktemp("machine") / "runs"
-    Simulation(end=time.time() + 3600, epochs=600).write(folder / "swarm" / "coordinator", "swarm", "Shapes together")
-    Simulation(end=time.time() - 9e5, epochs=60, peers=4, seed=1).write(folder / "ended", "ended", "")
+    Simulation(end=time.time() + 3600, steps=600).write(folder / "swarm" / "coordinator", "swarm", "Shapes together")
+    Simulation(end=time.time() - 9e5, steps=60, peers=4, seed=1).write(folder / "ended", "ended", "")
     return folder
 
 
@@ -49,7 +49,7 @@ def open_dashboard(context: Any, server: Server, query: str = "?tab=dashboard") 
 def test_a_visitor_sees_the_run(context: Any, server: Server) -> None:
     page = open_dashboard(context, server)
     assert page.locator("#run-head h2").inner_text() == "Shapes together"
-    assert "towards epoch 601" in page.locator("#run-head").inner_text()
+    assert "towards step 601" in page.locator("#run-head").inner_text()
     drawn = page.locator("#plots figure")
     assert drawn.count() == 6
     assert drawn.locator("polyline").count() >= 6
@@ -100,12 +100,12 @@ def test_every_plot_has_its_table_within_reach_of_the_keyboard(context: Any, ser
 
 def test_values_under_the_pointer(context: Any, server: Server) -> None:
     page = open_dashboard(context, server)
-    area = page.locator("#plot-epoch-time .ttt-area")
+    area = page.locator("#plot-step-time .ttt-area")
     area.hover()
     words = area.locator(".ttt-read span")
     words.wait_for()
-    epoch, moment = words.inner_text().split(" at ")
-    assert 0 < int(epoch) < 600
+    step, moment = words.inner_text().split(" at ")
+    assert 0 < int(step) < 600
     assert len(moment) == 16
     page.locator("#run-head").hover()
     words.wait_for(state="detached")
@@ -116,11 +116,11 @@ def test_news_arrive_by_themselves_and_an_open_table_stays_open(context: Any, se
     page.get_by_role("button", name="Loss over time: table").click()
     table = page.get_by_role("region", name="Loss over time").get_by_role("table")
     table.wait_for()
-    simulation = Simulation(end=time.time() + 7200, epochs=600)
+    simulation = Simulation(end=time.time() + 7200, steps=600)
     with History(runs / "swarm" / "coordinator" / HISTORY_FILE, "swarm", title="Shapes together") as history:
-        history.add_points([replace(simulation.points[-1], epoch=700, samples=700 * 4096, loss=1.2345)])
-        history.set_now(replace(simulation.now(), epoch=700, samples_accumulated=1024))
-        page.locator("#run-head", has_text="1,024 of 4,096 samples towards epoch 701").wait_for()
+        history.add_points([replace(simulation.points[-1], step=700, samples=700 * 4096, loss=1.2345)])
+        history.set_now(replace(simulation.now(), step=700, samples_accumulated=1024))
+        page.locator("#run-head", has_text="1,024 of 4,096 samples towards step 701").wait_for()
         table.get_by_text("1.234").wait_for()
         page.locator("#plot-loss-time figcaption", has_text="1.234").wait_for()
 
@@ -165,7 +165,7 @@ def test_a_run_has_an_address(context: Any, server: Server) -> None:
 def test_scripts_read_the_same(server: Server) -> None:
     client = Client(server.url, verbose=False)
     status = client.predict(run="ended", api_name="/swarm_status")
-    assert (status["run"], status["epoch"], status["active"]) == ("ended", 60, False)
+    assert (status["run"], status["step"], status["active"]) == ("ended", 60, False)
     assert client.predict(api_name="/swarm_status")["run"] == "swarm"
     places = client.predict(run="swarm", order="samples", limit=5, api_name="/leaderboard")
     assert [place["rank"] for place in places] == [1, 2, 3, 4, 5]
@@ -186,7 +186,7 @@ def test_where_nothing_runs_the_page_says_how_to_start_and_shows_what_then_start
         page.get_by_text("No run on this machine yet").wait_for()
         assert "make swarm" in page.locator("#run-head").inner_text()
         check_looks(page, 375, "no run")
-        Simulation(end=time.time() + 600, epochs=40, peers=3).write(tmp_path / "runs" / "first")
+        Simulation(end=time.time() + 600, steps=40, peers=3).write(tmp_path / "runs" / "first")
         page.locator("#run-head h2", has_text="A simulated run").wait_for(timeout=40_000)
         page.locator("#plots figure").first.wait_for()
         context.close()

@@ -23,13 +23,13 @@ def test_folders_that_take_nothing_end_neither_coordinator_nor_peer(tmp_path: Pa
     settings = tiny_run(tmp_path, checkpoints={"every_seconds": 3.0})
     with LocalSwarm(tmp_path / "swarm", settings) as swarm:
         coordinator = swarm.coordinator()
-        for name in ("epochs.jsonl", "rounds.jsonl", "backup.safetensors"):
+        for name in ("steps.jsonl", "rounds.jsonl", "backup.safetensors"):
             (swarm.folder / "a" / name).mkdir(parents=True)  # a folder in a file's place takes no file, even from root
         (coordinator.folder / "peers.json").mkdir()
         (coordinator.folder / "checkpoints").rename(coordinator.folder / "elsewhere")
         (coordinator.folder / "checkpoints").write_text("in the way")
         peer = swarm.peer("a", "--micro-batch", "4", "--seed", "1")
-        peer.wait(lambda status: status.epochs_done >= 2, 180)
+        peer.wait(lambda status: status.steps_done >= 2, 180)
         told = coordinator.wait(lambda status: any("could not be written" in text for text in status.problems), 60)
         with sqlite3.connect(coordinator.folder / "history.sqlite", isolation_level=None) as history:
             history.execute("BEGIN EXCLUSIVE")
@@ -39,7 +39,7 @@ def test_folders_that_take_nothing_end_neither_coordinator_nor_peer(tmp_path: Pa
         (coordinator.folder / "elsewhere").rename(coordinator.folder / "checkpoints")
         store = CheckpointStore(coordinator.folder, "tiny", settings.checkpoints)
         deadline = time.monotonic() + 90
-        while (newest := store.newest()) is None or newest.epoch <= told.epoch:
+        while (newest := store.newest()) is None or newest.step <= told.step:
             assert time.monotonic() < deadline and coordinator.process.poll() is None, coordinator.log[-3000:]
             time.sleep(0.5)
         assert peer.stop() == 0 and coordinator.stop() == 0

@@ -13,7 +13,7 @@ import pytest
 from tests.support.swarm import FAST, LocalSwarm, Member, tiny_run
 from ttt.swarm.averaging.training_state import fingerprint_distance
 from ttt.swarm.coordinator.checkpoints import CheckpointStore
-from ttt.swarm.process.status import RoundRecord, read_epochs, read_rounds
+from ttt.swarm.process.status import RoundRecord, read_rounds, read_steps
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="hivemind is for Linux"),
@@ -38,14 +38,14 @@ def sick(kind: str) -> Callable[[str, list[str]], list[str]]:
 
 def gaps(*members: Member, since: int = 0) -> dict[int, float]:
     """Step -> largest distance of any member's parameters from the first's."""
-    first, *others = ({record.epoch: record for record in read_epochs(member.folder)} for member in members)
-    shared = sorted(epoch for epoch in first if epoch > since and all(epoch in other for other in others))
+    first, *others = ({record.step: record for record in read_steps(member.folder)} for member in members)
+    shared = sorted(step for step in first if step > since and all(step in other for other in others))
     return {
-        epoch: max(
-            fingerprint_distance(first[epoch].fingerprint, other[epoch].fingerprint, first[epoch].norm)
+        step: max(
+            fingerprint_distance(first[step].fingerprint, other[step].fingerprint, first[step].norm)
             for other in others
         )
-        for epoch in shared
+        for step in shared
     }  # fmt: skip
 
 
@@ -55,9 +55,9 @@ def clean_rounds(member: Member, size: int, kind: str = "gradients") -> list[Rou
 
 def go_on(*members: Member, steps: int) -> int:
     """Until each has made so many steps more than any of them had; returns where that began."""
-    began = max(member.wait(lambda status: status.epochs_done > 0, 180).epoch for member in members)
+    began = max(member.wait(lambda status: status.steps_done > 0, 180).step for member in members)
     for member in members:
-        member.wait(lambda status: status.epoch >= began + steps, 240)
+        member.wait(lambda status: status.step >= began + steps, 240)
     return began
 
 
@@ -82,7 +82,7 @@ def test_a_client_and_a_helper_take_part(tmp_path: Path) -> None:
         ids = {peer.status.peer_id for peer in (a, client)}
         assert all(ids <= {*r.peers} for r in helped), "a helper took a trainer's place"
         assert set(helped[-1].weights) == ids, "its own gradients, which are none, counted"
-        assert helper.status.samples == 0 and read_epochs(helper.folder) == []
+        assert helper.status.samples == 0 and read_steps(helper.folder) == []
 
 
 def test_broken_parameters_are_restored_and_a_rollback_takes_the_peers_along(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_broken_parameters_are_restored_and_a_rollback_takes_the_peers_along(tmp
         healthy, ill = swarm.peer("healthy", *PACE, "--seed", "1"), swarm.peer("sick", *PACE, "--seed", "2")
         ill.wait(lambda status: status.restored == 1, 240)
         assert any("restored from the swarm" in problem for problem in ill.status.problems)
-        since = max(ill.status.epoch, go_on(healthy, ill, steps=5))
+        since = max(ill.status.step, go_on(healthy, ill, steps=5))
         assert healthy.status.restored == 0
         found = gaps(healthy, ill, since=since)
         assert len(found) >= 2 and max(found.values()) < AGREE
@@ -102,14 +102,14 @@ def test_broken_parameters_are_restored_and_a_rollback_takes_the_peers_along(tmp
 
         assert coordinator.stop() == 0
         kept = CheckpointStore(coordinator.folder, "tiny", settings.checkpoints).all()
-        to = kept[1].epoch
-        assert to < healthy.status.epoch - 2
+        to = kept[1].step
+        assert to < healthy.status.step - 2
         line = ["run", "rollback", "--run", str(swarm.run_file), "--folder", str(coordinator.folder), "--to", str(to)]
         subprocess.run([sys.executable, "-m", "ttt", *line], check=True, timeout=300)
         began = time.time()
         again = swarm.coordinator(seconds=180)
         for peer in (healthy, ill):
             peer.wait(lambda status, peer=peer: "rolled back" in peer.log and status.state == "computing", 240)
-        again.wait(lambda status: status.peers == 2 and status.epoch >= to + 2, 120)  # it counts those of its own run
-        records = [record for peer in (healthy, ill) for record in read_epochs(peer.folder) if record.time > began]
-        assert min(record.epoch for record in records) == to + 1
+        again.wait(lambda status: status.peers == 2 and status.step >= to + 2, 120)  # it counts those of its own run
+        records = [record for peer in (healthy, ill) for record in read_steps(peer.folder) if record.time > began]
+        assert min(record.step for record in records) == to + 1

@@ -77,7 +77,7 @@ class Member:
             dead = self.process.poll() is not None
             assert not dead or condition(self.status), f"{self.folder.name} has ended\n{self.log[-3000:]}"
             assert time.monotonic() < deadline, (
-                f"{self.folder.name} is still {status.state!r} ({status.message}) at step {status.epoch} after "
+                f"{self.folder.name} is still {status.state!r} ({status.message}) at step {status.step} after "
                 f"{seconds} s\n{self.log[-3000:]}"
             )
             time.sleep(0.1)

@@ -21,7 +21,7 @@ ID = {name: peer_id(name) for name in ("ada", "bob", "eve", "dan")}
 
 
 def record(who: str, **fields: Any) -> PeerRecord:
-    values: dict[str, Any] = {"peer_id": peer_id(who), "name": who, "started": 1.0, "time": 100.0, "epoch": 0, **fields}
+    values: dict[str, Any] = {"peer_id": peer_id(who), "name": who, "started": 1.0, "time": 100.0, "step": 0, **fields}
     values["time"] = max(values["time"], values["started"])
     return PeerRecord(**values)
 

@@ -48,8 +48,8 @@ def trained(name: str = "lamb8bit", steps: int = 3) -> tuple[torch.nn.Module, to
     return dalle, optimizer
 
 
-def state_of(epoch: int = 3, name: str = "lamb8bit") -> TrainingState:
-    return snapshot(trained(name)[1], NAMES, epoch, copy=True)
+def state_of(step: int = 3, name: str = "lamb8bit") -> TrainingState:
+    return snapshot(trained(name)[1], NAMES, step, copy=True)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_a_writer_that_dies_leaves_no_half_checkpoint(tmp_path: Path, bundle: ob
     assert store.all() == []
     assert list(store.root.iterdir()) == []
     (store.root / ".step-00000005.partial").mkdir()  # and one of a killed process is in nobody's way
-    assert store.save(state, tiny_dalle(), bundle, generation=0).epoch == 5  # type: ignore[arg-type]
+    assert store.save(state, tiny_dalle(), bundle, generation=0).step == 5  # type: ignore[arg-type]
 
 
 def test_the_policy_keeps_the_last_ones_and_one_an_hour_and_a_day() -> None:
@@ -174,9 +174,9 @@ def test_the_policy_keeps_the_last_ones_and_one_an_hour_and_a_day() -> None:
 
 def test_old_checkpoints_are_forgotten(tmp_path: Path, bundle: object) -> None:
     store = CheckpointStore(tmp_path, "tiny", POLICY)
-    for epoch in (1, 2, 3):
-        store.save(state_of(epoch), tiny_dalle(), bundle, generation=0)  # type: ignore[arg-type]
-    assert [one.epoch for one in store.all()] == [2, 3]
+    for step in (1, 2, 3):
+        store.save(state_of(step), tiny_dalle(), bundle, generation=0)  # type: ignore[arg-type]
+    assert [one.step for one in store.all()] == [2, 3]
 
 
 @pytest.mark.parametrize("wrong", [9_000_000_000.0, 0.0])
@@ -184,11 +184,11 @@ def test_a_clock_that_was_put_right_changes_no_order(
     tmp_path: Path, bundle: object, monkeypatch: pytest.MonkeyPatch, wrong: float
 ) -> None:
     store = CheckpointStore(tmp_path, "tiny", CheckpointSection(keep_last=2, keep_hourly=2, keep_daily=0))
-    for epoch, now in ((1, 100.0), (2, wrong), (3, 4000.0), (4, 4100.0)):
+    for step, now in ((1, 100.0), (2, wrong), (3, 4000.0), (4, 4100.0)):
         monkeypatch.setattr("ttt.swarm.coordinator.checkpoints.time.time", lambda now=now: now)
-        saved = store.save(state_of(epoch), tiny_dalle(), bundle, generation=0)  # type: ignore[arg-type]
+        saved = store.save(state_of(step), tiny_dalle(), bundle, generation=0)  # type: ignore[arg-type]
         assert store.newest() == saved
-    kept = [one.epoch for one in store.all()]
+    kept = [one.step for one in store.all()]
     assert kept[-2:] == [3, 4] and kept[0] < 3, "another hour's stays too"
 
 
@@ -262,8 +262,8 @@ def run_of_three(tmp_path: Path, bundle: object) -> tuple[RunSettings, Path, Che
     settings = tiny_run(tmp_path, checkpoints={"keep_last": 5})
     folder = tmp_path / "coordinator"
     store = CheckpointStore(folder, "tiny", settings.checkpoints)
-    for epoch in (10, 20, 30):
-        store.save(state_of(epoch), tiny_dalle(), bundle, generation=0)  # type: ignore[arg-type]
+    for step in (10, 20, 30):
+        store.save(state_of(step), tiny_dalle(), bundle, generation=0)  # type: ignore[arg-type]
     return settings, folder, store
 
 
@@ -272,8 +272,8 @@ def test_no_generation_is_used_twice_though_its_file_is_lost(
     tmp_path: Path, bundle: object, content: bytes | None
 ) -> None:
     settings, folder, store = run_of_three(tmp_path, bundle)
-    for epoch, generation in ((20, 1), (20, 2), (10, 3)):  # none of them saves anything before the next
-        kept = roll_back(folder, settings, epoch)
+    for step, generation in ((20, 1), (20, 2), (10, 3)):  # none of them saves anything before the next
+        kept = roll_back(folder, settings, step)
         assert kept == store.newest() and kept.manifest.generation == generation
         (folder / FILE).unlink() if content is None else (folder / FILE).write_bytes(content)
 
@@ -283,18 +283,18 @@ def test_a_rollback_begins_a_new_generation_and_drops_what_came_later(tmp_path: 
     write_generation(folder, Announcement(generation=0, founded=1.0))
     with History(folder / HISTORY_FILE, "tiny") as history:
         for one in store.all():
-            history.add_checkpoint(Row(float(one.epoch), one.epoch, 0, None, f"checkpoints/{one.path.name}", ""))
+            history.add_checkpoint(Row(float(one.step), one.step, 0, None, f"checkpoints/{one.path.name}", ""))
     with pytest.raises(CheckpointError, match="there are: 10, 20, 30"):
         roll_back(folder, settings, 15)
     with own_folder(folder), pytest.raises(InvalidInput, match="in use"):
         roll_back(folder, settings, 20)
-    assert roll_back(folder, settings, 20).epoch == 20
-    assert [one.epoch for one in store.all()] == [10, 20]
+    assert roll_back(folder, settings, 20).step == 20
+    assert [one.step for one in store.all()] == [10, 20]
     found = read_generation(folder)
     assert found is not None
     assert found.generation == 1
     with HistoryReader(folder / HISTORY_FILE) as reader:
-        assert [row.epoch for row in reader.checkpoints()] == [20, 10]
+        assert [row.step for row in reader.checkpoints()] == [20, 10]
         [event] = reader.events()
         assert (event.kind, event.text) == ("rollback", "to step 20")
     with pytest.raises(SwarmError, match="not there"):
@@ -311,8 +311,8 @@ def test_a_roll_back_that_is_broken_off_can_be_made_again(
         with pytest.raises(KeyboardInterrupt):
             roll_back(folder, settings, 20)
     assert read_generation(folder) is None, "a new generation would have begun with step 30"
-    assert roll_back(folder, settings, 20).epoch == 20
-    assert [one.epoch for one in store.all()] == [10, 20] and read_generation(folder) is not None
+    assert roll_back(folder, settings, 20).step == 20
+    assert [one.step for one in store.all()] == [10, 20] and read_generation(folder) is not None
 
 
 def test_a_backup_comes_back_and_only_for_its_generation(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_a_checkpoint_that_failed_is_tried_again_soon(tmp_path: Path, monkeypatc
 
 def test_a_state_that_no_peer_gives_counts_as_a_failure(tmp_path: Path) -> None:
     coordinator = coordinator_in(tmp_path, checkpoints={"every_seconds": 10.0})
-    coordinator.reporter.status = PeerStatus(epoch=5)
+    coordinator.reporter.status = PeerStatus(step=5)
     coordinator.keeper = SimpleNamespace(local_epoch=3, load_state_from_peers=lambda timeout: False)  # type: ignore
     began = module.time.monotonic()
     coordinator._try_to_keep(lambda: coordinator._checkpoint(None, None))  # type: ignore[arg-type]

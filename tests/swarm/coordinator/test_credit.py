@@ -17,12 +17,12 @@ from ttt.swarm.history.writer import History
 
 TARGET, STEP_SECONDS = 100, 10.0
 SPEEDS = {"ada": 60, "bob": 30, "eve": 10}
-"""name -> samples that it really computes in each epoch"""
+"""name -> samples that it really computes in each step"""
 
 
 def run(
     ledger: Ledger,
-    epochs: int,
+    steps: int,
     *,
     factors: dict[str, float] | None = None,
     witnessing: bool = True,
@@ -31,23 +31,23 @@ def run(
 ) -> None:
     """Peers that claim `factor` times what they did; each non-client tells what the others' weights were."""
     factors, busy = factors or {}, busy or {}
-    for epoch in range(first, first + epochs + 1):
-        done = epoch  # rounds of averaging
+    for step in range(first, first + steps + 1):
+        done = step  # rounds of averaging
         records = {}
         for name, samples in SPEEDS.items():
             factor = factors.get(name, 1.0)
             seen = {tag_of(ID[o]): float(done * n) for o, n in SPEEDS.items() if o != name} if done else {}
             records[ID[name]] = record(
                 name,
-                epoch=epoch,
+                step=step,
                 samples=0,
                 samples_total=int(factor * samples * done),
                 compute_seconds_total=busy.get(name, 0.8 * STEP_SECONDS) * done,
                 group_size=len(SPEEDS) if done else 0,
                 seen=seen if witnessing else {},
-                time=STEP_SECONDS * epoch,
+                time=STEP_SECONDS * step,
             )
-        ledger.settle(records, epoch, STEP_SECONDS * epoch)
+        ledger.settle(records, step, STEP_SECONDS * step)
 
 
 def samples(ledger: Ledger) -> dict[str, float]:
@@ -83,17 +83,17 @@ def test_without_witnesses_the_largest_claim_gets_what_others_left() -> None:
 
 def test_one_lying_witness_changes_nothing() -> None:
     ledger = Ledger({}, TARGET)
-    for epoch in range(31):
+    for step in range(31):
         records = {}
         for name in SPEEDS:
-            others = {tag_of(ID[o]): float(epoch * n) for o, n in SPEEDS.items() if o != name} if epoch else {}
-            if name == "eve" and epoch:  # says that bob did nothing and ada a lot
-                others = {tag_of(ID["bob"]): 0.0, tag_of(ID["ada"]): 1e9 * epoch}
-            records[ID[name]] = record(name, epoch=epoch, samples_total=SPEEDS[name] * epoch, seen=others)
+            others = {tag_of(ID[o]): float(step * n) for o, n in SPEEDS.items() if o != name} if step else {}
+            if name == "eve" and step:  # says that bob did nothing and ada a lot
+                others = {tag_of(ID["bob"]): 0.0, tag_of(ID["ada"]): 1e9 * step}
+            records[ID[name]] = record(name, step=step, samples_total=SPEEDS[name] * step, seen=others)
         # a second honest witness of each, which computes nothing itself
-        seen = {tag_of(ID[o]): float(epoch * n) for o, n in SPEEDS.items()} if epoch else {}
-        records[ID["dan"]] = record("dan", epoch=epoch, seen=seen, auxiliary=True)
-        ledger.settle(records, epoch, STEP_SECONDS * epoch)
+        seen = {tag_of(ID[o]): float(step * n) for o, n in SPEEDS.items()} if step else {}
+        records[ID["dan"]] = record("dan", step=step, seen=seen, auxiliary=True)
+        ledger.settle(records, step, STEP_SECONDS * step)
     assert samples(ledger)["bob"] > 30 * 30 * 0.45  # the median of one who saw all and one who saw nothing
     assert samples(ledger)["ada"] <= 30 * 60 * 1.1
 
@@ -110,7 +110,7 @@ def test_a_restarted_peer_goes_on() -> None:
     run(ledger, 10)
     before = samples(ledger)
     again = {
-        ID[name]: record(name, started=500.0, epoch=11, samples_total=n, compute_seconds_total=8.0, time=600.0)
+        ID[name]: record(name, started=500.0, step=11, samples_total=n, compute_seconds_total=8.0, time=600.0)
         for name, n in SPEEDS.items()
     }
     ledger.settle(again, 11, 600.0)
@@ -138,12 +138,12 @@ def test_totals_that_shrink_bring_nothing() -> None:
     before = samples(ledger)
     for turn in range(20):  # up and down, without a restart
         total = 10_000 if turn % 2 else 0
-        one = {ID["eve"]: record("eve", epoch=10, samples_total=total, time=110.0 + turn)}
+        one = {ID["eve"]: record("eve", step=10, samples_total=total, time=110.0 + turn)}
         ledger.settle(one, 10, 110.0 + turn)
     assert samples(ledger) == before
 
 
-def test_a_claim_without_an_epoch_of_the_swarm_waits() -> None:
+def test_a_claim_without_an_step_of_the_swarm_waits() -> None:
     ledger = Ledger({}, TARGET)
     ledger.settle({ID["ada"]: record("ada", samples_total=0)}, 5, 0.0)
     ledger.settle({ID["ada"]: record("ada", samples_total=60)}, 5, 10.0)

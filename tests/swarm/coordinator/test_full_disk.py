@@ -29,9 +29,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
 
 
-def state_of(epoch: int, size: int = 1000) -> TrainingState:
+def state_of(step: int, size: int = 1000) -> TrainingState:
     parameters = {f"parameters/{name}": p.detach() for name, p in tiny_dalle().named_parameters()}
-    return TrainingState(epoch, {**parameters, "optimizer/x": torch.zeros(size)}, {})
+    return TrainingState(step, {**parameters, "optimizer/x": torch.zeros(size)}, {})
 
 
 @pytest.mark.parametrize("after", [0, 100, LARGE])
@@ -44,7 +44,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_last_one_stays(
         store.save(state_of(2, LARGE), tiny_dalle(), bundle, generation=0)
     assert store.newest() == last
     assert sorted(path.name for path in store.root.iterdir()) == ["latest", "step-00000001"]
-    assert store.save(state_of(2), tiny_dalle(), bundle, generation=0).epoch == 2
+    assert store.save(state_of(2), tiny_dalle(), bundle, generation=0).step == 2
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, bundle: Bundle) -> None:
@@ -67,7 +67,7 @@ def test_a_damaged_checkpoint_of_the_same_step_is_written_anew(tmp_path: Path, b
     assert store.newest() is None
     store.save(state_of(1), tiny_dalle(), bundle, generation=0)
     newest = store.newest()
-    assert newest is not None and newest.epoch == 1 and not damaged(newest)
+    assert newest is not None and newest.step == 1 and not damaged(newest)
     assert (store.root / "latest").read_text() == "step-00000001"
 
 

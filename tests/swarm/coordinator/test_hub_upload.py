@@ -73,13 +73,13 @@ def checkpoint(tmp_path: Path) -> Checkpoint:
     (folder / "bundle").mkdir(parents=True)
     (folder / "bundle" / "config.json").write_text('{"name": "seven"}')
     (folder / "state.json").write_text("{}")
-    return Checkpoint(folder, Manifest(format=1, run="tiny", generation=0, epoch=7, time=1.0, files={}))
+    return Checkpoint(folder, Manifest(format=1, run="tiny", generation=0, step=7, time=1.0, files={}))
 
 
 def later(checkpoint: Checkpoint) -> Checkpoint:
     path = checkpoint.path.with_name("step-00000008")
     shutil.copytree(checkpoint.path, path)
-    return Checkpoint(path, checkpoint.manifest.model_copy(update={"epoch": 8}))
+    return Checkpoint(path, checkpoint.manifest.model_copy(update={"step": 8}))
 
 
 def test_the_bundle_lies_at_the_root_and_the_rest_beside_it(hub: type[TakesCommits], checkpoint: Checkpoint) -> None:

@@ -52,15 +52,15 @@ def bundle(tmp_path: Path) -> Bundle:
     return write_tiny_bundle(tmp_path / "tiny")
 
 
-def checkpoint(folder: Path, bundle: Bundle, epoch: int, seed: int = 0) -> Checkpoint:
+def checkpoint(folder: Path, bundle: Bundle, step: int, seed: int = 0) -> Checkpoint:
     dalle = tiny_dalle(seed)
     parameters = {f"parameters/{name}": parameter.detach() for name, parameter in dalle.named_parameters()}
     store = CheckpointStore(folder, "tiny", CheckpointSection())
-    return store.save(TrainingState(epoch, parameters, {}), tiny_dalle(), bundle, generation=0)
+    return store.save(TrainingState(step, parameters, {}), tiny_dalle(), bundle, generation=0)
 
 
 def painted(history: History) -> list[tuple[int, str]]:
-    return [(picture.epoch, picture.prompt) for picture in history.pictures()]
+    return [(picture.step, picture.prompt) for picture in history.pictures()]
 
 
 @pytest.mark.timeout(600)  # painters are nice: on a busy machine they take minutes
@@ -133,17 +133,17 @@ def test_nothing_waits_for_a_painter(tmp_path: Path, history: History, bundle: B
 def test_pictures_are_few_and_none_is_left_of_a_branch_that_was_given_up(tmp_path: Path, history: History) -> None:
     painter = Painter(tmp_path, SETTINGS, history, pytest.fail)
     (tmp_path / "pictures").mkdir()
-    for epoch in (0, 10, 20):
-        path = f"pictures/{epoch}.webp"
+    for step in (0, 10, 20):
+        path = f"pictures/{step}.webp"
         (tmp_path / path).write_bytes(b"x")
-        history.add_picture(Picture(float(epoch), epoch, PROMPTS[0], path))
+        history.add_picture(Picture(float(step), step, PROMPTS[0], path))
     painter.forget_after(10)
-    assert [epoch for epoch, _ in painted(history)] == [0, 10]
+    assert [step for step, _ in painted(history)] == [0, 10]
     assert sorted(file.name for file in (tmp_path / "pictures").iterdir()) == ["0.webp", "10.webp"]
 
 
 @pytest.mark.parametrize(
-    ("epochs", "most", "gone"),
+    ("steps", "most", "gone"),
     [
         ([1, 2, 3], 3, set()),
         ([0, 10, 20, 30], 3, {10}),
@@ -152,14 +152,14 @@ def test_pictures_are_few_and_none_is_left_of_a_branch_that_was_given_up(tmp_pat
         ([], 2, set()),
     ],
 )
-def test_which_pictures_go(epochs: list[int], most: int, gone: set[int]) -> None:
-    assert too_many(epochs, most) == gone
+def test_which_pictures_go(steps: list[int], most: int, gone: set[int]) -> None:
+    assert too_many(steps, most) == gone
 
 
 def test_a_long_run_keeps_pictures_of_all_its_times() -> None:
     kept: set[int] = set()
-    for epoch in range(0, 30_000, 10):
-        kept |= {epoch}
+    for step in range(0, 30_000, 10):
+        kept |= {step}
         kept -= too_many(kept, 60)
     gaps = [b - a for a, b in zip(sorted(kept), sorted(kept)[1:], strict=False)]
     assert len(kept) == 60 and min(kept) == 0 and max(kept) == 29_990
@@ -190,6 +190,6 @@ def test_the_dashboard_shows_what_a_coordinator_painted(tmp_path: Path) -> None:
     board = Board(RunFolders(swarm.folder), Thumbnails(tmp_path / "served"), file_url)
     html = board.draw("coordinator")["gallery"].html
     assert html.count("<img") == 2
-    assert 'alt="a red circle, painted after 0 epochs"' in html
-    assert "--a green &lt;b&gt;star&lt;/b&gt;, painted after 0 epochs" in html
+    assert 'alt="a red circle, painted after 0 steps"' in html
+    assert "--a green &lt;b&gt;star&lt;/b&gt;, painted after 0 steps" in html
     assert len(list((tmp_path / "served").glob("*.jpg"))) == 2

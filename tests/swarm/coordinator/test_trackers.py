@@ -74,9 +74,9 @@ def reading(*records: PeerRecord) -> Reading:
     return Reading({one.peer_id: one for one in records}, Counter())
 
 
-def seen(epoch: int, samples: int, peers: int) -> Any:
+def seen(step: int, samples: int, peers: int) -> Any:
     """As `progress.SwarmProgress`, which needs hivemind to import."""
-    return SimpleNamespace(epoch=epoch, samples_accumulated=samples, peers=peers, refused=(), answered=True)
+    return SimpleNamespace(epoch=step, samples_accumulated=samples, peers=peers, refused=(), answered=True)
 
 
 def test_a_monitor_tells_the_tracker_each_step_once(
@@ -88,10 +88,10 @@ def test_a_monitor_tells_the_tracker_each_step_once(
         monitor = Monitor(history, TARGET)
         helper = record("dan", auxiliary=True, share_received=0.0)
         monitor.observe(reading(record("ada"), helper), seen(0, 0, 1), START)  # no loss yet
-        for number, epoch in enumerate((0, 0, 1, 1, 4, 3, 4, 5), start=1):
-            ada = record("ada", epoch=epoch, loss=3.0 - epoch / 10, loss_count=50, share_received=1.0)
-            bob = record("bob", epoch=epoch, loss=3.0 - epoch / 10, loss_count=50, share_received=0.75)
-            monitor.observe(reading(ada, bob, helper), seen(epoch, 20, 2), START + 10 * number)
+        for number, step in enumerate((0, 0, 1, 1, 4, 3, 4, 5), start=1):
+            ada = record("ada", step=step, loss=3.0 - step / 10, loss_count=50, share_received=1.0)
+            bob = record("bob", step=step, loss=3.0 - step / 10, loss_count=50, share_received=0.75)
+            monitor.observe(reading(ada, bob, helper), seen(step, 20, 2), START + 10 * number)
         monitor._tracker.finish()  # type: ignore[union-attr]
     assert fake.begun == [{"project": DEFAULT_PROJECT, "name": "my-run", "resume": "allow"}] and fake.finished
     assert [step for step, _ in fake.logged] == [0, 1, 4, 5]
@@ -116,8 +116,8 @@ def test_without_the_variable_nothing_is_imported(told: list[str], tmp_path: Pat
 def test_a_package_that_is_missing_is_told_once(kind: str, told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, kind, None)
     tracker = Tracker(kind, "my-run", "ours")
-    for epoch in range(3 * MOST_WAITING):
-        tracker.offer(epoch, {"loss": 1.0})
+    for step in range(3 * MOST_WAITING):
+        tracker.offer(step, {"loss": 1.0})
     assert wait_for(lambda: bool(told), 10)
     tracker.offer(10**6, {"loss": 1.0})
     tracker.finish()
@@ -127,8 +127,8 @@ def test_a_package_that_is_missing_is_told_once(kind: str, told: list[str], monk
 
 def test_a_tracker_that_fails_is_told_once(fake: Fake, told: list[str]) -> None:
     tracker, fake.broken = tracker_of(fake), {1, 2}
-    for epoch in range(3):
-        tracker.offer(epoch, {"loss": 1.0, "peers": None})
+    for step in range(3):
+        tracker.offer(step, {"loss": 1.0, "peers": None})
     tracker.finish()
     assert fake.begun[0]["project"] == "ours" and fake.logged == [(0, {"loss": 1.0})]
     assert told == [f"{fake.__name__} failed, the run goes on without it: the server said no"]
@@ -138,8 +138,8 @@ def test_a_tracker_that_hangs_holds_nobody_up(fake: Fake, told: list[str]) -> No
     tracker = tracker_of(fake)
     fake.hurdle.clear()
     began = time.monotonic()
-    for epoch in range(2 * MOST_WAITING):
-        tracker.offer(epoch, {"loss": 1.0})
+    for step in range(2 * MOST_WAITING):
+        tracker.offer(step, {"loss": 1.0})
     tracker.finish(0.1)
     assert time.monotonic() - began < 5
     assert len(told) == 1 and "too slow" in told[0]

@@ -28,7 +28,7 @@ def point(at: float, step: int, loss: float | None = 3.0) -> Point:
 
 def peer(peer_id: str, samples: float, seconds: float, **more: object) -> Peer:
     values: dict[str, object] = {
-        "peer_id": peer_id, "name": "ada", "device": "CPU", "first_seen": START, "last_seen": START, "epoch": 1,
+        "peer_id": peer_id, "name": "ada", "device": "CPU", "first_seen": START, "last_seen": START, "step": 1,
         "samples": samples, "seconds": seconds, "claimed_samples": samples, "claimed_seconds": seconds,
         "samples_per_second": 1.0, "client_mode": False, "auxiliary": False,
     }  # fmt: skip
@@ -57,7 +57,7 @@ def test_what_is_written_is_read(path: Path) -> None:
             assert (about.run, about.title, about.target_batch_size) == ("my-run", "Mine", 64)
             assert (about.started, about.points) == (START, 2)
             assert reader.now() == now
-            assert reader.points()["epoch"].tolist() == [1, 2]
+            assert reader.points()["step"].tolist() == [1, 2]
             assert np.isnan(reader.points()["loss"]).tolist() == [False, True]
             assert reader.peers() == [peer("peer-a", 10, 5)]
             assert reader.checkpoints() == [checkpoint]
@@ -65,7 +65,7 @@ def test_what_is_written_is_read(path: Path) -> None:
             assert reader.pictures("another prompt") == []
             assert reader.events() == [event]
             history.add_points([point(START + 40, 3)])
-            assert reader.points()["epoch"].tolist() == [1, 2, 3]
+            assert reader.points()["step"].tolist() == [1, 2, 3]
 
 
 def test_it_outlives_a_restart_and_stays_with_its_run(path: Path) -> None:
@@ -78,7 +78,7 @@ def test_it_outlives_a_restart_and_stays_with_its_run(path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"the run 'my-run', not of 'another'"):
         History(path, "another")
     with HistoryReader(path) as reader:
-        assert reader.points()["epoch"].tolist() == [1, 2]
+        assert reader.points()["step"].tolist() == [1, 2]
 
 
 def test_a_second_writer_is_refused(path: Path) -> None:
@@ -118,7 +118,7 @@ def test_old_points_are_merged_and_extremes_of_the_loss_stay(path: Path) -> None
     assert (np.diff(columns["time"][columns["time"] > month]) == every).all()
     assert len(columns["time"]) == pytest.approx(10 * 24 + 30 * 144, rel=0.02)
     assert columns["loss_high"].max() == 9.5 and columns["loss_low"].min() == 0.0
-    assert columns["epoch"][-1] == len(times) - 1 and (np.diff(columns["epoch"]) > 0).all()
+    assert columns["step"][-1] == len(times) - 1 and (np.diff(columns["step"]) > 0).all()
     whole_hours = columns["loss"][: len(columns["loss"][columns["time"] < month - HOUR])]
     assert abs(np.mean(whole_hours) - np.mean(losses[: 6 * len(whole_hours)])) < 0.02
 
@@ -161,9 +161,9 @@ def test_readers_go_on_while_a_writer_is_killed(path: Path) -> None:
         assert counts == sorted(counts) and counts[-1] > counts[0] >= 20
         assert len(reader.points()["time"]) >= counts[-1]
     with History(path, "my-run") as history, HistoryReader(path) as reader:
-        epochs = reader.points()["epoch"]
-        assert epochs.tolist() == list(range(len(epochs)))  # nothing lost, nothing torn
-        assert history.peers()["a"].samples in (len(epochs) - 1, len(epochs) - 2)
+        steps = reader.points()["step"]
+        assert steps.tolist() == list(range(len(steps)))  # nothing lost, nothing torn
+        assert history.peers()["a"].samples in (len(steps) - 1, len(steps) - 2)
 
 
 @pytest.mark.parametrize(
@@ -207,20 +207,25 @@ def test_a_foreign_or_newer_file_is_left_alone(path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(SwarmError, match="update the program"):
+    with pytest.raises(SwarmError, match="update it"):
+        HistoryReader(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    with pytest.raises(SwarmError, match="to start a new history"):
         HistoryReader(path)
 
 
 @pytest.mark.parametrize(
     ("change", "read"),
     [
-        ("insert or replace into about values ('now', '{\"epoch\": 1}')", HistoryReader.now),
+        ("insert or replace into about values ('now', '{\"step\": 1}')", HistoryReader.now),
         ("insert or replace into about values ('now', '[')", HistoryReader.now),
         ("update points set time = 1e18", HistoryReader.points),
         ("update points set samples = 'many'", HistoryReader.points),
         ("update peers set last_seen = 1e18", HistoryReader.peers),
         ("update peers set seconds = 'long'", HistoryReader.peers),
-        ("update checkpoints set epoch = 'x'", HistoryReader.checkpoints),
+        ("update checkpoints set step = 'x'", HistoryReader.checkpoints),
     ],
 )
 def test_rows_that_are_none_of_ours_are_told(path: Path, change: str, read: Callable[[HistoryReader], object]) -> None:
@@ -243,12 +248,12 @@ def test_a_missing_history_is_told(path: Path) -> None:
 
 def test_checkpoints_are_uploaded_and_forgotten(path: Path) -> None:
     with History(path, "my-run") as history:
-        for epoch in range(3):
-            history.add_checkpoint(Checkpoint(START + epoch, epoch, 1, None, f"checkpoints/{epoch}", "00"))
+        for step in range(3):
+            history.add_checkpoint(Checkpoint(START + step, step, 1, None, f"checkpoints/{step}", "00"))
         history.set_checkpoint_url("checkpoints/1", "https://example.org/1")
         history.forget_checkpoints(["checkpoints/0"])
     with HistoryReader(path) as reader:
-        assert [(c.epoch, c.url) for c in reader.checkpoints()] == [(2, ""), (1, "https://example.org/1")]
+        assert [(c.step, c.url) for c in reader.checkpoints()] == [(2, ""), (1, "https://example.org/1")]
 
 
 def test_an_export_comes_back(path: Path, tmp_path: Path) -> None:
@@ -281,7 +286,7 @@ def test_an_export_comes_back(path: Path, tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda c: c.pop("run"), "run: Field required"),
-        (lambda c: c.update(version=2), "version"),
+        (lambda c: c.update(version=1), "version"),
         (lambda c: c["points"]["loss"].append(1.0), "of one length"),
         (lambda c: c.update(surprise=1), "surprise"),
         (lambda c: c["points"].update(time=[None]), "in points"),

@@ -85,9 +85,9 @@ def test_equal_weights_give_the_ordinary_median() -> None:
 def test_a_monitor_writes_down_what_it_sees(history: History) -> None:
     monitor = Monitor(history, TARGET)
     for step in range(10):
-        ada = record("ada", epoch=step, samples_total=50 * step, compute_seconds_total=8.0 * step, loss=3.0 - step / 10,
+        ada = record("ada", step=step, samples_total=50 * step, compute_seconds_total=8.0 * step, loss=3.0 - step / 10,
                      loss_count=50, learning_rate=1e-3)  # fmt: skip
-        helper = record("dan", auxiliary=True, epoch=step)
+        helper = record("dan", auxiliary=True, step=step)
         point = monitor.observe(reading(ada, helper, dropped=2), Seen(step, 50, 1), START + 10 * step)  # type: ignore[arg-type]
         assert point is not None
     assert (point.samples, point.peers, point.loss, point.learning_rate) == (950, 1, pytest.approx(2.1), 1e-3)
@@ -186,16 +186,16 @@ def test_names_of_strangers_cannot_harm_a_page(history: History) -> None:
 
 
 def test_pictures_over_time_are_thinned_evenly(history: History) -> None:
-    for epoch in range(100):
-        history.add_picture(Picture(START + epoch, epoch, "a red circle", f"{epoch}.jpg"))
+    for step in range(100):
+        history.add_picture(Picture(START + step, step, "a red circle", f"{step}.jpg"))
     history.add_picture(Picture(START, 1, "a blue square", "b.jpg"))
     history.add_checkpoint(Checkpoint(START, 99, 9900, 2.0, "c/99", "00", "https://example.org"))
     with HistoryReader(history.path) as reader:
         shown = summary.pictures(reader, per_prompt=5)
-        assert [p.epoch for p in shown["a red circle"]] == [0, 25, 50, 74, 99]
+        assert [p.step for p in shown["a red circle"]] == [0, 25, 50, 74, 99]
         assert len(shown["a blue square"]) == 1
-        assert summary.checkpoints(reader)[0].epoch == 99
-        assert summary.swarm_status(reader)["last_checkpoint"]["epoch"] == 99
+        assert summary.checkpoints(reader)[0].step == 99
+        assert summary.swarm_status(reader)["last_checkpoint"]["step"] == 99
 
 
 def test_who_inflates_is_marked(history: History) -> None:

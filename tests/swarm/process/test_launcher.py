@@ -120,12 +120,12 @@ def test_a_pid_of_another_process_is_not_taken_for_ours(launcher: Launcher) -> N
 
 
 def test_work_is_counted_once_over_processes_and_supervisors(launcher: Launcher) -> None:
-    status = PeerStatus(pid=77, samples=10, epochs_done=2, started=100.0, time=160.0, sent_bytes=3)
+    status = PeerStatus(pid=77, samples=10, steps_done=2, started=100.0, time=160.0, sent_bytes=3)
     launcher.folder.mkdir()
     write_status(launcher.folder, status)
-    banked = Work(samples=5, epochs=1, seconds=40.0)
+    banked = Work(samples=5, steps=1, seconds=40.0)
     files.write(launcher.folder, Supervision(peer=77, banked=banked))
-    assert launcher.view().work == Work(samples=15, epochs=3, sent_bytes=3, seconds=100.0)
+    assert launcher.view().work == Work(samples=15, steps=3, sent_bytes=3, seconds=100.0)
     assert Supervisor(launcher.folder).now.banked.samples == 15  # its predecessor was killed before it had counted
     files.write(launcher.folder, Supervision(peer=0, banked=launcher.view().work))
     assert launcher.view().work.samples == 15

@@ -28,7 +28,7 @@ from ttt.swarm.process.status import (
 
 def record(**values: object) -> RoundRecord:
     base = {
-        "kind": "gradients", "epoch": 3, "time": 1.0, "seconds": 0.5, "group_size": 4, "received": 1.0,
+        "kind": "gradients", "step": 3, "time": 1.0, "seconds": 0.5, "group_size": 4, "received": 1.0,
         "gathered": 1.0, "sent_bytes": 10, "received_bytes": 10,
     }  # fmt: skip
     return RoundRecord.model_validate({**base, **values})
@@ -36,7 +36,7 @@ def record(**values: object) -> RoundRecord:
 
 def test_a_status_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read_status(tmp_path) is None
-    status = PeerStatus(state="computing", run="cats", epoch=7, loss=2.5, pid=os.getpid(), time=time.time())
+    status = PeerStatus(state="computing", run="cats", step=7, loss=2.5, pid=os.getpid(), time=time.time())
     write_status(tmp_path, status)
     assert read_status(tmp_path) == status
     assert status.running
@@ -93,9 +93,9 @@ def test_a_status_of_long_words_can_be_read(tmp_path: Path) -> None:
 def test_records_do_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ttt.swarm.process.status.MAX_RECORDS", 10_000)
     monkeypatch.setattr("ttt.swarm.process.status.KEPT_RECORDS", 5000)
-    for epoch in range(200):
-        append_record(tmp_path, record(epoch=epoch))
-    kept = [one.epoch for one in read_rounds(tmp_path)]
+    for step in range(200):
+        append_record(tmp_path, record(step=step))
+    kept = [one.step for one in read_rounds(tmp_path)]
     assert (tmp_path / "rounds.jsonl").stat().st_size <= 10_000
     assert 10 < len(kept) < 100 and kept == list(range(200 - len(kept), 200))
 

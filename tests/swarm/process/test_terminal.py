@@ -32,8 +32,8 @@ PROBLEM = "step 9, averaging state: only 50% of the data arrived from a group of
 
 def status(**fields: Any) -> PeerStatus:
     whole = {
-        "state": "computing", "message": "training on cpu since step 12", "run": "cats", "name": "Ada", "epoch": 12,
-        "epochs_done": 9, "samples": 12_345, "samples_per_second": 3.21, "swarm_samples": 1203, "global_batch": 4096,
+        "state": "computing", "message": "training on cpu since step 12", "run": "cats", "name": "Ada", "step": 12,
+        "steps_done": 9, "samples": 12_345, "samples_per_second": 3.21, "swarm_samples": 1203, "global_batch": 4096,
         "loss": 6.1234, "peers": 7, "group_size": 7, "received": 1.0, "sent_bytes": 10 << 20,
         "received_bytes": 1 << 30, "gpu_bytes": 5 << 30, "gpu_total": 15 << 30, "started": 0.0, "time": 7500.0,
     }  # fmt: skip

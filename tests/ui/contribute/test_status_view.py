@@ -20,15 +20,15 @@ from ttt.ui.contribute.redact import mask, redact
 
 def running(**fields: Any) -> View:
     status = PeerStatus(state="computing", pid=5, time=time.time(), global_batch=100, **fields)
-    return View(phase="running", status=status, peer=5, work=Work(samples=12_345, epochs=6, seconds=7500))
+    return View(phase="running", status=status, peer=5, work=Work(samples=12_345, steps=6, seconds=7500))
 
 
 def test_figures_of_a_running_peer() -> None:
-    view = running(samples_per_second=3.2, loss=6.5432, epoch=40, peers=7, group_size=7, received=0.5, swarm_samples=40)
+    view = running(samples_per_second=3.2, loss=6.5432, step=40, peers=7, group_size=7, received=0.5, swarm_samples=40)
     html = peer_view.status_html(view, time.time(), gpu="5.0 GiB of 15.0 GiB", share=0.25)
     told = dict(re.findall(r'data-field="(\w+)">([^<]*)<', html))
     assert told == {
-        "samples": "12,345", "epochs": "6", "time": "2 h 5 min", "pace": "3.20", "loss": "6.543", "share": "25%",
+        "samples": "12,345", "steps": "6", "time": "2 h 5 min", "pace": "3.20", "loss": "6.543", "share": "25%",
         "step": "40", "peers": "7", "averaged": "7 peers, 50%", "sent": "0 B", "received": "0 B",
         "gpu": "5.0 GiB of 15.0 GiB",
     }  # fmt: skip

@@ -45,7 +45,7 @@ class Changing:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunData:
     folder = tmp_path_factory.mktemp("run")
-    Simulation(end=END, epochs=400, peers=24).write(folder)
+    Simulation(end=END, steps=400, peers=24).write(folder)
     return RunFolders(folder, clock=lambda: END + 1).read(folder.name)
 
 
@@ -109,7 +109,7 @@ def test_head_says_how_far_and_whether_anybody_trains(run: RunData) -> None:
     assert run.progress is not None
     going = view.head(run)
     assert 'data-state="training"' in going
-    assert "2,730 of 4,096 samples towards epoch 401" in going
+    assert "2,730 of 4,096 samples towards step 401" in going
     assert 'aria-valuenow="66"' in going
     assert "left" in going
     silent = view.head(replace(run, progress=replace(run.progress, active=False, eta_seconds=None, peers=0)))
@@ -132,7 +132,7 @@ def test_every_plot_has_a_table_of_the_same_numbers(run: RunData) -> None:
 def test_pictures_that_are_missing_are_left_out(run: RunData, served: Thumbnails) -> None:
     def url(picture: Picture) -> str | None:
         copy = served.of(run.folder, picture.path)
-        return None if copy is None or picture.epoch == run.checkpoints[0].epoch else file_url(copy)
+        return None if copy is None or picture.step == run.checkpoints[0].step else file_url(copy)
 
     page = Tags(view.gallery(run, url))
     assert page.tags.count("img") == 3 * 11
@@ -204,7 +204,7 @@ def test_without_a_run_the_page_says_how_to_start_one(tmp_path: Path, served: Th
     assert first[tab.run].visible is False
     assert set(tab.show(None, "seconds", False, [], first[tab.seen])) == {tab.seen}
 
-    Simulation(end=END, epochs=30, peers=3).write(tmp_path / "born", painted=False)
+    Simulation(end=END, steps=30, peers=3).write(tmp_path / "born", painted=False)
     then = tab.show(None, "seconds", False, [], first[tab.seen])
     assert then[tab.body].visible is True
     assert then[tab.run].value == "born"
@@ -212,7 +212,7 @@ def test_without_a_run_the_page_says_how_to_start_one(tmp_path: Path, served: Th
 
 @pytest.mark.parametrize("asked", ["no-such-run", "../../etc", EVIL, "x" * 10_000])
 def test_a_run_that_is_not_there_is_told(tmp_path: Path, served: Thumbnails, asked: str) -> None:
-    Simulation(end=END, epochs=30, peers=3).write(tmp_path / "born", painted=False)
+    Simulation(end=END, steps=30, peers=3).write(tmp_path / "born", painted=False)
     tab = tab_of(RunFolders(tmp_path), served)
     answer = tab.show(asked, "seconds", False, [], {})
     assert "this server has: born" in answer[tab.parts["head"]]
@@ -228,11 +228,11 @@ def test_junk_from_the_wire_does_no_harm(run: RunData, served: Thumbnails, junk:
 
 
 def test_the_endpoints_answer_from_the_same_reading(tmp_path: Path) -> None:
-    Simulation(end=END, epochs=50, peers=6).write(tmp_path / "mine", painted=False)
+    Simulation(end=END, steps=50, peers=6).write(tmp_path / "mine", painted=False)
     source = RunFolders(tmp_path, clock=lambda: END + 1)
     swarm_status, leaderboard = make_endpoints(source)
     status = swarm_status()
-    assert (status["run"], status["epoch"], status["active"]) == ("simulated", 50, True)
+    assert (status["run"], status["step"], status["active"]) == ("simulated", 50, True)
     assert status == swarm_status("mine")
     places = leaderboard("mine", "samples", 3)
     assert [place["rank"] for place in places] == [1, 2, 3]
@@ -253,7 +253,7 @@ def test_the_endpoints_answer_from_the_same_reading(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_questions_are_answered_in_words(tmp_path: Path, arguments: Any, message: str) -> None:
-    Simulation(end=END, epochs=30, peers=3).write(tmp_path / "mine", painted=False)
+    Simulation(end=END, steps=30, peers=3).write(tmp_path / "mine", painted=False)
     with pytest.raises(gr.Error, match=message):
         make_endpoints(RunFolders(tmp_path))[1](*arguments)
 
@@ -265,8 +265,8 @@ def test_endpoints_without_a_run_say_how_to_start_one(tmp_path: Path) -> None:
 
 
 def test_a_damaged_history_is_told_and_the_others_are_shown(tmp_path: Path, served: Thumbnails) -> None:
-    Simulation(end=END, epochs=30, peers=3).write(tmp_path / "good", painted=False)
-    Simulation(end=END, epochs=30, peers=3).write(tmp_path / "bad", painted=False)
+    Simulation(end=END, steps=30, peers=3).write(tmp_path / "good", painted=False)
+    Simulation(end=END, steps=30, peers=3).write(tmp_path / "bad", painted=False)
     file = tmp_path / "bad" / HISTORY_FILE
     file.write_bytes(file.read_bytes()[:5000])
     source = RunFolders(tmp_path)

@@ -30,7 +30,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def small(end: float = END) -> Simulation:
-    return Simulation(end=end, epochs=60, peers=6)
+    return Simulation(end=end, steps=60, peers=6)
 
 
 def at(moment: float, *roots: Path) -> RunFolders:
@@ -42,12 +42,12 @@ def test_a_run_is_read_whole(tmp_path: Path) -> None:
     simulation.write(tmp_path / "mine" / "coordinator")
     run = at(END + 10, tmp_path).read("mine")
     assert run.progress is not None
-    assert (run.progress.epoch, run.progress.active, run.title) == (60, True, "A simulated run")
+    assert (run.progress.step, run.progress.active, run.title) == (60, True, "A simulated run")
     assert run.curves["loss", "samples"].x[-1] == 60 * simulation.batch
     assert run.curves["peers", "time"].y[0] == 1
     assert {place.peer: place.inflated for place in run.places}[simulation.members[BOASTER].peer_id[-12:]]
     assert sum(place.inflated for place in run.places) == 1
-    assert [one.epoch for one in run.checkpoints] == sorted((one.epoch for one in run.checkpoints), reverse=True)
+    assert [one.step for one in run.checkpoints] == sorted((one.step for one in run.checkpoints), reverse=True)
     assert {len(several) for several in run.pictures.values()} == {12}
     assert run.status["contributors"] == len(run.places) >= 3
 
@@ -62,7 +62,7 @@ def test_runs_of_all_layouts_are_found_those_going_on_first(tmp_path: Path, alwa
     folders = at(END + 10, tmp_path / "runs", tmp_path / "example", tmp_path / "missing")
     assert [name.key for name in folders.names()] == ["now", "old", "example"]
     assert [name.label.endswith("running") for name in folders.names()] == [True, False, False]
-    assert folders.read("example").progress.epoch == 60  # type: ignore[union-attr]
+    assert folders.read("example").progress.step == 60  # type: ignore[union-attr]
     assert folders.read("example").folder == tmp_path / "example"
     small(END).write(tmp_path / "runs" / "new", painted=False)
     assert {name.key for name in folders.names()} == {"now", "new", "old", "example"}
@@ -97,7 +97,7 @@ def test_nothing_is_read_twice_and_everything_new_once(tmp_path: Path, always: N
     with History(tmp_path / "run" / runs.HISTORY_FILE, "simulated", target_batch_size=4096) as history:
         second = folders.read("run")
         point = small().points[-1]
-        history.add_points([type(point)(**{**vars(point), "time": END + 1, "epoch": 61, "loss": 1.0})])
+        history.add_points([type(point)(**{**vars(point), "time": END + 1, "step": 61, "loss": 1.0})])
         third = folders.read("run")
         assert folders.read("run") is third
     assert first.curves["loss", "time"].y[-1] == second.curves["loss", "time"].y[-1] != 1.0
@@ -147,11 +147,11 @@ def test_what_is_wrong_is_told(tmp_path: Path, always: None) -> None:
 def test_a_run_may_be_replaced_by_another_of_its_name(tmp_path: Path, always: None) -> None:
     small().write(tmp_path / "run", painted=False)
     folders = at(END + 1, tmp_path)
-    assert folders.read("run").progress.epoch == 60  # type: ignore[union-attr]
+    assert folders.read("run").progress.step == 60  # type: ignore[union-attr]
     for file in (tmp_path / "run").glob("history*"):
         file.rename(tmp_path / f"moved-{file.name}")
-    Simulation(end=END, epochs=30, peers=3).write(tmp_path / "run", painted=False)
-    assert folders.read("run").progress.epoch == 30  # type: ignore[union-attr]
+    Simulation(end=END, steps=30, peers=3).write(tmp_path / "run", painted=False)
+    assert folders.read("run").progress.step == 30  # type: ignore[union-attr]
 
 
 def test_pictures_are_served_as_copies_and_only_from_the_run(tmp_path: Path) -> None:

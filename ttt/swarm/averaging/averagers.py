@@ -108,7 +108,7 @@ class Reporting(Taking):
         arrived = sum(sum(reducer.num_parts_received) for reducer in reducers)
         return {
             "kind": self.kind,
-            "epoch": gathered_epoch(group.gathered[group.peer_ids.index(self.peer_id)]),
+            "step": gathered_epoch(group.gathered[group.peer_ids.index(self.peer_id)]),
             "time": time.time(),
             "seconds": time.time() - began,
             "group_size": len(group.peer_ids),

@@ -95,7 +95,7 @@ class CarefulOptimizer(hivemind.Optimizer):
     def _note(self, epoch: int, began: float, failed: str = "", refused: Sequence[str] = ()) -> None:
         self.failed_rounds.append(
             RoundRecord(
-                kind="gradients", epoch=epoch, time=time.time(), seconds=time.time() - began, group_size=1,
+                kind="gradients", step=epoch, time=time.time(), seconds=time.time() - began, group_size=1,
                 received=0, gathered=0, sent_bytes=0, received_bytes=0, failed=failed, refused=list(refused),
             )
         )  # fmt: skip

@@ -14,7 +14,7 @@ from hivemind.proto import averaging_pb2
 from hivemind.utils import MSGPackSerializer
 
 from ttt.swarm.dht.access import AccessPolicy, Action
-from ttt.swarm.dht.records import MAX_EPOCH
+from ttt.swarm.dht.records import MAX_STEP
 
 MAX_GATHERED_BYTES = 256
 MAX_MEMBERS = 4096
@@ -45,7 +45,7 @@ def parse_gathered(data: bytes) -> Gathered | None:
     try:
         bandwidth, mode, packed = MSGPackSerializer.loads(data)
         epoch = MSGPackSerializer.loads(packed)
-        if bandwidth is not None or type(mode) is not int or type(epoch) is not int or not 0 <= epoch <= MAX_EPOCH:
+        if bandwidth is not None or type(mode) is not int or type(epoch) is not int or not 0 <= epoch <= MAX_STEP:
             return None
         return Gathered(AveragingMode(mode), epoch)
     except Exception:  # msgpack has a dozen errors for broken bytes

@@ -33,7 +33,7 @@ from ttt.swarm.averaging.traffic import STATE_RECEIVED, count
 from ttt.swarm.averaging.training_state import TrainingState, check_state
 from ttt.swarm.dht.access import AccessPolicy, Action
 from ttt.swarm.dht.node import parse_donors
-from ttt.swarm.dht.records import MAX_EPOCH
+from ttt.swarm.dht.records import MAX_STEP
 
 logger = get_logger(__name__)
 STATE_FORMAT = 1
@@ -180,7 +180,7 @@ class Taking(DecentralizedAverager):
         donors = parse_donors(found.value if found is not None else None)
         donors.pop(self.peer_id, None)
         if newest is None:  # nobody trains: the donors are all there is to judge by
-            newest = believed_epoch([int(min(max(claim, 0), MAX_EPOCH)) for claim in donors.values()])
+            newest = believed_epoch([int(min(max(claim, 0), MAX_STEP)) for claim in donors.values()])
         began = time.monotonic()
         for donor in in_order(donors, newest, self._failures):
             if timeout is not None and time.monotonic() - began > (PATIENCE - 1) * timeout:

@@ -42,7 +42,7 @@ class Manifest(BaseModel):
     format: int = Field(ge=1, le=1)
     run: str
     generation: int = Field(ge=0)
-    epoch: int = Field(ge=0)
+    step: int = Field(ge=0)
     time: float
     files: dict[str, str]
     """Path inside the folder -> SHA-256."""
@@ -54,8 +54,8 @@ class Checkpoint:
     manifest: Manifest
 
     @property
-    def epoch(self) -> int:
-        return self.manifest.epoch
+    def step(self) -> int:
+        return self.manifest.step
 
     @property
     def bundle(self) -> Path:
@@ -91,7 +91,7 @@ class CheckpointStore:
         """Whole checkpoints, oldest first, whatever the clock said; their content is checked when it is read."""
         found = (read_checkpoint(path) for path in sorted(self.root.glob("step-*")))
         whole = (one for one in found if one is not None)
-        return sorted(whole, key=lambda one: (one.manifest.generation, one.epoch))
+        return sorted(whole, key=lambda one: (one.manifest.generation, one.step))
 
     def newest(self) -> Checkpoint | None:
         """The newest one whose files are as they were written; damaged ones are passed over."""
@@ -100,18 +100,18 @@ class CheckpointStore:
                 return checkpoint
         return None
 
-    def at(self, epoch: int) -> Checkpoint:
+    def at(self, step: int) -> Checkpoint:
         """CheckpointError names the steps there are."""
-        kept = {one.epoch: one for one in self.all()}
-        if epoch not in kept:
+        kept = {one.step: one for one in self.all()}
+        if step not in kept:
             steps = ", ".join(map(str, sorted(kept))) or "none"
-            raise CheckpointError(f"there is no checkpoint of step {epoch} in {self.root}; there are: {steps}")
-        return kept[epoch]
+            raise CheckpointError(f"there is no checkpoint of step {step} in {self.root}; there are: {steps}")
+        return kept[step]
 
-    def drop_after(self, epoch: int) -> None:
+    def drop_after(self, step: int) -> None:
         """Forget what came later: the run goes on from there."""
         for checkpoint in self.all():
-            if checkpoint.epoch > epoch:
+            if checkpoint.step > step:
                 self._drop(checkpoint.path)
 
     def mark(self, checkpoint: Checkpoint, generation: int) -> Checkpoint:
@@ -163,9 +163,9 @@ class CheckpointStore:
         write_bundle_like(stage / BUNDLE, like, dalle, name=f"{self.run} step {state.epoch}")
         statistics = {n: t.contiguous() for n, t in state.tensors.items() if not n.startswith(_PARAMETERS)}
         save_file(statistics, stage / OPTIMIZER)
-        (stage / STATE).write_text(json.dumps({"epoch": state.epoch, "scalars": state.scalars}))
+        (stage / STATE).write_text(json.dumps({"step": state.epoch, "scalars": state.scalars}))
         manifest = Manifest(
-            format=1, run=self.run, generation=generation, epoch=state.epoch, time=time.time(), files=_digests(stage)
+            format=1, run=self.run, generation=generation, step=state.epoch, time=time.time(), files=_digests(stage)
         )
         (stage / MANIFEST).write_text(manifest.model_dump_json(indent=1))
 
@@ -188,7 +188,7 @@ def load_state(checkpoint: Checkpoint) -> TrainingState:
     tensors = {_PARAMETERS + name: tensor for name, tensor in parameters.items()}
     tensors |= load_file(checkpoint.path / OPTIMIZER)
     numbers = json.loads((checkpoint.path / STATE).read_text())
-    return TrainingState(checkpoint.epoch, tensors, numbers["scalars"])
+    return TrainingState(checkpoint.step, tensors, numbers["scalars"])
 
 
 def only(state: TrainingState, names: Iterable[str]) -> TrainingState:

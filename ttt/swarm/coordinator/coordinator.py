@@ -119,7 +119,7 @@ class Coordinator:
         if self.keeper.load_state_from_peers(timeout=self.settings.averaging.averaging_timeout):
             how = f"took step {self.keeper.local_epoch} from peers that trained on meanwhile"
         elif newest is not None:
-            how = f"going on from the checkpoint of step {newest.epoch}"
+            how = f"going on from the checkpoint of step {newest.step}"
         else:
             how = "founded the run, from its first weights"
             self._try_to_keep(lambda: self._save(bundle, task))
@@ -164,7 +164,7 @@ class Coordinator:
             if now - looked >= LOOK_AROUND_SECONDS:
                 looked = now
                 self._try(lambda: keep_company(self.dht, self.folder))
-            done = self.reporter.status.epoch >= self.settings.optimizer.total_steps > self.keeper.local_epoch
+            done = self.reporter.status.step >= self.settings.optimizer.total_steps > self.keeper.local_epoch
             if done or now >= self._due:
                 self._try_to_keep(lambda: self._checkpoint(bundle, task))
 
@@ -195,10 +195,10 @@ class Coordinator:
         if not progress.answered or not reading.answered:
             self._problem("the network did not answer in time")
             return
-        epoch = progress.epoch if progress.peers else self.keeper.local_epoch
-        point = self.monitor.observe(reading, replace(progress, epoch=epoch), time.time())
+        step = progress.epoch if progress.peers else self.keeper.local_epoch
+        point = self.monitor.observe(reading, replace(progress, epoch=step), time.time())
         self.reporter.update(
-            epoch=epoch,
+            step=step,
             peers=progress.peers,
             swarm_samples=progress.samples_accumulated,
             samples_per_second=(point.samples_per_second if point else None) or 0.0,
@@ -208,7 +208,7 @@ class Coordinator:
 
     def _checkpoint(self, bundle: Bundle, task: Task) -> None:
         """Fetch the newest state from a peer and write it down."""
-        if self.reporter.status.epoch > self.keeper.local_epoch and not self.keeper.load_state_from_peers(
+        if self.reporter.status.step > self.keeper.local_epoch and not self.keeper.load_state_from_peers(
             timeout=self.settings.averaging.averaging_timeout
         ):
             raise SwarmError("no peer gave its state; the checkpoint waits until one does")
@@ -231,10 +231,10 @@ class Coordinator:
             self.history.add_checkpoint(self._described(kept[name]))
 
     def _described(self, saved: Checkpoint) -> HistoryCheckpoint:
-        samples = saved.epoch * self.settings.batch.global_batch
+        samples = saved.step * self.settings.batch.global_batch
         checksum = saved.manifest.files.get(f"{BUNDLE}/dalle.safetensors", "")
         loss = self.reporter.status.loss
-        return HistoryCheckpoint(saved.manifest.time, saved.epoch, samples, loss, self._name(saved.path), checksum)
+        return HistoryCheckpoint(saved.manifest.time, saved.step, samples, loss, self._name(saved.path), checksum)
 
     def _name(self, path: Path) -> str:
         return str(path.relative_to(self.folder))

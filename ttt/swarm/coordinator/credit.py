@@ -5,7 +5,7 @@ A claim is credited as far as three things allow:
 - time: nobody computes for longer than passed on our clock since we last heard of them;
 - witnesses: every peer that averages sees with what weight (samples) each groupmate took part, and reports the sums;
   the median of the witnesses' sums, with `TOLERANCE`, bounds what the peer is credited. A peer is no witness of itself;
-- progress: each epoch is worth the global batch, no more. The smallest claims are met first, so that who claims too
+- progress: each step is worth the global batch, no more. The smallest claims are met first, so that who claims too
   much gets what the others left, which is what it really computed when the others are honest.
 
 Computing time is credited in the same proportion as the samples that it is said to have brought.
@@ -25,8 +25,8 @@ TOLERANCE = 1.1
 """Late parts and micro-batches that overshoot the global batch."""
 FIRST_SECONDS = 300.0
 """Of computing before we first heard of a peer that count."""
-BANKED_EPOCHS = 2
-"""Epochs whose samples wait for somebody to claim them."""
+BANKED_STEPS = 2
+"""Steps whose samples wait for somebody to claim them."""
 
 
 @dataclass
@@ -57,21 +57,21 @@ class Ledger:
         self.target = max(1, target_batch_size)
         self.peers = dict(peers)
         self._cursors = {peer_id: _stored(peer.cursor) for peer_id, peer in peers.items()}
-        self._epoch: int | None = None
+        self._step: int | None = None
         self._budget = 0.0
 
-    def settle(self, records: Mapping[str, PeerRecord], epoch: int, now: float) -> list[Peer]:
-        """records: by peer id; epoch: the swarm's, as believed. Returns the rows of these peers as they are now."""
-        if self._epoch is not None:
-            self._budget += max(0, epoch - self._epoch) * self.target
-        self._epoch = epoch
+    def settle(self, records: Mapping[str, PeerRecord], step: int, now: float) -> list[Peer]:
+        """records: by peer id; step: the swarm's, as believed. Returns the rows of these peers as they are now."""
+        if self._step is not None:
+            self._budget += max(0, step - self._step) * self.target
+        self._step = step
         self._hear_witnesses(records)
         for peer_id, record in records.items():
             self._take_claim(peer_id, record, now)
         witnessed = _has_witnesses(records)
         wanted = {peer_id: self._creditable(peer_id, witnessed) for peer_id in records}
         granted = share(wanted, self._budget)
-        self._budget = min(self._budget - sum(granted.values()), BANKED_EPOCHS * self.target)
+        self._budget = min(self._budget - sum(granted.values()), BANKED_STEPS * self.target)
         for peer_id, samples in granted.items():
             self._credit(peer_id, samples)
         return [self.peers[peer_id] for peer_id in records]
@@ -93,7 +93,7 @@ class Ledger:
             if sums and (gained := median(sums) - cursor.evidence) > 0:
                 cursor.evidence += gained
                 witnessed = cursor.witnessed + TOLERANCE * gained * _shared_rounds(records)
-                cursor.witnessed = min(witnessed, BANKED_EPOCHS * self.target)
+                cursor.witnessed = min(witnessed, BANKED_STEPS * self.target)
 
     def _testimony(self, witness: str, record: PeerRecord, of: str) -> float | None:
         """The witness's sum, counted from where the others' stood when it was first heard; None: it cannot tell."""
@@ -118,15 +118,15 @@ class Ledger:
         cursor.samples_total, cursor.seconds_total = record.samples_total, record.compute_seconds_total
         cursor.pending_samples += samples
         cursor.pending_seconds += min(seconds, max(0.0, passed))
-        if cursor.pending_samples > self.target * BANKED_EPOCHS:
-            cursor.pending_seconds *= self.target * BANKED_EPOCHS / cursor.pending_samples
-            cursor.pending_samples = self.target * BANKED_EPOCHS
+        if cursor.pending_samples > self.target * BANKED_STEPS:
+            cursor.pending_seconds *= self.target * BANKED_STEPS / cursor.pending_samples
+            cursor.pending_samples = self.target * BANKED_STEPS
         self.peers[peer_id] = replace(
             peer,
             name=record.name or peer.name,
             device=record.device or peer.device,
             last_seen=now,
-            epoch=record.epoch,
+            step=record.step,
             claimed_samples=peer.claimed_samples + samples,
             claimed_seconds=peer.claimed_seconds + seconds,
             samples_per_second=record.samples_per_second,

@@ -96,7 +96,7 @@ class Monitor:
         self.history.set_now(
             Now(
                 time=now,
-                epoch=progress.epoch,
+                step=progress.epoch,
                 samples_accumulated=progress.samples_accumulated,
                 target_batch_size=self.target,
                 peers=int(point.peers),
@@ -115,7 +115,7 @@ class Monitor:
         if self._tracker is None or point.loss is None:
             return
         self._tracker.offer(
-            point.epoch,
+            point.step,
             {
                 "loss": point.loss,
                 "samples": point.samples,
@@ -132,7 +132,7 @@ class Monitor:
         samples = progress.epoch * self.target + progress.samples_accumulated
         return Point(
             time=now,
-            epoch=progress.epoch,
+            step=progress.epoch,
             samples=samples,
             loss=loss[0] if loss else None,
             loss_low=loss[1] if loss else None,

@@ -15,8 +15,8 @@ from ttt.swarm.history.writer import HISTORY_FILE, History
 from ttt.swarm.process.lifecycle import own_folder
 
 
-def roll_back(folder: Path, settings: RunSettings, epoch: int) -> Checkpoint:
-    """Drop every checkpoint after `epoch` and begin a new generation, whose peers never meet the old ones.
+def roll_back(folder: Path, settings: RunSettings, step: int) -> Checkpoint:
+    """Drop every checkpoint after `step` and begin a new generation, whose peers never meet the old ones.
 
     CheckpointError where there is no such checkpoint, SwarmError where it is damaged; InvalidInput where the
     coordinator runs.
@@ -25,17 +25,17 @@ def roll_back(folder: Path, settings: RunSettings, epoch: int) -> Checkpoint:
         raise SwarmError(f"{folder} is not there; name the coordinator's folder with --folder")
     with own_folder(folder):
         store = CheckpointStore(folder, settings.run.name, settings.checkpoints)
-        kept = store.at(epoch)
+        kept = store.at(step)
         if wrong := damaged(kept):
             raise SwarmError(f"{wrong} is not what was written; choose another step")
         old = newest_generation(folder, (one.manifest.generation for one in store.all()))
         new = Announcement(generation=old.generation + 1 if old else 1, founded=time.time())
         with _history(folder, settings) as history:
-            store.drop_after(epoch)  # first: where this is killed, nothing that was dropped can come back as newest
+            store.drop_after(step)  # first: where this is killed, nothing that was dropped can come back as newest
             write_generation(folder, new)
             kept = store.mark(kept, new.generation)
             history.forget_checkpoints(history.checkpoints() - {f"{FOLDER}/{one.path.name}" for one in store.all()})
-            history.add_event(Event(time.time(), "rollback", "", f"to step {epoch}"))
+            history.add_event(Event(time.time(), "rollback", "", f"to step {step}"))
         return kept
 
 

@@ -47,7 +47,7 @@ class Painter:
         """Paint from this checkpoint, unless its step was painted already; returns at once."""
         if not self.settings.candidates or not self.settings.prompts:
             return
-        if checkpoint.epoch in {picture.epoch for picture in self.history.pictures()}:
+        if checkpoint.step in {picture.step for picture in self.history.pictures()}:
             return
         with self._lock:
             self._next = checkpoint
@@ -55,9 +55,9 @@ class Painter:
                 self._thread = threading.Thread(target=self._work, daemon=True, name="pictures")
                 self._thread.start()
 
-    def forget_after(self, epoch: int) -> None:
+    def forget_after(self, step: int) -> None:
         """The run goes on from there: what was painted later shows a model that is no more."""
-        self._forget({picture.epoch for picture in self.history.pictures() if picture.epoch > epoch})
+        self._forget({picture.step for picture in self.history.pictures() if picture.step > step})
 
     def close(self) -> None:
         """Pictures that are not finished are painted again when the run goes on."""
@@ -86,7 +86,7 @@ class Painter:
         except OSError as error:
             problem = str(error)
         if problem and not self._closed and checkpoint.path.exists():  # else it was thinned out meanwhile
-            self.told(f"step {checkpoint.epoch}: no pictures were painted: {problem}")
+            self.told(f"step {checkpoint.step}: no pictures were painted: {problem}")
 
     def _run(self, bundle: Path, out: Path) -> str:
         """What went wrong, or nothing."""
@@ -114,22 +114,22 @@ class Painter:
     def _keep(self, checkpoint: Checkpoint, stage: Path) -> None:
         (self.folder / FOLDER).mkdir(exist_ok=True)
         for number, prompt in enumerate(self.settings.prompts):
-            path = f"{FOLDER}/step-{checkpoint.epoch:08d}-{number}.webp"
+            path = f"{FOLDER}/step-{checkpoint.step:08d}-{number}.webp"
             shutil.move(stage / f"{number}.webp", self.folder / path)
-            self.history.add_picture(Picture(checkpoint.manifest.time, checkpoint.epoch, prompt, path))
-        self._forget(too_many({picture.epoch for picture in self.history.pictures()}, self.settings.keep))
+            self.history.add_picture(Picture(checkpoint.manifest.time, checkpoint.step, prompt, path))
+        self._forget(too_many({picture.step for picture in self.history.pictures()}, self.settings.keep))
 
-    def _forget(self, epochs: Collection[int]) -> None:
-        gone = [picture.path for picture in self.history.pictures() if picture.epoch in epochs]
+    def _forget(self, steps: Collection[int]) -> None:
+        gone = [picture.path for picture in self.history.pictures() if picture.step in steps]
         self.history.forget_pictures(gone)
         for path in gone:
             with contextlib.suppress(OSError):
                 (self.folder / path).unlink()
 
 
-def too_many(epochs: Collection[int], most: int) -> set[int]:
+def too_many(steps: Collection[int], most: int) -> set[int]:
     """Which steps to leave out so that at most `most` stay, spread evenly, the first and the newest among them."""
-    kept = sorted(epochs)
+    kept = sorted(steps)
     while len(kept) > max(2, most):
         del kept[min(range(1, len(kept) - 1), key=lambda i: kept[i + 1] - kept[i - 1])]
-    return set(epochs) - set(kept)
+    return set(steps) - set(kept)

@@ -39,17 +39,17 @@ class Tracker:
         self._thread: threading.Thread | None = None
         self._full = False
 
-    def offer(self, epoch: int, values: Mapping[str, float | int | None]) -> None:
+    def offer(self, step: int, values: Mapping[str, float | int | None]) -> None:
         """Returns at once; what is None is left out, and so is a step that is not later than the one before."""
-        if epoch <= self._last:
+        if step <= self._last:
             return
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, daemon=True, name="tracker")
             self._thread.start()
-        self._last = epoch
-        if not self._put((epoch, {name: value for name, value in values.items() if value is not None})):
+        self._last = step
+        if not self._put((step, {name: value for name, value in values.items() if value is not None})):
             if not self._full and self._thread.is_alive():
-                logger.warning("%s is too slow: steps from %d on are left out of its curves", self.kind, epoch)
+                logger.warning("%s is too slow: steps from %d on are left out of its curves", self.kind, step)
             self._full = True
 
     def finish(self, seconds: float = FINISH_SECONDS) -> None:
@@ -81,8 +81,8 @@ class Tracker:
         tracked = package.init(project=self.project, name=self.run, resume="allow")
         atexit.register(self.finish)  # after the package's own, so that it is called before
         while (item := self._waiting.get()) is not None:
-            epoch, values = item
-            tracked.log(values, step=epoch)
+            step, values = item
+            tracked.log(values, step=step)
         tracked.finish()
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hivemind.dht import DHT
     from hivemind.dht.crypto import RSASignatureValidator
 
-MAX_EPOCH = 100_000_000
+MAX_STEP = 100_000_000
 MAX_SAMPLES = 10**15
 MAX_RECORD_BYTES = 4096
 MAX_SEEN = 64
@@ -62,7 +62,7 @@ class PeerRecord(BaseModel):
     """Unix time of this record."""
     interval: Seconds = 0.0
     """Seconds since the last record."""
-    epoch: int = Field(ge=0, le=MAX_EPOCH)
+    step: int = Field(ge=0, le=MAX_STEP)
     samples: Count = 0
     """Training samples computed in the interval."""
     samples_total: Count = 0

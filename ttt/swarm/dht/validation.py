@@ -20,13 +20,13 @@ from hivemind.utils import MSGPackSerializer, get_dht_time
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ttt.swarm.dht.access import AccessPolicy, Action, AllowAll
-from ttt.swarm.dht.records import CLOCK_SLACK, MAX_EPOCH, MAX_RECORD_BYTES, MAX_SAMPLES, metrics_key, owner_of, parse
+from ttt.swarm.dht.records import CLOCK_SLACK, MAX_RECORD_BYTES, MAX_SAMPLES, MAX_STEP, metrics_key, owner_of, parse
 
 MAX_OTHER_BYTES = 1 << 16
 MAX_LIFETIME = 3600.0
 """Seconds ahead that a record of a run may expire: nobody haunts a swarm for longer."""
 AVERAGERS = ("grad_averager", "state_averager")
-PRIORITY_RANGE = (-1.0, float(MAX_EPOCH))
+PRIORITY_RANGE = (-1.0, float(MAX_STEP))
 
 
 class ProgressRecord(BaseModel):
@@ -35,7 +35,7 @@ class ProgressRecord(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
     peer_id: bytes = Field(min_length=16, max_length=64)
-    epoch: int = Field(ge=0, le=MAX_EPOCH)
+    epoch: int = Field(ge=0, le=MAX_STEP)
     samples_accumulated: int = Field(ge=0, le=MAX_SAMPLES)
     samples_per_second: Annotated[float, Field(ge=0, le=1e9)]
     time: float = Field(ge=0, le=1e11)

@@ -25,7 +25,7 @@ class _Export(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     format: Literal["ttt-history"]
-    version: Literal[1]
+    version: Literal[2]
     run: str = Field(min_length=1, max_length=200)
     title: str = Field(max_length=500)
     target_batch_size: int = Field(ge=0)
@@ -52,7 +52,7 @@ def export(history: HistoryReader, path: Path, *, points: int = 2000, events: in
     kept = keep_extremes(columns["time"], loss, points)
     content = {
         "format": "ttt-history",
-        "version": 1,
+        "version": 2,
         "run": about.run,
         "title": about.title,
         "target_batch_size": about.target_batch_size,

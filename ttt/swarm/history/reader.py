@@ -18,7 +18,7 @@ from ttt.errors import SwarmError
 from ttt.swarm.history import schema as tables
 from ttt.swarm.history.types import Checkpoint, Event, Moment, Now, Peer, Picture
 
-COLUMNS = ("time", "epoch", "samples", "loss", "loss_low", "loss_high", "peers", "samples_per_second", "learning_rate")
+COLUMNS = ("time", "step", "samples", "loss", "loss_low", "loss_high", "peers", "samples_per_second", "learning_rate")
 MAX_PEERS = 1000
 _MOMENTS: TypeAdapter[tuple[float, float]] = TypeAdapter(tuple[Moment, Moment])
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {

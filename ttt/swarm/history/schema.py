@@ -28,7 +28,7 @@ from sqlalchemy.types import TypeEngine
 from ttt.errors import SwarmError
 
 APPLICATION_ID = 0x74747468  # "ttth"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _MAGIC = b"SQLite format 3\0"
 
 metadata = MetaData()
@@ -45,7 +45,7 @@ points = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     _required("time", Float),
-    _required("epoch", Integer),
+    _required("step", Integer),
     _required("samples", Integer),
     Column("loss", Float),
     Column("loss_low", Float),
@@ -64,7 +64,7 @@ peers = Table(
     _required("device", String, ""),
     _required("first_seen", Float),
     _required("last_seen", Float),
-    _required("epoch", Integer, 0),
+    _required("step", Integer, 0),
     _required("samples", Float, 0.0),
     _required("seconds", Float, 0.0),
     _required("claimed_samples", Float, 0.0),
@@ -97,7 +97,7 @@ checkpoints = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     _required("time", Float),
-    _required("epoch", Integer),
+    _required("step", Integer),
     _required("samples", Integer),
     Column("loss", Float),
     _required("path", String),
@@ -109,10 +109,10 @@ pictures = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     _required("time", Float),
-    _required("epoch", Integer),
+    _required("step", Integer),
     _required("prompt", String),
     _required("path", String),
-    Index("pictures_by_prompt", "prompt", "epoch"),
+    Index("pictures_by_prompt", "prompt", "step"),
 )
 
 
@@ -162,7 +162,14 @@ def _recognise(path: Path) -> None:
     if application != APPLICATION_ID:
         raise SwarmError(f"{path} is a SQLite file of another program. Choose another folder, or move it away")
     if version > SCHEMA_VERSION:
-        raise SwarmError(f"{path} has version {version} and this program knows {SCHEMA_VERSION}: update the program")
+        raise SwarmError(
+            f"{path} has version {version}, but this program supports {SCHEMA_VERSION}: update the program"
+        )
+    if version < SCHEMA_VERSION:
+        raise SwarmError(
+            f"{path} has version {version}, but this program supports {SCHEMA_VERSION}: choose another folder, or move "
+            "the file away to start a new history"
+        )
     if health != "ok":
         raise damaged(path, ValueError(f"malformed ({' '.join(health.split())})"))
 

@@ -18,7 +18,7 @@ from ttt.swarm.history.types import Checkpoint, Event, Now, Picture
 from ttt.swarm.process.text import MAX_NAME, clean_text, safe_name
 
 Axis = Literal["time", "samples"]
-Series = Literal["loss", "peers", "samples_per_second", "learning_rate", "epoch"]
+Series = Literal["loss", "peers", "samples_per_second", "learning_rate", "step"]
 ACTIVE_SECONDS = 120.0
 """A swarm that was not heard of for longer is shown as silent."""
 DAY = 86_400.0
@@ -38,7 +38,7 @@ class Curve:
 class Progress:
     """Towards the next optimizer step."""
 
-    epoch: int
+    step: int
     samples_accumulated: int
     target_batch_size: int
     fraction: float
@@ -118,7 +118,7 @@ def progress(history: HistoryReader, *, at: float | None = None) -> Progress | N
     active, left = at - now.time < ACTIVE_SECONDS, now.target_batch_size - now.samples_accumulated
     eta = _eta(now, left, at) if active else None
     return Progress(
-        epoch=now.epoch,
+        step=now.step,
         samples_accumulated=now.samples_accumulated,
         target_batch_size=now.target_batch_size,
         fraction=min(1.0, now.samples_accumulated / now.target_batch_size) if now.target_batch_size else 0.0,
@@ -190,12 +190,12 @@ def swarm_status(history: HistoryReader, *, at: float | None = None) -> dict[str
         "started": _iso(about.started),
         "contributors": history.contributors(),
         "last_checkpoint": (
-            {"epoch": newest[0].epoch, "date": _iso(newest[0].time), "url": newest[0].url} if newest else None
+            {"step": newest[0].step, "date": _iso(newest[0].time), "url": newest[0].url} if newest else None
         ),
     }
     if state is None:
         return {**status, "active": False}
-    samples = state.epoch * state.target_batch_size + state.samples_accumulated
+    samples = state.step * state.target_batch_size + state.samples_accumulated
     return {**status, "samples": samples, **asdict(state), "updated": _iso(state.updated)}
 
 

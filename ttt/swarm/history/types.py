@@ -18,9 +18,9 @@ class Point:
 
     time: Moment
     """Unix time."""
-    epoch: int
+    step: int
     samples: int
-    """Samples behind the parameters: epochs times the global batch, plus what is gathered for the next."""
+    """Samples behind the parameters: steps times the global batch, plus what is gathered for the next."""
     loss: float | None
     """Median of the peers' mean losses; None while nobody reports one."""
     loss_low: float | None
@@ -37,9 +37,9 @@ class Now:
     """The swarm just now, for the progress bar."""
 
     time: Moment
-    epoch: int
+    step: int
     samples_accumulated: int
-    """Towards the next epoch."""
+    """Towards the next step."""
     target_batch_size: int
     peers: int
     helpers: int
@@ -61,7 +61,7 @@ class Peer:
     device: str
     first_seen: Moment
     last_seen: Moment
-    epoch: int
+    step: int
     samples: float
     seconds: float
     """Of computing."""
@@ -85,7 +85,7 @@ class Event:
 @dataclass(frozen=True)
 class Checkpoint:
     time: Moment
-    epoch: int
+    step: int
     samples: int
     loss: float | None
     path: str
@@ -101,7 +101,7 @@ class Picture:
     """What the model painted for one of the run's fixed prompts at a checkpoint."""
 
     time: Moment
-    epoch: int
+    step: int
     prompt: str
     path: str
     """Relative to the history's folder."""

@@ -31,8 +31,8 @@ CONTRIBUTIONS_BY_DAY_AFTER = 30 * DAY
 MAX_EVENTS = 20_000
 _MERGE = text("""
     INSERT INTO points
-        (time, epoch, samples, loss, loss_low, loss_high, peers, samples_per_second, learning_rate, merged)
-    SELECT max(time), max(epoch), max(samples),
+        (time, step, samples, loss, loss_low, loss_high, peers, samples_per_second, learning_rate, merged)
+    SELECT max(time), max(step), max(samples),
         sum(loss * merged) / sum(CASE WHEN loss IS NOT NULL THEN merged END), min(loss_low), max(loss_high),
         sum(peers * merged) / sum(merged), avg(samples_per_second), avg(learning_rate), sum(merged)
     FROM points WHERE time < :before AND id <= :last

@@ -18,7 +18,7 @@ def save_backup(folder: Path, state: TrainingState, generation: int) -> None:
     from safetensors.torch import save_file
 
     temporary = folder / f".{FILE}.partial"
-    about = {"epoch": str(state.epoch), "generation": str(generation), "scalars": json.dumps(state.scalars)}
+    about = {"step": str(state.epoch), "generation": str(generation), "scalars": json.dumps(state.scalars)}
     try:
         save_file({name: tensor.contiguous() for name, tensor in state.tensors.items()}, temporary, metadata=about)
         temporary.replace(folder / FILE)
@@ -37,5 +37,5 @@ def load_backup(folder: Path, generation: int | None = None) -> TrainingState | 
         about = file.metadata()
         if generation is None or int(about["generation"]) == generation:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return TrainingState(int(about["epoch"]), tensors, json.loads(about["scalars"]))
+            return TrainingState(int(about["step"]), tensors, json.loads(about["scalars"]))
     return None

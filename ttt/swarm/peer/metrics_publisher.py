@@ -83,7 +83,7 @@ class Publisher:
             seen = dict(sorted(self._seen.items(), key=lambda one: -one[1])[:MAX_SEEN])
             last = self._last
             numbers = {
-                "interval": interval, "epoch": status.epoch, "samples": samples, "samples_total": self._samples_total,
+                "interval": interval, "step": status.step, "samples": samples, "samples_total": self._samples_total,
                 "samples_per_second": samples / interval if interval > 0 else 0.0,
                 "compute_seconds": seconds, "compute_seconds_total": self._seconds_total,
                 "learning_rate": status.learning_rate,

@@ -33,7 +33,7 @@ from ttt.swarm.peer.recovery import Recovery
 from ttt.swarm.process.lifecycle import check_machine, check_shared_memory, shared_memory_needed
 from ttt.swarm.process.reporter import Reporter
 from ttt.swarm.process.session import batches_until, signals, taking_part
-from ttt.swarm.process.status import EpochRecord, append_record
+from ttt.swarm.process.status import StepRecord, append_record
 from ttt.swarm.training.job import Task, load_task
 from ttt.swarm.training.memory_plan import device_name, in_words, memory_in_use, plan
 from ttt.train.micro_batch import MemoryPlan, probe
@@ -65,7 +65,7 @@ def run_peer(options: PeerOptions, settings: RunSettings, access: AccessPolicy |
 
 
 @dataclass
-class _Epoch:
+class _Step:
     """What this peer did towards one step."""
 
     began: float = field(default_factory=time.time)
@@ -90,7 +90,7 @@ class Peer(OptimizerEvents):
         self.options, self.settings, self.reporter, self.access = options, settings, reporter, access
         self.stop, self.begin_anew, self.why_left = threading.Event(), False, "asked to stop"
         self.generation = 0
-        self.epoch, self._finished = _Epoch(), dict[int, _Epoch]()
+        self.step, self._finished = _Step(), dict[int, _Step]()
         self._reports_lock = threading.Lock()
 
     @property
@@ -115,14 +115,14 @@ class Peer(OptimizerEvents):
             self.optimizer = stack.enter_context(self._swarm_optimizer(task))
             self.recovery = Recovery(
                 self.optimizer, self.reporter, self.options.folder, generation=self.generation,
-                every_seconds=self.options.backup_seconds, forget=self._begin_epoch,
+                every_seconds=self.options.backup_seconds, forget=self._begin_step,
             )  # fmt: skip
             stack.enter_context(signals(self.stop))  # hivemind has set its own
             stack.enter_context(self.lookout.watching(self.generation, self._rolled_back))
             if not self.options.auxiliary:
                 self.optimizer.load_state_from_peers()
             self.publisher = stack.enter_context(closing(self._publisher()))
-            self._begin_epoch()
+            self._begin_step()
             if self.options.auxiliary:
                 self._help()
             else:
@@ -143,8 +143,8 @@ class Peer(OptimizerEvents):
         self.reporter.update(micro_batch=self.fitted.micro_batch)
         return task
 
-    def _begin_epoch(self) -> None:
-        self.epoch = _Epoch()
+    def _begin_step(self) -> None:
+        self.step = _Step()
 
     def _train(self, task: Task) -> None:
         options, step = self.options, TrainingStep(task.dalle, precision=self.options.precision)
@@ -158,8 +158,8 @@ class Peer(OptimizerEvents):
             loss = step.backward(batch)
             if self.recovery.loss_is_good(loss) and step.overflows == overflows:  # else its gradients were left out
                 size = len(batch.text)
-                self.epoch.samples += size
-                self.epoch.losses += loss * size
+                self.step.samples += size
+                self.step.losses += loss * size
                 counted += size
                 self.publisher.computed(size, loss, time.monotonic() - started)
                 self.reporter.update(
@@ -180,7 +180,7 @@ class Peer(OptimizerEvents):
             self.stop.wait(AUXILIARY_PAUSE)
 
     def _step(self) -> None:
-        """Tell hivemind of a micro-batch; where it ends an epoch, this returns when the step is done."""
+        """Tell hivemind of a micro-batch; where it ends a step, this returns when the step is done."""
         before = self.optimizer.local_epoch
         self.optimizer.step()
         self._take_reports()
@@ -199,23 +199,23 @@ class Peer(OptimizerEvents):
 
     def _tell_progress(self) -> None:
         """Of this peer, and of the swarm as it was last heard of."""
-        epoch, (sent, received) = self.optimizer.local_epoch, self.optimizer.traffic()
+        step, (sent, received) = self.optimizer.local_epoch, self.optimizer.traffic()
         swarm, (gpu_bytes, gpu_total) = self.optimizer.tracker.global_progress, memory_in_use(self.device)
-        gathered = min(swarm.samples_accumulated, swarm.target_batch_size) if swarm.epoch == epoch else 0
+        gathered = min(swarm.samples_accumulated, swarm.target_batch_size) if swarm.epoch == step else 0
         self.reporter.update(
-            epoch=epoch, sent_bytes=sent, received_bytes=received, peers=swarm.num_peers, swarm_samples=gathered,
+            step=step, sent_bytes=sent, received_bytes=received, peers=swarm.num_peers, swarm_samples=gathered,
             learning_rate=self.optimizer.learning_rate(), gpu_bytes=gpu_bytes, gpu_total=gpu_total,
         )  # fmt: skip
 
     def averaging_started(self) -> None:
-        """An epoch ends: what was computed belongs to the step that follows."""
-        self._finished[self.optimizer.local_epoch + 1] = self.epoch
-        self.epoch = _Epoch()
+        """A step ends: what was computed belongs to the step that follows."""
+        self._finished[self.optimizer.local_epoch + 1] = self.step
+        self.step = _Step()
         self.reporter.say("averaging")
 
     def step_done(self, step: int) -> None:
         """After an optimizer step, in the thread that made it."""
-        epoch, done = step, self._finished.pop(step, _Epoch())
+        done = self._finished.pop(step, _Step())
         self._take_reports()
         if self.options.auxiliary:
             return
@@ -224,13 +224,13 @@ class Peer(OptimizerEvents):
         if math.isfinite(norm):
             append_record(
                 self.options.folder,
-                EpochRecord(
-                    epoch=epoch, time=time.time(), seconds=time.time() - done.began, samples=done.samples,
+                StepRecord(
+                    step=step, time=time.time(), seconds=time.time() - done.began, samples=done.samples,
                     loss=done.loss, group_size=status.group_size, received=status.received or 0.0,
                     learning_rate=self.optimizer.learning_rate(), norm=norm, fingerprint=sums,
                 ),
             )  # fmt: skip
-        self.reporter.update(loss=done.loss, epochs_done=status.epochs_done + 1)
+        self.reporter.update(loss=done.loss, steps_done=status.steps_done + 1)
         if math.isfinite(norm):
             self.recovery.back_up_in_time()
 
@@ -244,11 +244,11 @@ class Peer(OptimizerEvents):
         return self.stop.is_set()
 
     def _should_leave(self) -> bool:
-        epoch = self.optimizer.local_epoch
-        if self.options.until and epoch >= self.options.until:
-            self.why_left = f"step {epoch} is done, as asked for"
-        elif epoch >= self.settings.optimizer.total_steps:
-            self.why_left = f"the run is complete: {epoch} steps"
+        step = self.optimizer.local_epoch
+        if self.options.until and step >= self.options.until:
+            self.why_left = f"step {step} is done, as asked for"
+        elif step >= self.settings.optimizer.total_steps:
+            self.why_left = f"the run is complete: {step} steps"
         elif not self.stop.is_set():
             return False
         if not self.options.auxiliary:
@@ -258,10 +258,10 @@ class Peer(OptimizerEvents):
 
     def _hand_over(self) -> None:
         """The last state of a complete run would be lost if all left before the coordinator took it."""
-        epoch = self.optimizer.local_epoch
-        if epoch >= self.settings.optimizer.total_steps and not self.options.client and not self.stop.is_set():
+        step = self.optimizer.local_epoch
+        if step >= self.settings.optimizer.total_steps and not self.options.client and not self.stop.is_set():
             self.reporter.say("stopping", f"{self.why_left}; staying until the coordinator has them")
-            self.lookout.hand_over(self.prefix, epoch, self.optimizer.state_bytes_sent)
+            self.lookout.hand_over(self.prefix, step, self.optimizer.state_bytes_sent)
 
     def _rolled_back(self) -> None:
         self.why_left, self.begin_anew = "the run was rolled back; joining it anew", True

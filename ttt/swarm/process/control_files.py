@@ -62,7 +62,7 @@ class Work(_File):
     """What peers of this folder did, all their processes together."""
 
     samples: int = 0
-    epochs: int = 0
+    steps: int = 0
     sent_bytes: int = 0
     received_bytes: int = 0
     seconds: float = 0.0
@@ -70,7 +70,7 @@ class Work(_File):
     def plus(self, status: PeerStatus) -> Work:
         return Work(
             samples=self.samples + status.samples,
-            epochs=self.epochs + status.epochs_done,
+            steps=self.steps + status.steps_done,
             sent_bytes=self.sent_bytes + status.sent_bytes,
             received_bytes=self.received_bytes + status.received_bytes,
             seconds=self.seconds + max(0.0, status.time - status.started),

@@ -40,7 +40,7 @@ def figures(
     """
     return [
         ("samples", "Samples contributed", f"{work.samples:,}"),
-        ("epochs", "Steps taken part in", f"{work.epochs:,}"),
+        ("steps", "Steps taken part in", f"{work.steps:,}"),
         ("time", "Time given", span(work.seconds)),
         ("pace", "Samples a second", f"{live.samples_per_second:.2f}" if live and live.samples_per_second else UNKNOWN),
         ("loss", "Loss", f"{live.loss:.3f}" if live and live.loss is not None else UNKNOWN),
@@ -62,7 +62,7 @@ def towards_next_step(status: PeerStatus | None) -> tuple[float, str] | None:
     gathered = status.global_batch if status.state == "averaging" else min(status.swarm_samples, status.global_batch)
     return (
         gathered / status.global_batch,
-        f"{gathered:,} of {status.global_batch:,} samples towards step {status.epoch + 1:,}",
+        f"{gathered:,} of {status.global_batch:,} samples towards step {status.step + 1:,}",
     )
 
 
@@ -92,7 +92,7 @@ def span(seconds: float) -> str:
 
 
 def _step(live: PeerStatus | None) -> str:
-    return f"{live.epoch:,}" if live and live.state not in ("starting", "connecting") else UNKNOWN
+    return f"{live.step:,}" if live and live.state not in ("starting", "connecting") else UNKNOWN
 
 
 def _averaged(live: PeerStatus | None) -> str:

@@ -109,7 +109,7 @@ class Reporter:
 
 def explain(record: RoundRecord) -> str:
     """What a round that was not clean means, and what to do if it happens often."""
-    where = f"step {record.epoch}, averaging {record.kind}: "
+    where = f"step {record.step}, averaging {record.kind}: "
     if record.failed:
         return (
             f"{where}{record.failed}. Often? Raise matchmaking_time or averaging_timeout in the run file, or the "

@@ -2,7 +2,7 @@
 
 status.json     PeerStatus, replaced once a second; read it with `read_status`
 rounds.jsonl    one RoundRecord a line: every averaging round, as it really went; the newest few thousand
-epochs.jsonl    one EpochRecord a line: every optimizer step of the whole swarm that this peer took part in; likewise
+steps.jsonl    one StepRecord a line: every optimizer step of the whole swarm that this peer took part in; likewise
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ttt.atomic import write_atomically
 
-STATUS_FILE, ROUNDS_FILE, EPOCHS_FILE = "status.json", "rounds.jsonl", "epochs.jsonl"
+STATUS_FILE, ROUNDS_FILE, STEPS_FILE = "status.json", "rounds.jsonl", "steps.jsonl"
 MAX_STATUS_BYTES = 1 << 18
 MAX_MESSAGE, MAX_ADDRESSES, MAX_PROBLEMS = 2000, 64, 20
 MAX_RECORDS, KEPT_RECORDS = 16 << 20, 8 << 20
@@ -56,15 +56,15 @@ class PeerStatus(_Record):
     """Unix time."""
     time: float = 0.0
     """Unix time of this status."""
-    epoch: int = 0
+    step: int = 0
     """Optimizer steps of the whole swarm."""
-    epochs_done: int = 0
+    steps_done: int = 0
     """Optimizer steps that this process took part in."""
     samples: int = 0
     """Training samples that this process computed."""
     samples_per_second: float = 0.0
     swarm_samples: int = 0
-    """Of the global batch, by all peers together, in the current epoch."""
+    """Of the global batch, by all peers together, in the current step."""
     global_batch: int = 0
     micro_batch: int = 0
     """Samples that this peer computes at once."""
@@ -72,7 +72,7 @@ class PeerStatus(_Record):
     """Of the GPU's memory, what this process holds; 0 without one."""
     gpu_total: int = 0
     loss: float | None = None
-    """Mean of this peer's micro-batches in the last whole epoch."""
+    """Mean of this peer's micro-batches in the last whole step."""
     learning_rate: float | None = None
     peers: int = 0
     """Peers that train, this one included."""
@@ -106,7 +106,7 @@ class RoundRecord(_Record):
     """One round of averaging, seen from inside: how large its group was and what share of it arrived."""
 
     kind: Literal["gradients", "state"]
-    epoch: int
+    step: int
     time: float
     seconds: float
     group_size: int
@@ -129,10 +129,10 @@ class RoundRecord(_Record):
         return not self.failed and not self.refused and self.received == 1 and self.gathered == 1
 
 
-class EpochRecord(_Record):
+class StepRecord(_Record):
     """One optimizer step."""
 
-    epoch: int
+    step: int
     """The number of steps done, this one included."""
     time: float
     seconds: float
@@ -162,9 +162,9 @@ def read_status(folder: Path) -> PeerStatus | None:
         return None
 
 
-def append_record(folder: Path, record: RoundRecord | EpochRecord) -> None:
+def append_record(folder: Path, record: RoundRecord | StepRecord) -> None:
     """Where the disk takes it; a full one is no reason to leave the swarm. The oldest go where there are too many."""
-    path = folder / (ROUNDS_FILE if isinstance(record, RoundRecord) else EPOCHS_FILE)
+    path = folder / (ROUNDS_FILE if isinstance(record, RoundRecord) else STEPS_FILE)
     with contextlib.suppress(OSError):
         with path.open("a", encoding="utf-8") as file:
             file.write(record.model_dump_json() + "\n")
@@ -178,8 +178,8 @@ def read_rounds(folder: Path) -> list[RoundRecord]:
     return [RoundRecord.model_validate(line) for line in _lines(folder / ROUNDS_FILE)]
 
 
-def read_epochs(folder: Path) -> list[EpochRecord]:
-    return [EpochRecord.model_validate(line) for line in _lines(folder / EPOCHS_FILE)]
+def read_steps(folder: Path) -> list[StepRecord]:
+    return [StepRecord.model_validate(line) for line in _lines(folder / STEPS_FILE)]
 
 
 def _lines(path: Path) -> Iterator[dict[str, object]]:

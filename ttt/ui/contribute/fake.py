@@ -74,7 +74,7 @@ class FakeDesk:
         samples = int(max(0.0, age - STORY[-1][0]) * self._pace)
         return PeerStatus(
             state=state, run="made-up", name="me", pid=os.getpid(), started=self._began, time=time.time(),
-            epoch=12 + samples // 100, epochs_done=samples // 100, samples=samples, samples_per_second=self._pace,
+            step=12 + samples // 100, steps_done=samples // 100, samples=samples, samples_per_second=self._pace,
             swarm_samples=40 * samples % 4096, global_batch=4096, loss=6.1 - samples * 1e-4, peers=7, group_size=7,
             received=1.0, sent_bytes=samples << 18, received_bytes=samples << 18,
         )  # fmt: skip

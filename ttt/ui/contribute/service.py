@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from ttt.errors import TTTError
 from ttt.swarm.process.launcher import Launcher, View, tail
-from ttt.swarm.process.status import EPOCHS_FILE, EpochRecord
+from ttt.swarm.process.status import STEPS_FILE, StepRecord
 from ttt.swarm.training.requirements import Demand, cpu_speed, demand_of
 from ttt.ui.contribute.form import Asked, memory_of, order_of
 from ttt.ui.contribute.host import Place, look
@@ -125,10 +125,10 @@ class PeerDesk:
         self.launcher.stop()
         self._forget()
 
-    def _last_step(self) -> EpochRecord | None:
-        for line in tail(self.launcher.folder / EPOCHS_FILE, 1):
+    def _last_step(self) -> StepRecord | None:
+        for line in tail(self.launcher.folder / STEPS_FILE, 1):
             with contextlib.suppress(ValidationError):
-                return EpochRecord.model_validate_json(line)
+                return StepRecord.model_validate_json(line)
         return None
 
     def _recent(self, key: object, seconds: float, make: Callable[[], T]) -> T:

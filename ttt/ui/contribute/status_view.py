@@ -138,7 +138,7 @@ def summary(view: View) -> dict[str, object]:
         "state": left,
         "message": redact(right),
         "samples": view.work.samples,
-        "steps": view.work.epochs,
+        "steps": view.work.steps,
         "seconds": round(view.work.seconds, 1),
         "sent_bytes": view.work.sent_bytes,
         "received_bytes": view.work.received_bytes,

@@ -25,7 +25,7 @@ def make_endpoints(source: RunSource) -> tuple[Callable[..., dict], Callable[...
     """The functions behind the endpoints."""
 
     def swarm_status(run: str = "") -> dict:
-        """How a training run stands: epoch, progress to the next one, loss, peers, speed, last checkpoint.
+        """How a training run stands: step, progress to the next one, loss, peers, speed, last checkpoint.
 
         Args:
             run: name of the run, as the dashboard lists it; empty: the one that goes on now, or the newest

@@ -46,10 +46,10 @@ class _Worker:
 
 @dataclass
 class Simulation:
-    """A run of `epochs` optimizer steps that ends at `end` (Unix time)."""
+    """A run of `steps` optimizer steps that ends at `end` (Unix time)."""
 
     end: float
-    epochs: int = 3000
+    steps: int = 3000
     peers: int = 24
     seed: int = 0
     batch: int = 4096
@@ -64,23 +64,23 @@ class Simulation:
             for start in (0.0, *joins[1:])
         ]
         clock, rows = 0.0, []
-        for epoch in range(self.epochs):
-            speed = self._who_is_here(workers, epoch / self.epochs, clock) * rng.uniform(0.92, 1.05)
+        for step in range(self.steps):
+            speed = self._who_is_here(workers, step / self.steps, clock) * rng.uniform(0.92, 1.05)
             seconds = self.batch / speed
             here = [worker for worker in workers if worker.here]
             for worker in here:
                 worker.samples += self.batch * worker.speed / sum(other.speed for other in here)
                 worker.seconds += seconds * 0.9
             clock += seconds
-            rows.append((clock, epoch + 1, len(here), speed))
+            rows.append((clock, step + 1, len(here), speed))
         self.points = [self._point(self.end - clock, *row, rng) for row in rows]
         self.members = [self._member(i, worker, clock, rng) for i, worker in enumerate(workers)]
 
     def now(self) -> Now:
-        """Two thirds of the way to the next epoch."""
+        """Two thirds of the way to the next step."""
         last = self.points[-1]
         return Now(
-            time=self.end, epoch=last.epoch, samples_accumulated=self.batch * 2 // 3, target_batch_size=self.batch,
+            time=self.end, step=last.step, samples_accumulated=self.batch * 2 // 3, target_batch_size=self.batch,
             peers=int(last.peers), helpers=1, samples_per_second=last.samples_per_second, loss=last.loss,
             learning_rate=last.learning_rate,
         )  # fmt: skip
@@ -88,10 +88,10 @@ class Simulation:
     def checkpoints(self) -> Iterator[Checkpoint]:
         """Twelve, some of them on the Hub."""
         for number, point in enumerate(evenly(self.points, 13)[1:]):
-            checksum = hashlib.sha256(f"{point.epoch}".encode()).hexdigest()
-            url = f"https://huggingface.co/example/run/tree/step-{point.epoch}" if number % 3 == 2 else ""
-            path = f"checkpoints/step-{point.epoch:08d}"
-            yield Checkpoint(point.time, point.epoch, point.samples, point.loss, path, checksum, url)
+            checksum = hashlib.sha256(f"{point.step}".encode()).hexdigest()
+            url = f"https://huggingface.co/example/run/tree/step-{point.step}" if number % 3 == 2 else ""
+            path = f"checkpoints/step-{point.step:08d}"
+            yield Checkpoint(point.time, point.step, point.samples, point.loss, path, checksum, url)
 
     def events(self) -> Iterator[Event]:
         for peer in sorted(self.members, key=lambda one: one.first_seen):
@@ -105,11 +105,11 @@ class Simulation:
         every = list(self.checkpoints())
         for step, checkpoint in enumerate(every):
             for number, prompt in enumerate(PROMPTS):
-                path = f"pictures/step-{checkpoint.epoch:08d}-{number}.png"
+                path = f"pictures/step-{checkpoint.step:08d}-{number}.png"
                 noise = Image.effect_noise((128, 128), 90).convert("RGB")
                 clear = ((step + 1) / len(every)) ** 0.7
                 Image.blend(noise, picture(prompt, self.seed, 0), clear).save(folder / path)
-                yield Picture(checkpoint.time, checkpoint.epoch, prompt, path)
+                yield Picture(checkpoint.time, checkpoint.step, prompt, path)
 
     def write(
         self, folder: Path, run: str = "simulated", title: str = "A simulated run", *, painted: bool = True
@@ -138,12 +138,12 @@ class Simulation:
             worker.here = worker.joins <= part and (number <= BOASTER or awake)
         return sum(worker.speed for worker in workers if worker.here)
 
-    def _point(self, start: float, clock: float, epoch: int, peers: int, speed: float, rng: random.Random) -> Point:
-        samples = epoch * self.batch
+    def _point(self, start: float, clock: float, step: int, peers: int, speed: float, rng: random.Random) -> Point:
+        samples = step * self.batch
         loss = 2.1 + 5.2 * (1 + samples / (6 * self.batch)) ** -0.42 + rng.gauss(0, 0.03)
         spread = 0.12 + abs(rng.gauss(0, 0.04))
-        rate = 2.5e-3 * min(epoch / (0.05 * self.epochs), 1.0, max(0.02, 1.05 * (1 - epoch / self.epochs)))
-        return Point(start + clock, epoch, samples, loss, loss - spread, loss + spread, float(peers), speed, rate)
+        rate = 2.5e-3 * min(step / (0.05 * self.steps), 1.0, max(0.02, 1.05 * (1 - step / self.steps)))
+        return Point(start + clock, step, samples, loss, loss - spread, loss + spread, float(peers), speed, rate)
 
     def _member(self, number: int, worker: _Worker, seconds: float, rng: random.Random) -> Peer:
         digest = hashlib.sha256(f"{self.seed}/{number}".encode()).hexdigest().replace("0", "z")
@@ -156,7 +156,7 @@ class Simulation:
             device=DEVICES[number % len(DEVICES)],
             first_seen=joined,
             last_seen=self.end if worker.here else max(joined, self.end - rng.uniform(600, 2 * DAY)),
-            epoch=self.epochs,
+            step=self.steps,
             samples=worker.samples,
             seconds=worker.seconds,
             claimed_samples=worker.samples * boast,

@@ -64,7 +64,7 @@ def moment(time: float) -> str:
 
 TIME = Axis("Time (UTC)", "time", moment)
 SAMPLES = Axis("Samples", "whole", lambda value: f"{value:,.0f}")
-EPOCHS = Axis("Epoch", "whole", lambda value: f"{value:,.0f}")
+STEPS = Axis("Step", "whole", lambda value: f"{value:,.0f}")
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -97,7 +97,7 @@ class Board:
 
 
 def _visibly_later(old: RunData, new: RunData) -> bool:
-    times, before = new.curves["epoch", "time"].x, old.curves["epoch", "time"].x
+    times, before = new.curves["step", "time"].x, old.curves["step", "time"].x
     if not times or not before or times[0] != before[0]:
         return True
     return times[-1] - before[-1] >= min((times[-1] - times[0]) / PLOT_STEPS, PLOT_SECONDS) or times[-1] < before[-1]

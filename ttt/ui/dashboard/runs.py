@@ -24,7 +24,7 @@ CHECK_SECONDS = 1.0
 MAX_PLACES = 1000
 SILENT = "/silent"
 CURVES: tuple[tuple[summary.Series, summary.Axis], ...] = (
-    ("loss", "samples"), ("loss", "time"), ("peers", "time"), ("samples_per_second", "time"), ("epoch", "time"),
+    ("loss", "samples"), ("loss", "time"), ("peers", "time"), ("samples_per_second", "time"), ("step", "time"),
     ("learning_rate", "samples"),
 )  # fmt: skip
 

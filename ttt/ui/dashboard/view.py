@@ -11,7 +11,7 @@ from ttt.swarm.history.summary import Axis, Curve, Place, Progress, Series
 from ttt.swarm.history.types import Checkpoint, Event, Picture
 from ttt.swarm.process.text import clean_text
 from ttt.ui.dashboard import plots
-from ttt.ui.dashboard.plots import EPOCHS, SAMPLES, TIME, moment, number
+from ttt.ui.dashboard.plots import SAMPLES, STEPS, TIME, moment, number
 from ttt.ui.dashboard.run_types import NOWHERE, RunData
 from ttt.ui.generate.view import duration
 
@@ -32,7 +32,7 @@ PLOTS: dict[str, tuple[str, Series, Axis, plots.Axis, bool]] = {
     "loss-time": ("Loss over time", "loss", "time", LOSS, False),
     "peers-time": ("Active peers over time", "peers", "time", PEERS, True),
     "speed-time": ("Samples per second over time", "samples_per_second", "time", SPEED, True),
-    "epoch-time": ("Epochs over time", "epoch", "time", EPOCHS, True),
+    "step-time": ("Steps over time", "step", "time", STEPS, True),
     "rate-samples": ("Learning rate over samples", "learning_rate", "samples", RATE, True),
 }
 EVENTS = {
@@ -66,7 +66,7 @@ def problem(message: str) -> str:
 
 
 def head(run: RunData) -> str:
-    """Where the run stands: state, progress to the next epoch, numbers."""
+    """Where the run stands: state, progress to the next step, numbers."""
     title = f"<h2>{escape(run.title or run.key)}</h2>"
     if run.progress is None:
         return f'{title}<p class="ttt-state" data-state="silent">Waiting for the first reading of the swarm.</p>'
@@ -86,23 +86,23 @@ def head(run: RunData) -> str:
 
 def _bar(p: Progress) -> str:
     percent = int(p.fraction * 100)
-    left = f"{p.samples_accumulated:,} of {p.target_batch_size:,} samples towards epoch {p.epoch + 1:,}"
+    left = f"{p.samples_accumulated:,} of {p.target_batch_size:,} samples towards step {p.step + 1:,}"
     if p.eta_seconds is None:
         ahead = ""
     else:
         ahead = f"about {duration(p.eta_seconds)} left" if p.eta_seconds >= 1 else "averaging next"
     return (
         f'<div class="ttt-status"><p><strong>{escape(left)}</strong><span class="ttt-eta">{escape(ahead)}</span></p>'
-        f'<div class="ttt-bar" role="progressbar" aria-label="Progress to the next epoch" aria-valuemin="0" '
+        f'<div class="ttt-bar" role="progressbar" aria-label="Progress to the next step" aria-valuemin="0" '
         f'aria-valuemax="100" aria-valuenow="{percent}" aria-valuetext="{percent} %, {escape(ahead, quote=True)}">'
         f'<span style="width:{percent}%"></span></div></div>'
     )
 
 
 def _tiles(run: RunData, p: Progress) -> str:
-    samples = p.epoch * p.target_batch_size + p.samples_accumulated
+    samples = p.step * p.target_batch_size + p.samples_accumulated
     facts = [
-        ("Epoch", f"{p.epoch:,}"),
+        ("Step", f"{p.step:,}"),
         ("Loss", _loss(p.loss)),
         ("Samples", number(samples, 4)),
         ("Samples/s", number(p.samples_per_second)),
@@ -203,7 +203,7 @@ def checkpoints(run: RunData) -> str:
     """With their dates, newest first."""
     if not run.checkpoints:
         return '<p class="ttt-small">No checkpoint was written yet.</p>'
-    names = ("Date (UTC)", "Epoch", "Samples", "Loss", "SHA-256", "On the Hub")
+    names = ("Date (UTC)", "Step", "Samples", "Loss", "SHA-256", "On the Hub")
     columns = "".join(f'<th scope="col">{name}</th>' for name in names)
     rows = "".join(_checkpoint(one) for one in run.checkpoints)
     return (
@@ -216,7 +216,7 @@ def checkpoints(run: RunData) -> str:
 def _checkpoint(one: Checkpoint) -> str:
     url = one.url if urlsplit(one.url).scheme == "https" else ""
     link = f'<a href="{escape(url, quote=True)}" rel="noopener nofollow">open</a>' if url else "–"
-    cells = (f"{one.epoch:,}", number(one.samples, 4), _loss(one.loss), f"<code>{escape(one.checksum[:12])}</code>")
+    cells = (f"{one.step:,}", number(one.samples, 4), _loss(one.loss), f"<code>{escape(one.checksum[:12])}</code>")
     return f'<tr><th scope="row">{moment(one.time)}</th>{"".join(f"<td>{c}</td>" for c in cells)}<td>{link}</td></tr>'
 
 
@@ -241,10 +241,10 @@ def _strip(prompt: str, several: Sequence[Picture], url: PictureUrl) -> str:
 
 
 def _picture(prompt: str, one: Picture, address: str) -> str:
-    alt = escape(f"{clean_text(prompt, 200)}, painted after {one.epoch:,} epochs", quote=True)
+    alt = escape(f"{clean_text(prompt, 200)}, painted after {one.step:,} steps", quote=True)
     return (
         f'<li><img src="{escape(address, quote=True)}" alt="{alt}" width="128" height="128" loading="lazy">'
-        f"<span>epoch {one.epoch:,}</span></li>"
+        f"<span>step {one.step:,}</span></li>"
     )
 
 
