@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ttt.bundle.spec import DEMO_FOLDER, read_bundle
+from ttt.bundle import DEMO_FOLDER, read_bundle
 from ttt.config import PAPER_VQGAN
 from ttt.data.encode import encode
 from ttt.data.image_table import find_images

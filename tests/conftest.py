@@ -16,7 +16,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from ttt.bundle.spec import Bundle
+    from ttt.bundle import Bundle
 
 # The same examples in every run of the gate; elsewhere `--hypothesis-seed` or chance look further.
 settings.register_profile("gate", derandomize=True)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from tests.support.tiny import TINY_DALLE, tiny_dalle, tiny_vqgan, write_published_files, write_tiny_bundle
 from ttt import SamplingParams, TextToImage
 from ttt.__main__ import app
-from ttt.bundle.spec import Bundle, read_bundle
+from ttt.bundle import Bundle, read_bundle
 from ttt.results import read_settings
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,7 +1,8 @@
-"""Devices and precisions: chosen by what is there and by measuring."""
+"""Devices, precisions and free memory: detected and measured, not assumed."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -11,13 +12,16 @@ import pytest
 import torch
 
 from tests.sampling.oracle import needs_vnni
-from ttt import hardware as device_module
+from ttt import hardware
 from ttt.config import DEMO, PAPER
 from ttt.errors import InvalidInput
-from ttt.hardware import choose_device, choose_dtype, flop_per_code
+from ttt.hardware import choose_device, choose_dtype, choose_training_dtype, flop_per_code, free_memory
 from ttt.linear import Int8Linear, PackedLinear
 
 CPU = torch.device("cpu")
+V1 = ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file")
+V2 = ("memory.max", "memory.current", "memory.stat", "inactive_file")
+STAT = "anon 3000\ninactive_file 7\n{name} 500\nactive_file 900\n"
 
 
 def test_auto_is_a_device_that_works():
@@ -32,12 +36,30 @@ def test_small_models_are_painted_in_float32():
 
 @pytest.mark.parametrize(("gain", "chosen"), [(4.0, torch.bfloat16), (1.1, torch.float32), (0.2, torch.float32)])
 def test_large_models_take_16_bits_only_where_these_were_measured_to_be_faster(monkeypatch, gain, chosen):
-    monkeypatch.setattr(device_module, "_seconds", lambda dim: (1.0, 1.0 / gain))
+    monkeypatch.setattr(hardware, "_seconds", lambda dim: (1.0, 1.0 / gain))
     assert choose_dtype("auto", CPU, PAPER) == chosen
 
 
+def test_sampling_and_training_choose_from_one_table():
+    assert choose_dtype("bfloat16", CPU, DEMO) == choose_training_dtype("bfloat16", CPU) == torch.bfloat16
+    for choose in (lambda name: choose_dtype(name, CPU, DEMO), lambda name: choose_training_dtype(name, CPU)):
+        for unknown in ("half", "", 16, torch.float64):
+            with pytest.raises(InvalidInput, match="unknown; allowed: 'auto', 'float32'"):
+                choose(unknown)
+    with pytest.raises(InvalidInput, match="unknown"):
+        choose_training_dtype("int8", CPU)
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_16_bits_on_a_gpu_are_those_that_it_computes_in(monkeypatch, native, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    gpu = torch.device("cuda", 0)
+    assert choose_dtype("auto", gpu, PAPER) == choose_training_dtype("auto", gpu) == expected
+
+
 def test_measuring_measures():
-    assert all(0 < seconds < 5 for seconds in device_module._seconds(64))
+    assert all(0 < seconds < 5 for seconds in hardware._seconds(64))
 
 
 def test_a_code_of_the_paper_takes_2_15_gflop_in_the_layers():
@@ -109,7 +131,7 @@ def test_where_8_bits_are_asked_for_the_device_is_the_cpu(monkeypatch):
 @needs_vnni
 def test_8_bits_are_asked_for_and_for_cpus(monkeypatch):
     assert choose_dtype("int8", CPU, DEMO) == choose_dtype(torch.int8, CPU, DEMO) == torch.int8
-    with pytest.raises(InvalidInput, match="'int8' is for CPUs with VNNI"):
+    with pytest.raises(InvalidInput, match="'int8' needs a CPU with VNNI"):
         choose_dtype("int8", torch.device("cuda"), DEMO)
     monkeypatch.setattr(Int8Linear, "works", staticmethod(lambda: False))
     with pytest.raises(InvalidInput, match="oneDNN"):
@@ -124,3 +146,46 @@ def test_without_onednn_the_plain_product_is_used(monkeypatch):
     linear = PackedLinear(torch.ones(3, 2))
     assert not linear.packed
     assert linear(torch.ones(1, 2)).tolist() == [[2, 2, 2]]
+
+
+def group(folder: Path, version: tuple[str, str, str, str], limit: str, used: int, stat: str | None) -> None:
+    (folder / "memory").mkdir()
+    limit_file, used_file, stat_file, _ = version
+    (folder / limit_file).write_text(f"{limit}\n")
+    (folder / used_file).write_text(f"{used}\n")
+    if stat is not None:
+        (folder / stat_file).write_text(stat)
+
+
+@pytest.fixture
+def only_the_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "CGROUP", tmp_path)
+    monkeypatch.setattr(hardware, "_system_available", lambda: 1 << 40)
+
+
+@pytest.mark.parametrize("version", [V1, V2], ids=["v1", "v2"])
+@pytest.mark.usefixtures("only_the_group")
+def test_cached_files_are_not_used_memory(tmp_path: Path, version: tuple[str, str, str, str]):
+    stat = f"anon 3000\n{version[3]} 500\nactive_file 900\n"
+    group(tmp_path, version, "10000", 4000, stat)
+    assert free_memory(CPU) == 10_000 - (4000 - 500)
+
+
+@pytest.mark.parametrize("stat", [None, "", "\n", "inactive_file", "inactive_file many", "anon 5\n"])
+@pytest.mark.usefixtures("only_the_group")
+def test_what_is_cached_may_not_be_told(tmp_path: Path, stat: str | None):
+    group(tmp_path, V2, "10000", 4000, stat)
+    assert free_memory(CPU) == 6000
+
+
+@pytest.mark.parametrize(("used", "cached", "left"), [(12_000, 500, 0), (12_000, 5000, 3000), (100, 500, 10_000)])
+@pytest.mark.usefixtures("only_the_group")
+def test_what_is_left_is_from_nothing_to_the_limit(tmp_path: Path, used: int, cached: int, left: int):
+    group(tmp_path, V2, "10000", used, f"inactive_file {cached}\n")
+    assert free_memory(CPU) == left
+
+
+@pytest.mark.usefixtures("only_the_group")
+def test_no_limit_leaves_what_the_machine_has(tmp_path: Path):
+    group(tmp_path, V2, "max", 4000, "inactive_file 500\n")
+    assert free_memory(CPU) == 1 << 40

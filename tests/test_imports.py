@@ -19,7 +19,6 @@ BASE = {
     "ttt.errors",
     "ttt.hardware",
     "ttt.linear",
-    "ttt.memory",
     "ttt.text",
     "ttt.types",
     "ttt.workers",

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from tests.support.tiny import TINY_CLIP, tiny_clip, write_tokenizer
-from ttt.bundle.spec import Bundle, ClipSpec
+from ttt.bundle import Bundle, ClipSpec
 from ttt.errors import BundleError, CheckpointError
 from ttt.rerank import ClipScorer, load_in_background, text_ids
 

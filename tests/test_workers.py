@@ -11,7 +11,7 @@ import torch
 
 from tests.support.cores import cores
 from ttt.errors import Cancelled, TTTError
-from ttt.memory import available, budget, is_out_of_memory
+from ttt.hardware import free_memory, is_out_of_memory, memory_budget
 from ttt.workers import Crew
 
 CPU = torch.device("cpu")
@@ -191,7 +191,7 @@ def test_a_core_of_its_own_for_every_four_candidates(candidates: int, threads: i
 
 
 def test_memory_is_measured():
-    assert 10 << 20 < budget(CPU) < available(CPU) < 1 << 50
+    assert 10 << 20 < memory_budget(CPU) < free_memory(CPU) < 1 << 50
 
 
 def test_only_memory_errors_count_as_such():

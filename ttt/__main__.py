@@ -132,8 +132,8 @@ def convert(
 
         from ttt.bundle.convert import convert as convert_files
         from ttt.bundle.convert import parse_clip
-        from ttt.bundle.hub import fetch_published_files
         from ttt.bundle.hub_files import Hub
+        from ttt.bundle.published import fetch_published_files
 
         dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
         if dtype not in dtypes:

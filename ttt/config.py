@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 from ttt.errors import InvalidInput
 
 AttentionKind = Literal["row", "column", "conv", "full"]
+DTYPE_NAMES = ("float32", "bfloat16", "float16", "int8")
+"""Precisions that a user may choose; `ttt.hardware.DTYPES` has torch's types."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,27 +1,36 @@
-"""Which device and which precision to paint with, chosen by what is there and by measuring. Knows no weights."""
+"""The machine's hardware: which device and precision to compute with, free memory, and out-of-memory errors."""
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
-from ttt.config import DalleConfig
+from ttt.config import DTYPE_NAMES, DalleConfig
 from ttt.errors import InvalidInput
 from ttt.linear import Int8Linear, PackedLinear
+from ttt.text import first_line, shorten
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
+TRAINING_DTYPES = ("float32", "bfloat16", "float16")
 SMALL_MODEL_FLOP = 200_000_000
 """Below this many operations a code, "auto" is float32 everywhere: 16 bits save little (demo: 19 million)."""
-CLEARLY_FASTER = 1.5
+MIN_SPEEDUP = 1.5
+"""How much faster than float32 bfloat16 must be measured on a CPU before "auto" chooses it."""
+MEMORY_SHARE = {"cuda": 0.85, "cpu": 0.6}
+"""Share of the free memory that may be planned for; the rest is for other programs and for fragmentation."""
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def choose_device(name: str | torch.device = "auto", dtype: str | torch.dtype = "auto") -> torch.device:
-    """ "auto" is a GPU where there is one and the `dtype` asked for is not that of CPUs.
+    """The device of this name, checked to work; "auto" prefers a GPU unless `dtype` is int8, which only CPUs have.
 
-    CUDA devices come numbered: another may be current in another thread.
+    CUDA devices are returned with their number, because another one may be current in another thread.
     """
-    if str(name) == "auto" and str(dtype).removeprefix("torch.") == "int8":
+    if str(name) == "auto" and _dtype_name(dtype) == "int8":
         name = "cpu"
     if str(name) == "auto":
         if torch.cuda.is_available():
@@ -29,38 +38,42 @@ def choose_device(name: str | torch.device = "auto", dtype: str | torch.dtype = 
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        found = torch.empty(1, device=device).device
+        numbered = torch.empty(1, device=device).device
     except Exception as error:  # torch raises RuntimeError, AssertionError or NotImplementedError
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidInput(
-            f"device {str(name)[:60]!r} cannot be used here ({reason}); allowed: 'auto', 'cpu', and where there "
-            "is one 'cuda' or 'mps'"
+            f"device {shorten(str(name))!r} cannot be used here ({first_line(error)}); allowed: 'auto', 'cpu', and "
+            "with such a GPU 'cuda' or 'mps'"
         ) from None
     if device.type not in ("cpu", "cuda", "mps"):
-        raise InvalidInput(f"device {str(name)[:60]!r} cannot be used; allowed: 'auto', 'cpu', 'cuda', 'mps'")
-    return found if device.type == "cuda" else device
+        raise InvalidInput(f"device {shorten(str(name))!r} cannot be used; allowed: 'auto', 'cpu', 'cuda', 'mps'")
+    return numbered if device.type == "cuda" else device
 
 
 def choose_dtype(name: str | torch.dtype, device: torch.device, config: DalleConfig) -> torch.dtype:
-    """Of matrix products and caches. "auto": 16 bits for large models where they are clearly faster, else float32.
+    """Precision of sampling: of matrix products and caches.
 
-    "int8" has to be asked for: it is faster still on CPUs, and what it paints is a little further from the model's.
+    "auto" is 16 bits for large models on devices where they are clearly faster, else float32. "int8" is never chosen
+    automatically: it is faster still on CPUs, but its images deviate a little more from those of the float32 model.
     """
-    if isinstance(name, torch.dtype):
-        name = str(name).removeprefix("torch.")
-    if name == "int8" and not (device.type == "cpu" and Int8Linear.works()):
-        raise InvalidInput("dtype 'int8' is for CPUs with VNNI, and a torch with oneDNN; choose 'auto' here")
-    if isinstance(name, str) and name in DTYPES:
-        return DTYPES[name]
-    if name != "auto":
-        raise InvalidInput(f"dtype {str(name)[:60]!r} is unknown; allowed: 'auto', {', '.join(map(repr, DTYPES))}")
-    if is_small(config) or device.type == "mps":
+    if _dtype_name(name) == "int8" and not (device.type == "cpu" and Int8Linear.works()):
+        raise InvalidInput("dtype 'int8' needs a CPU with VNNI and a torch with oneDNN; choose 'auto' here")
+    named = _named_dtype("dtype", name, DTYPE_NAMES)
+    if named is not None:
+        return named
+    if is_small(config):
         return torch.float32
-    if device.type == "cuda":
-        with torch.cuda.device(device):  # it may not be the current one
-            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    float32, bfloat16 = _seconds(config.dim)
-    return torch.bfloat16 if float32 >= CLEARLY_FASTER * bfloat16 else torch.float32
+    if device.type == "cpu":  # a CPU without bfloat16 units emulates it, sometimes slowly: measure
+        float32, bfloat16 = _seconds(config.dim)
+        return torch.bfloat16 if float32 >= MIN_SPEEDUP * bfloat16 else torch.float32
+    return _native_half(device)
+
+
+def choose_training_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """Precision of training (autocast); "auto" is 16 bits where the device computes in them natively, else float32."""
+    named = _named_dtype("precision", name, TRAINING_DTYPES)
+    if named == torch.float16 and device.type != "cuda":
+        raise InvalidInput("precision float16 needs a GPU; choose bfloat16, float32 or auto here")
+    return _native_half(device) if named is None else named
 
 
 def is_small(config: DalleConfig) -> bool:
@@ -74,11 +87,58 @@ def flop_per_code(config: DalleConfig) -> int:
     return 2 * (config.depth * layer + config.num_image_tokens * config.dim)
 
 
+def memory_budget(device: torch.device) -> int:
+    """Bytes that may be planned for on `device`: a share of what is free now."""
+    return int(free_memory(device) * MEMORY_SHARE.get(device.type, MEMORY_SHARE["cpu"]))
+
+
+def free_memory(device: torch.device) -> int:
+    """Free bytes on `device`, measured now; the host's where the device does not report them."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min(value for value in (_system_available(), _container_available()) if value is not None)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for the errors by which Python, CUDA, MPS and torch's CPU allocator report that they are out of memory."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and (
+        "not enough memory" in text or "out of memory" in text or "can't allocate memory" in text
+    )
+
+
+def _dtype_name(dtype: str | torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _named_dtype(option: str, name: str | torch.dtype, allowed: Sequence[str]) -> torch.dtype | None:
+    """The dtype of this name, None for "auto"; InvalidInput for other names."""
+    text = _dtype_name(name) if isinstance(name, (str, torch.dtype)) else ""
+    if text == "auto":
+        return None
+    if text not in allowed:
+        raise InvalidInput(f"{option} {shorten(str(name))!r} is unknown; allowed: 'auto', {str(list(allowed))[1:-1]}")
+    return DTYPES[text]
+
+
+def _native_half(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device has units for it, else float16 on CUDA and float32 elsewhere."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):  # the query is about the current device
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    units = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    native = any(units.get(name) for name in ("amx_bf16", "avx512_bf16", "arm_bf16"))
+    return torch.bfloat16 if native else torch.float32
+
+
 @torch.inference_mode()
 def _seconds(dim: int) -> tuple[float, float]:
-    """The best of many products [64, dim] x [dim, 8 dim], float32 and bfloat16.
+    """Shortest time of a product [64, dim] x [dim, 8 dim] in float32 and in bfloat16.
 
-    In turns: on a busy machine one of them alone could have all the bad luck.
+    Measured in turns: on a busy machine, one type measured after the other could have all the bad luck.
     """
     dtypes = (torch.float32, torch.bfloat16)
     products = [
@@ -91,3 +151,41 @@ def _seconds(dim: int) -> tuple[float, float]:
             linear(x)
             best[i] = min(best[i], time.perf_counter() - start)
     return best[0], best[1]
+
+
+def _system_available() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, OSError, ValueError):  # not on Windows
+        return 4 << 30
+
+
+def _container_available() -> int | None:
+    """Bytes that the control group (v2, then v1) still allows; None without a limit.
+
+    The kernel counts cached files as used, but frees them when a process needs the memory; so they count as free here.
+    """
+    for folder, limit, used, files in (
+        (CGROUP, "memory.max", "memory.current", "inactive_file"),
+        (CGROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            taken = int((folder / used).read_text()) - _statistic(folder / "memory.stat", files)
+            return max(0, int((folder / limit).read_text()) - max(0, taken))
+        except (OSError, ValueError):  # absent, or "max"
+            continue
+    return None
+
+
+def _statistic(file: Path, name: str) -> int:
+    """The number beside `name` in a control group's `memory.stat`, 0 if it is missing."""
+    try:
+        return next((int(line.split()[1]) for line in file.read_text().splitlines() if line.split()[:1] == [name]), 0)
+    except (OSError, ValueError, IndexError):
+        return 0

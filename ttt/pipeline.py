@@ -25,7 +25,7 @@ from ttt.tokenizer import TextTokenizer, check_prompt
 from ttt.types import Progress, RankedImage, Stage
 
 if TYPE_CHECKING:
-    from ttt.bundle.spec import Bundle
+    from ttt.bundle import Bundle
 
 
 class TextToImage:
@@ -81,7 +81,7 @@ class TextToImage:
         chunk: int | None = None,
     ) -> TextToImage:
         """`"demo"`, a bundle folder, or a Hub id (`revision`: branch, tag or commit of it)."""
-        from ttt.bundle.hub import find_bundle
+        from ttt.bundle import find_bundle
 
         check_chunk(chunk)  # a wrong one is told before anything is fetched
         device = choose_device(device, dtype)

@@ -17,9 +17,8 @@ import torch
 from PIL import Image
 
 from ttt.errors import Cancelled
-from ttt.hardware import is_small
+from ttt.hardware import is_small, memory_budget
 from ttt.linear import MIN_ROWS
-from ttt.memory import budget
 from ttt.preview import ContactSheet
 from ttt.sampling.cache import Prompt
 from ttt.sampling.decode import prefill
@@ -83,7 +82,7 @@ class Request:
 
     def _paint(self, work: Work, canvas: Canvas) -> Iterator[Progress]:
         pipe, params = self.pipe, self.params
-        fits = budget(pipe.device) // memory_per_candidate(pipe.dalle.config, pipe.dtype)
+        fits = memory_budget(pipe.device) // memory_per_candidate(pipe.dalle.config, pipe.dtype)
         crew = Crew(
             params.candidates,
             min(params.candidates, self.chunk or max(MIN_ROWS, fits)),
@@ -178,7 +177,7 @@ class Request:
         config, device = self.pipe.vqgan.config, self.pipe.device
         bytes_per_image = 4 * 8 * config.ch * config.resolution**2
         wanted = DECODE_AT_ONCE * torch.get_num_threads() if device.type == "cpu" else 32
-        return int(max(1, min(wanted, budget(device) // bytes_per_image)))
+        return int(max(1, min(wanted, memory_budget(device) // bytes_per_image)))
 
     def _ranking(self) -> tuple[RankedImage, ...]:
         scores = self.scores.tolist()

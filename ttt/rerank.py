@@ -16,7 +16,7 @@ from ttt.errors import BundleError
 from ttt.tokenizer import clean, read_tokenizer
 
 if TYPE_CHECKING:
-    from ttt.bundle.spec import ClipSpec
+    from ttt.bundle import ClipSpec
 
 END = "[EOS]"
 """Ends a text in a bundle's own tokenizer; CLIP reads the text's features at its place."""

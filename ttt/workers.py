@@ -13,8 +13,8 @@ from collections.abc import Callable, Generator
 import torch
 
 from ttt.errors import Cancelled, TTTError
+from ttt.hardware import is_out_of_memory
 from ttt.linear import MIN_ROWS
-from ttt.memory import is_out_of_memory
 
 Work = Callable[[range, "Crew"], None]
 _STARTING = threading.Lock()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import httpx
+import httpx2
 
 from ttt.swarm.history.writer import History
 from ttt.ui.app import Live
@@ -31,7 +31,7 @@ class Visitor:
 
     def __init__(self, url: str, event: int, number: int) -> None:
         self._url, self._body = f"{url}gradio_api/run/predict", {"fn_index": event, "session_hash": f"visitor{number}"}
-        self._client = httpx.Client(timeout=60)
+        self._client = httpx2.Client(timeout=60)
 
     def ask(self) -> tuple[float, float, int]:
         """(milliseconds, those of CPU, bytes of the answer): the CPU is the server's and the client's together."""

@@ -26,8 +26,7 @@ from benchmarks.sampling.peers import Peer
 from benchmarks.sampling.steps import Steps
 from ttt.config import DEMO, DEMO_VQGAN, PAPER, PAPER_VQGAN, DalleConfig
 from ttt.errors import TTTError
-from ttt.hardware import choose_device, choose_dtype, flop_per_code, is_small
-from ttt.memory import available
+from ttt.hardware import choose_device, choose_dtype, flop_per_code, free_memory, is_small
 from ttt.model.dalle import Dalle
 from ttt.sampling.cache import Prompt, bytes_per_candidate
 from ttt.sampling.decode import prefill
@@ -245,7 +244,7 @@ def _fits(peer: Peer | None, config: DalleConfig, b: int) -> bool:
     """Whether the reference's caches of half a picture fit, twice: a step makes new ones beside the old."""
     keys = config.text_len + config.image_seq_len // 2
     needed = int(1.2 * b * keys * config.depth * 2 * config.heads * config.dim_head * 4)
-    there = available(torch.device(peer.device if peer and peer.device else "cpu"))
+    there = free_memory(torch.device(peer.device if peer and peer.device else "cpu"))
     if peer and needed > there:
         print(f"reference at batch {b}: needs {needed / 1e9:.1f} GB, {there / 1e9:.1f} GB are free; not measured")
     return needed <= there

@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.sampling.floor import clock, products_of
 from ttt.config import DalleConfig, VqganConfig
+from ttt.hardware import memory_budget
 from ttt.linear import MIN_ROWS
-from ttt.memory import budget
 from ttt.model.dalle import Dalle
 from ttt.model.vqgan import Vqgan
 from ttt.pipeline import TextToImage
@@ -30,7 +30,7 @@ def end_to_end(
     """Seconds by stage, and what previews took of painting; CLIP is open_clip's ViT-B-32, as in the paper."""
     pipe, candidates = _pipe(config, vqgan, device, dtype), params.candidates
     _ = pipe.palette
-    at_once = budget(device) // memory_per_candidate(config, pipe.dtype)
+    at_once = memory_budget(device) // memory_per_candidate(config, pipe.dtype)
     start, first, shown, last_told = time.perf_counter(), 0.0, 0, 0.0
     for progress in pipe.stream("a red circle", params):
         elapsed = time.perf_counter() - start

@@ -17,8 +17,8 @@ import torch
 
 from benchmarks.sampling.floor import clock, products_alone, products_of
 from ttt.errors import TTTError
+from ttt.hardware import is_out_of_memory
 from ttt.linear import MIN_ROWS
-from ttt.memory import is_out_of_memory
 from ttt.sampling.cache import Cache, Prompt
 from ttt.sampling.decode import decode_one_code, pick, uniforms
 from ttt.sampling.graph import recorder_on

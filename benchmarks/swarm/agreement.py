@@ -72,7 +72,7 @@ def compared(members: list[Member], wanted: Wanted) -> Result:
 
 def single_losses(settings: RunSettings, steps: int) -> list[float]:
     """Of each step of the same run in one process: the same global batch, optimizer and schedule, other samples."""
-    from ttt.bundle.hub import find_bundle
+    from ttt.bundle import find_bundle
     from ttt.swarm.training.job import load_task
     from ttt.train.step import TrainingStep
 

@@ -27,7 +27,7 @@ def traffic(folder: Path, wanted: Wanted) -> Result:
 
 
 def _traffic(folder: Path, steps: int, peers: int, compression: str) -> Result:
-    from ttt.bundle.spec import DEMO_FOLDER, read_bundle
+    from ttt.bundle import DEMO_FOLDER, read_bundle
 
     folder.mkdir()
     with Network() as network:

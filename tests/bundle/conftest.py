@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.hub_server import FakeHub, point_to, serve_hub
 from tests.support.tiny import TINY_DALLE, tiny_dalle, tiny_vqgan, write_published_files
-from ttt.bundle.spec import Bundle
+from ttt.bundle import Bundle
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from tests.support.tiny import (
     tiny_vqgan,
     write_tokenizer,
 )
-from ttt.bundle.spec import DEMO_FOLDER, Bundle, ClipSpec, read_bundle
+from ttt.bundle import DEMO_FOLDER, Bundle, ClipSpec, read_bundle
 from ttt.bundle.weights import load_dalle_from, load_vqgan_from, read_safetensors, write_bundle
 from ttt.errors import BundleError, CheckpointError
 

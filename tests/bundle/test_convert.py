@@ -23,8 +23,8 @@ from tests.support.tiny import (
     vqgan_yaml,
     write_published_files,
 )
+from ttt.bundle import Bundle, ClipSpec, read_bundle
 from ttt.bundle.convert import convert, parse_clip, read_dalle_config, read_vqgan, read_vqgan_yaml
-from ttt.bundle.spec import Bundle, ClipSpec, read_bundle
 from ttt.bundle.weights import load_dalle_from, load_vqgan_from
 from ttt.config import PAPER_VQGAN
 from ttt.errors import BundleError, CheckpointError, InvalidInput, UnsafeCheckpoint

@@ -12,9 +12,8 @@ import torch
 
 from tests.support.hub_server import ID, NOBODY, FakeHub, point_to
 from tests.support.tiny import tiny_dalle
+from ttt.bundle import fetch_bundle, find_bundle, read_bundle
 from ttt.bundle import hub as hub_module
-from ttt.bundle.hub import fetch_bundle, find_bundle
-from ttt.bundle.spec import read_bundle
 from ttt.bundle.weights import load_dalle_from
 from ttt.errors import BundleError, InvalidInput
 

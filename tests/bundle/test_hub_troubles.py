@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.hub_server import ID, NOBODY, FakeHub, point_to
-from ttt.bundle.hub import fetch_bundle
+from ttt.bundle import fetch_bundle
 from ttt.errors import BundleError
 
 

@@ -10,8 +10,8 @@ import torch
 
 from tests.support.hub_server import FakeHub
 from tests.support.tiny import tiny_dalle, tiny_vqgan, write_published_files
-from ttt.bundle import hub as hub_module
-from ttt.bundle.hub import PUBLISHED, fetch_bundle
+from ttt.bundle import PUBLISHED, fetch_bundle
+from ttt.bundle import published as published_module
 from ttt.bundle.weights import load_dalle_from
 from ttt.errors import BundleError, CheckpointError, UnsafeCheckpoint
 
@@ -55,7 +55,7 @@ def test_the_vqgan_comes_from_its_authors(hub: FakeHub, published: Path, monkeyp
     hub.repo("t5-small").commit(published)
     hub.repo("files").commit(published)
     urls = {name: f"{hub.url}/files/resolve/main/{name}" for name in ("last.ckpt", "model.yaml")}
-    monkeypatch.setattr(hub_module, "VQGAN_URLS", urls)
+    monkeypatch.setattr(published_module, "VQGAN_URLS", urls)
     hub.cut_after["last.ckpt"], hub.cuts = 100, 1
     with pytest.raises(BundleError, match=r"was cut off.*set TTT_VQGAN to its folder"):
         fetch_bundle(PUBLISHED)

@@ -18,7 +18,7 @@ from tests.support.images import (
     write_folder,
 )
 from ttt.__main__ import app
-from ttt.bundle.spec import DEMO_FOLDER, Bundle, read_bundle
+from ttt.bundle import DEMO_FOLDER, Bundle, read_bundle
 from ttt.bundle.weights import load_vqgan_from
 from ttt.data.encode import EncodeSettings, encode
 from ttt.data.encode_command import summary

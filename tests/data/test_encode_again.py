@@ -22,7 +22,7 @@ from tests.support.images import (
     write_folder,
     write_parquet,
 )
-from ttt.bundle.spec import DEMO_FOLDER, Bundle, read_bundle
+from ttt.bundle import DEMO_FOLDER, Bundle, read_bundle
 from ttt.data.encode import EncodeSettings, encode
 from ttt.data.image_table import find_images
 from ttt.data.rows import Filters

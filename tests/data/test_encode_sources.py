@@ -23,7 +23,7 @@ from tests.support.images import (
     write_folder,
     write_parquet,
 )
-from ttt.bundle.spec import Bundle
+from ttt.bundle import Bundle
 from ttt.data.encode import encode
 from ttt.data.image_folder import ImageArchives
 from ttt.data.image_table import find_images

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -70,9 +70,9 @@ def start(folder: Path, command: list[str], *options: str, **variables: str) -> 
                 process.kill()
                 pytest.fail(f"no answer within 240 s:\n{log.read_text()}")
             try:
-                if httpx.get(server.url, timeout=5).status_code == 200:
+                if httpx2.get(server.url, timeout=5).status_code == 200:
                     return server
-            except httpx.TransportError:
+            except httpx2.TransportError:
                 time.sleep(0.1)
         if "Cannot find empty port" not in log.read_text():
             break

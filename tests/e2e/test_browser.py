@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.e2e.conftest import Server, wait_until
@@ -174,7 +174,7 @@ def test_a_dropped_picture_restores_its_settings(context: Any, slow_server: Serv
     page.wait_for_function("document.querySelector('#prompt textarea').value === 'to be restored'")
     page.get_by_role("button", name="Generate", exact=True).click()
     source = result_of(page, "to be restored").locator("figure a").first.get_attribute("href")
-    png = httpx.get(slow_server.url + source).content
+    png = httpx2.get(slow_server.url + source).content
     context.clear_cookies()
     other = open_page(context, slow_server, "?prompt=something%20else&seed=1")
     other.wait_for_function("document.querySelector('#prompt textarea').value === 'something else'")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
@@ -59,7 +59,7 @@ def test_the_endpoint_is_named_typed_and_documented(client: Client, slow_server:
     }
     assert [r["label"] for r in about["returns"]] == ["pictures", "report"]
     assert [p["parameter_has_default"] for p in about["parameters"]] == [False] + [True] * 7
-    text = json.dumps(httpx.get(slow_server.url + "gradio_api/info").json()["named_endpoints"]["/generate"])
+    text = json.dumps(httpx2.get(slow_server.url + "gradio_api/info").json()["named_endpoints"]["/generate"])
     assert "from 4 to 128" in text
     assert "half-downloaded" in text
 
@@ -90,9 +90,9 @@ def test_bad_input_is_told_with_what_is_allowed(client: Client, wrong: dict, mes
 def test_nan_from_bare_http_is_refused_and_the_app_goes_on(slow_server: Server, client: Client) -> None:
     body = '{"data": ["nan", 8, 2, 256, 0.75, NaN, 1, "demo"]}'
     call = slow_server.url + "gradio_api/call/generate"
-    answer = httpx.post(call, content=body, headers={"Content-Type": "application/json"})
+    answer = httpx2.post(call, content=body, headers={"Content-Type": "application/json"})
     if answer.status_code == 200:
-        stream = httpx.get(f"{call}/{answer.json()['event_id']}", timeout=30).text
+        stream = httpx2.get(f"{call}/{answer.json()['event_id']}", timeout=30).text
         assert "event: error" in stream
         assert "temperature must be a number above 0" in stream
     else:
@@ -123,8 +123,8 @@ def test_cancelling_stops_only_ones_own_work(slow_server: Server) -> None:
 
 def test_a_script_that_goes_away_stops_its_work(slow_server: Server) -> None:
     call = slow_server.url + "gradio_api/call/generate"
-    event = httpx.post(call, json={"data": ["very slow and gone", 4, 1, 256, 0.75, 1.0, 1, "demo"]}).json()["event_id"]
-    with httpx.stream("GET", f"{call}/{event}", timeout=30) as stream:
+    event = httpx2.post(call, json={"data": ["very slow and gone", 4, 1, 256, 0.75, 1.0, 1, "demo"]}).json()["event_id"]
+    with httpx2.stream("GET", f"{call}/{event}", timeout=30) as stream:
         lines = stream.iter_lines()
         while '"working"' not in next(lines):
             pass
@@ -148,9 +148,9 @@ def test_users_take_turns(slow_server: Server) -> None:
 
 def test_only_results_are_served_as_files(slow_server: Server) -> None:
     for path in ("app.py", "/etc/hostname", str(slow_server.log)):
-        assert httpx.get(slow_server.url + "gradio_api/file=" + path).status_code == 403
+        assert httpx2.get(slow_server.url + "gradio_api/file=" + path).status_code == 403
 
 
 def test_monitoring_is_off(slow_server: Server) -> None:
-    answer = httpx.get(slow_server.url + "monitoring", follow_redirects=True)
+    answer = httpx2.get(slow_server.url + "monitoring", follow_redirects=True)
     assert answer.status_code in (403, 404) or "not enabled" in answer.text.lower()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
@@ -176,7 +176,7 @@ def test_scripts_read_the_same(server: Server) -> None:
 
 def test_files_of_a_run_are_not_served(server: Server, runs: Path) -> None:
     for file in (runs / "ended" / HISTORY_FILE, runs / "ended" / "pictures", *(runs / "ended" / "pictures").iterdir()):
-        assert httpx.get(f"{server.url}gradio_api/file={file}").status_code in (403, 404), file
+        assert httpx2.get(f"{server.url}gradio_api/file={file}").status_code in (403, 404), file
 
 
 def test_where_nothing_runs_the_page_says_how_to_start_and_shows_what_then_starts(browser: Any, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
@@ -72,7 +72,7 @@ def test_nothing_unexpected_was_logged(real_server: Server) -> None:
 
 
 def test_the_mcp_server_offers_generate(real_server: Server) -> None:
-    schema = httpx.get(real_server.url + "gradio_api/mcp/schema").json()
+    schema = httpx2.get(real_server.url + "gradio_api/mcp/schema").json()
     tool = next(tool for tool in schema if "generate" in tool["name"])
     properties = tool["inputSchema"]["properties"]
     assert "from 4 to 128" in properties["candidates"]["description"]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 if sys.platform != "linux":
@@ -52,7 +52,7 @@ def as_user(server: Server, user: dict[str, Any] | None, *, secret: str = SECRET
 
 
 def test_the_hub_shows_the_space_in_its_page(space: Server) -> None:
-    assert httpx.get(space.url).headers["content-security-policy"] == "frame-ancestors 'self' https://huggingface.co"
+    assert httpx2.get(space.url).headers["content-security-policy"] == "frame-ancestors 'self' https://huggingface.co"
 
 
 def test_the_owner_of_a_space_may(space: Server) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ttt import TextToImage
-from ttt.bundle.spec import Bundle
+from ttt.bundle import Bundle
 
 
 @pytest.fixture(scope="session")

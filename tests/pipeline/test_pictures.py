@@ -12,7 +12,7 @@ from tests.support.cores import cores
 from tests.support.pipelines import PARAMS, PROMPT, last, pipe_of, pixels
 from tests.support.tiny import TINY_DALLE
 from ttt import SamplingParams, TextToImage
-from ttt.bundle.spec import Bundle
+from ttt.bundle import Bundle
 from ttt.errors import BundleError, InvalidInput
 from ttt.rerank import ClipScorer
 from ttt.sampling.decode import pick, uniforms

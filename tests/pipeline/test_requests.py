@@ -92,7 +92,7 @@ def test_chunks_follow_from_the_memory_there_is(pipe: TextToImage, monkeypatch):
 
     monkeypatch.setattr(paint_module, "Cache", counted)
     one = paint_module.memory_per_candidate(TINY_DALLE, torch.float32)
-    monkeypatch.setattr("ttt.request.budget", lambda device: 4 * one)
+    monkeypatch.setattr("ttt.request.memory_budget", lambda device: 4 * one)
     pipe(PROMPT, PARAMS)
     assert max(pieces) == 4
     assert len(pieces) == 3

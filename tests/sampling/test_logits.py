@@ -19,7 +19,7 @@ from tests.sampling.oracle import (
     static_logits,
 )
 from tests.support.tiny import tiny_dalle
-from ttt.bundle.hub import find_bundle
+from ttt.bundle import find_bundle
 from ttt.bundle.weights import load_dalle_from
 from ttt.config import DEMO
 from ttt.model.dalle import Dalle

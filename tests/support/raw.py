@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
+import httpx2
 
 
 @dataclass
@@ -19,8 +19,8 @@ class Raw:
     headers: Mapping[str, str] = field(default_factory=dict)
     _config: dict[str, Any] = field(default_factory=dict)
 
-    def post(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
-        return httpx.post(f"{self.url}gradio_api/{path}", json=body, headers=dict(self.headers), timeout=60)
+    def post(self, path: str, body: Mapping[str, Any]) -> httpx2.Response:
+        return httpx2.post(f"{self.url}gradio_api/{path}", json=body, headers=dict(self.headers), timeout=60)
 
     def call(self, name: str, *data: Any) -> str:
         """POST /call/NAME; the text of its events."""
@@ -28,7 +28,7 @@ class Raw:
         if answer.status_code != 200:
             return answer.text
         path = f"{self.url}gradio_api/call/{name}/{answer.json()['event_id']}"
-        return httpx.get(path, headers=dict(self.headers), timeout=60).text
+        return httpx2.get(path, headers=dict(self.headers), timeout=60).text
 
     def call_v2(self, name: str, **data: Any) -> str:
         """POST /call/v2/NAME, with arguments by name; the text of its events."""
@@ -36,7 +36,7 @@ class Raw:
         if answer.status_code != 200:
             return answer.text
         path = f"{self.url}gradio_api/call/{name}/{answer.json()['event_id']}"
-        return httpx.get(path, headers=dict(self.headers), timeout=60).text
+        return httpx2.get(path, headers=dict(self.headers), timeout=60).text
 
     def queue(self, fn_index: int, *data: Any, session: str = "") -> str:
         """POST /queue/join by number; the last message of the queue."""
@@ -45,7 +45,7 @@ class Raw:
         if answer.status_code != 200:
             return answer.text
         path = f"{self.url}gradio_api/queue/data?session_hash={session}"
-        with httpx.stream("GET", path, headers=dict(self.headers), timeout=60) as stream:
+        with httpx2.stream("GET", path, headers=dict(self.headers), timeout=60) as stream:
             for line in stream.iter_lines():
                 if "process_completed" in line or "unexpected_error" in line:
                     return line
@@ -54,7 +54,7 @@ class Raw:
     def config(self) -> dict[str, Any]:
         """The page's components and events; asked for once, as the server makes it anew each time."""
         if not self._config:
-            self._config = dict(httpx.get(f"{self.url}config", headers=dict(self.headers), timeout=60).json())
+            self._config = dict(httpx2.get(f"{self.url}config", headers=dict(self.headers), timeout=60).json())
         return self._config
 
     def events_on(self, elem_id: str) -> Iterator[tuple[int, int]]:

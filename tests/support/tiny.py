@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ttt.bundle.spec import Bundle, ClipSpec
+from ttt.bundle import Bundle, ClipSpec
 from ttt.bundle.weights import write_bundle
 from ttt.config import DalleConfig, VqganConfig
 from ttt.model.dalle import Dalle

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ttt import SamplingParams, TextToImage
-from ttt.bundle.spec import read_bundle
+from ttt.bundle import read_bundle
 from ttt.bundle.weights import load_dalle_from
 from ttt.config import DEMO, DEMO_VQGAN
 from ttt.data.checker import judge

@@ -22,7 +22,7 @@ from tests.support.range_server import RangeServer, serve_ranges
 from tests.support.tiny import WORDS, write_tiny_bundle
 from ttt import SamplingParams, TextToImage
 from ttt.__main__ import app
-from ttt.bundle.spec import Bundle, read_bundle
+from ttt.bundle import Bundle, read_bundle
 from ttt.bundle.weights import load_dalle_from
 from ttt.errors import InvalidInput, TTTError
 from ttt.train.recipe import Recipe

@@ -10,8 +10,9 @@ import torch
 from tests.support.tiny import TINY_DALLE, tiny_dalle
 from ttt.config import DEMO
 from ttt.errors import InvalidInput
+from ttt.hardware import choose_training_dtype
 from ttt.model.dalle import Dalle
-from ttt.train.step import TrainingStep, choose_precision, split
+from ttt.train.step import TrainingStep, split
 from ttt.types import Batch
 
 
@@ -96,10 +97,10 @@ def test_pieces_of_a_batch_are_the_batch() -> None:
         list(split(data, 0))
 
 
-@pytest.mark.parametrize(("name", "message"), [("float64", "must be auto"), ("float16", "for GPUs")])
+@pytest.mark.parametrize(("name", "message"), [("float64", "unknown; allowed: 'auto'"), ("float16", "needs a GPU")])
 def test_an_impossible_precision_is_refused(name: str, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
-        choose_precision(name, torch.device("cpu"))
+        choose_training_dtype(name, torch.device("cpu"))
 
 
 def test_activations_of_reversible_layers_do_not_grow_with_depth() -> None:

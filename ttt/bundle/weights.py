@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ttt.atomic import atomic_file, partial_folder
 from ttt.bundle import spec as layout
 from ttt.bundle.files import read_json, safetensors_shapes
 from ttt.errors import BundleError, CheckpointError
@@ -94,11 +94,10 @@ def write_bundle_like(
 
 
 def replace_dalle(bundle: layout.Bundle, dalle: Dalle, dtype: torch.dtype | None = None) -> None:
-    """Put new weights of the same model into a bundle: whoever reads it meanwhile sees the old or the new ones."""
-    part = bundle.dalle_file.with_suffix(".partial")
-    _save(dalle, part, dtype)
-    part.chmod((bundle.root / layout.CONFIG).stat().st_mode & 0o777)
-    os.replace(part, bundle.dalle_file)
+    """Put new weights of the same model into a bundle; a concurrent reader sees either the old or the new ones."""
+    with atomic_file(bundle.dalle_file) as partial:
+        _save(dalle, partial, dtype)
+        partial.chmod((bundle.root / layout.CONFIG).stat().st_mode & 0o777)
 
 
 def load_dalle_from(
@@ -200,35 +199,31 @@ def _copy_clip(clip: layout.ClipSpec, stage: Path) -> dict[str, str]:
 
 @contextmanager
 def _staging(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder beside `target` that takes its place at the end, or leaves no trace."""
+    """Yield a folder beside `target` that takes its place at the end; after an error it is deleted."""
     if target.exists() and not overwrite and (not target.is_dir() or any(target.iterdir())):
         raise BundleError(f"{target} exists and is not empty; choose another folder, or ask for it to be overwritten")
-    stage: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".partial", dir=target.parent))
-        yield stage
-        _publish(stage, target)
+        with partial_folder(target) as stage:
+            yield stage
+            _publish(stage, target)
     except (OSError, SafetensorError) as error:  # the latter has no errno, only its text
         if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error):
             raise BundleError(f"no space is left on the disk of {target}; nothing was written") from error
         raise BundleError(f"{target} could not be written: {error}") from error
-    finally:
-        if stage is not None:
-            shutil.rmtree(stage, ignore_errors=True)
 
 
 def _publish(stage: Path, target: Path) -> None:
-    ordinary = (stage / layout.CONFIG).stat().st_mode & 0o777  # what the umask makes of a new file
+    """Move the files of a complete bundle to `target`, which does not exist, is empty, or holds an old bundle."""
+    mode = (stage / layout.CONFIG).stat().st_mode & 0o777
     for path in stage.iterdir():
-        path.chmod(ordinary)  # safetensors writes files for their owner alone
+        path.chmod(mode)  # safetensors writes files that only their owner can read
     if not target.exists() or not any(target.iterdir()):
-        stage.chmod(ordinary | (ordinary & 0o444) >> 2)  # and so did mkdtemp; who may read may enter
         if target.exists():
-            target.rmdir()  # Windows does not rename onto an empty folder
+            target.rmdir()  # Windows cannot rename a folder over an empty one
         stage.rename(target)
         return
-    # Over an old bundle: without config.json it is visibly not a bundle until the last file is in place.
+    # The old config.json goes first and the new one comes last: in between, the folder is visibly not a bundle.
     (target / layout.CONFIG).unlink(missing_ok=True)
     for path in sorted(stage.iterdir(), key=lambda path: path.name == layout.CONFIG):
         path.replace(target / path.name)

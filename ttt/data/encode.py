@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from ttt.bundle.spec import Bundle
+    from ttt.bundle import Bundle
     from ttt.model.vqgan import Vqgan
 
 SHARD_SIZE = 10_000

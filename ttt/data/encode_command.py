@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ttt.bundle.hub import find_bundle
+from ttt.bundle import find_bundle
 from ttt.data.encode import EncodeSettings, encode
 from ttt.data.image_table import find_images
 from ttt.data.images import SKIP_REASONS

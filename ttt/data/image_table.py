@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ttt.bundle import HUB_ID
 from ttt.data.image_folder import CAPTION_NAMES, ImageArchives, ImageFolder, ImageSource, caption_of, digest, make_pair
 from ttt.data.images import Pair
-from ttt.data.shard_list import HUB_ID
 from ttt.errors import DataError, InvalidInput
 
 if TYPE_CHECKING:

@@ -9,17 +9,16 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urljoin, urlsplit
 
+from ttt.bundle import HUB_ID
 from ttt.data.files import GONE, FileMissing, FileUnreachable, HttpClient, is_url
 from ttt.data.manifest import MANIFEST, MAX_MANIFEST_BYTES, DatasetManifest
 from ttt.errors import DataError, InvalidInput
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 ALLOWED = (
     "allowed: a Hub data set (owner/name), a folder or pattern of .parquet files, "
     f"addresses of .parquet files, or the address of a {MANIFEST} or of a .txt with one address a line"

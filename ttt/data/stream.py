@@ -18,7 +18,7 @@ from ttt.types import Batch, BatchStream
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ttt.bundle.spec import Bundle
+    from ttt.bundle import Bundle
     from ttt.config import DalleConfig
     from ttt.model.vqgan import Vqgan
 

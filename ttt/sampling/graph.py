@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ttt.memory import is_out_of_memory
+from ttt.hardware import is_out_of_memory
 
 log = logging.getLogger(__name__)
 

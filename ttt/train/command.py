@@ -12,7 +12,7 @@ from ttt.errors import InvalidInput
 from ttt.train.recipe import Recipe
 
 if TYPE_CHECKING:
-    from ttt.bundle.spec import Bundle
+    from ttt.bundle import Bundle
     from ttt.config import DalleConfig
 
 DEFAULTS = Recipe()
@@ -44,7 +44,7 @@ def train(
     evaluate_every: Annotated[int, typer.Option(help="Steps between records.", min=1)] = 500,
 ) -> None:
     """Train a model on this machine alone, without a swarm. OUT is a bundle from the first minute on."""
-    from ttt.bundle.hub import find_bundle
+    from ttt.bundle import find_bundle
     from ttt.train.single import Training
     from ttt.train.single import train as run
 

@@ -18,7 +18,7 @@ import torch
 import typer
 from torch import Tensor
 
-from ttt.bundle.spec import DEMO_FOLDER, Bundle, read_bundle
+from ttt.bundle import DEMO_FOLDER, Bundle, read_bundle
 from ttt.bundle.weights import load_dalle_from, load_strictly, load_vqgan_from, read_safetensors, write_bundle
 from ttt.config import DEMO, DEMO_VQGAN
 from ttt.data.scenes import SceneStream

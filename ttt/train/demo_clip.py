@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ttt.data import shapes
 from ttt.data.scenes import pictures
 from ttt.model.vqgan import Vqgan
+from ttt.rerank import OPENAI_MEAN, OPENAI_STD
 from ttt.train.demo_paintings import Paintings
 from ttt.train.loop import StatelessTask
 from ttt.train.recipe import Recipe
@@ -81,7 +82,7 @@ class ClipTask(StatelessTask):
         self.recipe, self.vqgan, self.tokenize = recipe, vqgan.eval(), tokenize
         self.paintings, self.held_out, self.held_out_groups = paintings, held_out, held_out_groups
         self.size = vqgan.config.resolution
-        mean_std = torch.tensor([[0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]])
+        mean_std = torch.tensor([OPENAI_MEAN, OPENAI_STD])
         self.mean, self.std = mean_std.view(2, 1, 3, 1, 1)
         self.pool = [self._group(random.Random(f"pool/{recipe.seed}/{i}")) for i in range(pool)]
         self.pool_images = [self._reconstruct(group) for group in self.pool]

@@ -13,7 +13,7 @@ import torch
 from calculator import Architecture, TrainingSetup, estimate
 from ttt.config import DalleConfig
 from ttt.errors import InvalidInput
-from ttt.memory import budget, is_out_of_memory
+from ttt.hardware import is_out_of_memory, memory_budget
 from ttt.model.dalle import Dalle
 from ttt.train.step import TrainingStep
 from ttt.types import Batch
@@ -38,7 +38,7 @@ def plan_memory(
     free: bytes that may be used (0: measured). Remembering activations is about 1.3x faster than computing them
     again, so it comes first where a micro-batch of 8 (or the whole batch) still fits. InvalidInput if nothing fits.
     """
-    free = free or budget(device)
+    free = free or memory_budget(device)
     fitting = [
         MemoryPlan(size, reversible, needed)
         for reversible in ((False, True) if config.reversible else (False,))

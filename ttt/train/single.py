@@ -15,17 +15,18 @@ from typing import Any
 
 import torch
 
-from ttt.bundle.spec import CONFIG, Bundle, read_bundle
+from ttt.bundle import Bundle, read_bundle
+from ttt.bundle.spec import CONFIG
 from ttt.bundle.weights import load_dalle_from, replace_dalle, write_bundle_like
 from ttt.config import DalleConfig
 from ttt.data.stream import SCENES, open_stream
 from ttt.errors import InvalidInput
-from ttt.hardware import choose_device
+from ttt.hardware import choose_device, choose_training_dtype
 from ttt.model.dalle import Dalle
 from ttt.train.loop import TrainingLoop
 from ttt.train.micro_batch import MemoryPlan, plan_memory, probe
 from ttt.train.recipe import Recipe
-from ttt.train.step import DalleTask, Precision, choose_precision
+from ttt.train.step import DalleTask, Precision
 from ttt.types import Batch, BatchStream
 
 FOLDER, SETTINGS = "training", "settings.json"
@@ -100,7 +101,7 @@ def _model(training: Training) -> tuple[Dalle, MemoryPlan]:
                 "of its dimensions"
             )
         dalle.load_state_dict(load_dalle_from(training.weights).state_dict())
-    dtype = choose_precision(training.precision, device)
+    dtype = choose_training_dtype(training.precision, device)
     if training.micro_batch is None:
         fitted = plan_memory(config, device, recipe.batch_size, dtype)
     else:

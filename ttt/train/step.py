@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ttt.errors import InvalidInput
+from ttt.hardware import choose_training_dtype
 from ttt.model.dalle import Dalle
 from ttt.types import Batch, BatchStream
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 FIRST_SCALE, LEAST_SCALE, STEPS_TO_DOUBLE = 2.0**16, 1.0, 2000
 """Of the loss in float16: halved when gradients overflow, doubled after this many micro-batches without."""
@@ -34,7 +34,7 @@ class TrainingStep:
         self.dalle = dalle
         self.parameters = [p for p in dalle.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
-        self.dtype = choose_precision(precision, self.device)
+        self.dtype = choose_training_dtype(precision, self.device)
         self.scale = FIRST_SCALE if self.dtype == torch.float16 else 1.0
         self.overflows = 0
         self._good = 0
@@ -131,21 +131,3 @@ def split(batch: Batch, size: int) -> Iterator[Batch]:
         raise InvalidInput(f"a micro-batch has at least 1 sample, got {size}")
     for text, codes in zip(batch.text.split(size), batch.codes.split(size), strict=True):
         yield Batch(text, codes)
-
-
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """ "auto": bfloat16 where the device computes in it, else float16 on a GPU and float32 elsewhere."""
-    if name != "auto" and name not in DTYPES:
-        raise InvalidInput(f"precision must be auto, {', '.join(DTYPES)}; got {name!r}")
-    if name == "float16" and device.type != "cuda":
-        raise InvalidInput("precision float16 is for GPUs; choose bfloat16, float32 or auto here")
-    if name != "auto":
-        return DTYPES[name]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if device.type == "cpu" and _has_bf16_units() else torch.float32
-
-
-def _has_bf16_units() -> bool:
-    has = torch.cpu.get_capabilities()
-    return any(has.get(name) for name in ("amx_bf16", "avx512_bf16", "arm_bf16"))

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ttt.config import DTYPE_NAMES
 from ttt.errors import BundleError
 
 DEFAULT_PORT = 7860
-DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
+DTYPES = ("auto", *DTYPE_NAMES)
 RUNS = Path("runs")
 """Where `python -m ttt coordinator` and `peer` keep theirs."""
 

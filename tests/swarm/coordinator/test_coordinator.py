@@ -15,7 +15,7 @@ if sys.platform != "linux":
 
 from tests.support.swarm import tiny_run
 from tests.support.tiny import tiny_dalle
-from ttt.bundle.spec import Bundle
+from ttt.bundle import Bundle
 from ttt.errors import CheckpointError, DataError, InvalidInput
 from ttt.swarm.averaging.training_state import TrainingState
 from ttt.swarm.config.options import CoordinatorOptions

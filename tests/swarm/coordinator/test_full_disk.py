@@ -13,7 +13,7 @@ if sys.platform == "win32":
 
 from tests.support.full_disk import full_disk
 from tests.support.tiny import tiny_dalle, write_tiny_bundle
-from ttt.bundle.spec import Bundle
+from ttt.bundle import Bundle
 from ttt.errors import CheckpointError
 from ttt.swarm.averaging.training_state import TrainingState
 from ttt.swarm.config.run_config import CheckpointSection

@@ -16,7 +16,7 @@ if sys.platform != "linux":
 
 from tests.support.swarm import LocalSwarm, processes_of, tiny_run
 from tests.support.tiny import tiny_dalle, write_tiny_bundle
-from ttt.bundle.spec import Bundle
+from ttt.bundle import Bundle
 from ttt.errors import InvalidInput
 from ttt.swarm.averaging.training_state import TrainingState
 from ttt.swarm.config.run_config import CheckpointSection, PicturesSection, RunSettings

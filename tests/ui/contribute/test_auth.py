@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
-import httpx
+import httpx2
 import pytest
 
 from tests.support.waiting import run_async
@@ -242,8 +242,8 @@ async def call_tool(url: str, name: str) -> str:
 
 def call(url: str, **headers: str) -> str:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    event = httpx.post(f"{url}gradio_api/call/who", json={"data": []}, headers=named).json()["event_id"]
-    return httpx.get(f"{url}gradio_api/call/who/{event}", timeout=30).text
+    event = httpx2.post(f"{url}gradio_api/call/who", json={"data": []}, headers=named).json()["event_id"]
+    return httpx2.get(f"{url}gradio_api/call/who/{event}", timeout=30).text
 
 
 def test_the_server_does_not_believe_a_forwarding_header() -> None:
@@ -261,11 +261,11 @@ def test_the_server_does_not_believe_a_forwarding_header() -> None:
 def test_a_proxy_of_the_old_kind_is_seen() -> None:
     """nginx by default: HTTP/1.0, our own address as Host, and no word of whom it asks for."""
     with app_that_tells_callers() as url:
-        connection = http.client.HTTPConnection(httpx.URL(url).host, httpx.URL(url).port, timeout=30)
+        connection = http.client.HTTPConnection(httpx2.URL(url).host, httpx2.URL(url).port, timeout=30)
         connection._http_vsn, connection._http_vsn_str = 10, "HTTP/1.0"  # type: ignore[attr-defined]
         connection.request("POST", "/gradio_api/call/who", '{"data": []}', {"content-type": "application/json"})
         event = json.load(connection.getresponse())["event_id"]
-        answer = httpx.get(f"{url}gradio_api/call/who/{event}", timeout=30).text
+        answer = httpx2.get(f"{url}gradio_api/call/who/{event}", timeout=30).text
     assert '"address": "127.0.0.1"' in answer and '"allowed": false' in answer
 
 

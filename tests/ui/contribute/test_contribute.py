@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.places import ASKED, CPU, FITS, LOOPBACK, T4, TOO_LARGE
-from ttt.bundle.spec import Bundle
+from ttt.bundle import Bundle
 from ttt.errors import InvalidInput
 from ttt.swarm.config.run_config import RunSettings
 from ttt.swarm.config.run_file import write_run_file

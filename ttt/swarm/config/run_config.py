@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from ttt.bundle import HUB_ID
 from ttt.bundle.spec import checked_config
 from ttt.config import DalleConfig
 from ttt.errors import BundleError, InvalidInput
@@ -233,7 +234,6 @@ class CheckpointSection(_Section):
     @field_validator("hub_repo")
     @classmethod
     def _a_hub_id(cls, repo: str) -> str:
-        from ttt.data.shard_list import HUB_ID  # reading run files is quick without what reads data
 
         if repo and not HUB_ID.fullmatch(repo):
             raise ValueError("must be owner/name, such as anna/cats, or empty")

@@ -101,10 +101,10 @@ def _text(source: str | Path) -> str:
 
 
 def _fetched(url: str) -> str:
-    import httpx
+    import httpx2
 
     try:
-        with httpx.stream("GET", url, follow_redirects=True, timeout=30) as answer:
+        with httpx2.stream("GET", url, follow_redirects=True, timeout=30) as answer:
             answer.raise_for_status()
             data = b""
             for chunk in answer.iter_bytes():
@@ -112,7 +112,7 @@ def _fetched(url: str) -> str:
                 if len(data) > MAX_BYTES:
                     raise InvalidInput(f"{url} is larger than {MAX_BYTES} bytes: not a run file")
         return data.decode()
-    except (httpx.HTTPError, httpx.InvalidURL, UnicodeDecodeError) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeDecodeError) as error:
         raise InvalidInput(f"{url} cannot be read: {error}") from None
 
 

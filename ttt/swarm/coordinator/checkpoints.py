@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ttt.atomic import sync_file, sync_folder, write_atomically
-from ttt.bundle.spec import Bundle
+from ttt.bundle import Bundle
 from ttt.bundle.weights import write_bundle_like
 from ttt.errors import BundleError, CheckpointError
 from ttt.model.dalle import Dalle

@@ -13,8 +13,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from ttt.bundle.hub import find_bundle
-from ttt.bundle.spec import Bundle
+from ttt.bundle import Bundle, find_bundle
 from ttt.errors import SwarmError, TTTError
 from ttt.swarm.averaging.hivemind_options import make_state_server
 from ttt.swarm.averaging.progress import read_progress

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ttt.data.shard_list import HUB_ID
+from ttt.bundle import HUB_ID
 from ttt.errors import InvalidInput
 from ttt.swarm.coordinator.checkpoints import BUNDLE, Checkpoint
 

@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 import torch
 
 from ttt import __version__
-from ttt.bundle.hub import find_bundle
-from ttt.bundle.spec import Bundle
+from ttt.bundle import Bundle, find_bundle
 from ttt.errors import Cancelled
-from ttt.hardware import choose_device
+from ttt.hardware import choose_device, choose_training_dtype
 from ttt.swarm.averaging.optimizer import OptimizerEvents, SwarmOptimizer
 from ttt.swarm.averaging.training_state import fingerprint
 from ttt.swarm.config.options import PeerOptions
@@ -37,7 +36,7 @@ from ttt.swarm.process.status import StepRecord, append_record
 from ttt.swarm.training.job import Task, load_task
 from ttt.swarm.training.memory_plan import device_name, in_words, memory_in_use, plan
 from ttt.train.micro_batch import MemoryPlan, probe
-from ttt.train.step import TrainingStep, choose_precision
+from ttt.train.step import TrainingStep
 
 AUXILIARY_PAUSE = 0.2
 SHUTDOWN_SECONDS = 90.0
@@ -135,7 +134,7 @@ class Peer(OptimizerEvents):
         options, device = self.options, self.device
         if options.auxiliary:
             return load_task(self.settings, bundle, device)
-        dtype = choose_precision(options.precision, device)
+        dtype = choose_training_dtype(options.precision, device)
         config = dalle_config(self.settings, bundle.dalle)
         fitted = plan(config, device, dtype, self.settings.batch.global_batch, asked=options.micro_batch)
         task = load_task(self.settings, bundle, device, remember=not fitted.reversible)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ttt.bundle.spec import Bundle
+from ttt.bundle import Bundle
 from ttt.bundle.weights import load_dalle_from
 from ttt.data.stream import open_stream
 from ttt.model.dalle import Dalle

@@ -8,7 +8,7 @@ import torch
 
 from ttt.config import DalleConfig
 from ttt.errors import InvalidInput
-from ttt.memory import budget
+from ttt.hardware import memory_budget
 from ttt.train.micro_batch import MemoryPlan, peak_bytes, plan_memory
 
 MICRO_BATCH = {True: 64, False: 8}
@@ -48,9 +48,9 @@ def least(config: DalleConfig, device: torch.device, dtype: torch.dtype) -> int:
 def usable(device: torch.device) -> int:
     """Bytes that may be planned for; of a GPU no more than its owner lends."""
     if device.type != "cuda":
-        return budget(device)
+        return memory_budget(device)
     lent = torch.cuda.get_per_process_memory_fraction(device) * torch.cuda.get_device_properties(device).total_memory
-    return min(budget(device), int(lent))
+    return min(memory_budget(device), int(lent))
 
 
 def memory_in_use(device: torch.device) -> tuple[int, int]:

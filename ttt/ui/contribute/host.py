@@ -150,9 +150,9 @@ def _cores() -> int:
 def _free_ram() -> int:
     import torch
 
-    from ttt.memory import available
+    from ttt.hardware import free_memory
 
-    return available(torch.device("cpu"))
+    return free_memory(torch.device("cpu"))
 
 
 def _free_of(folder: Path) -> int | None:

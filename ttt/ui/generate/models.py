@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from ttt.bundle import PUBLISHED
 from ttt.errors import InvalidInput, TTTError
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from ttt.types import Progress
 
 log = logging.getLogger(__name__)
-
-PUBLISHED = "training-transformers-together/dalle-demo-v1"
 
 
 class Painter(Protocol):
