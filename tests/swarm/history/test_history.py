@@ -207,7 +207,7 @@ def test_a_foreign_or_newer_file_is_left_alone(path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(SwarmError, match="update it"):
+    with pytest.raises(SwarmError, match="update the program"):
         HistoryReader(path)
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version = 1")

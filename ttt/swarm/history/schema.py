@@ -162,13 +162,11 @@ def _recognise(path: Path) -> None:
     if application != APPLICATION_ID:
         raise SwarmError(f"{path} is a SQLite file of another program. Choose another folder, or move it away")
     if version > SCHEMA_VERSION:
-        raise SwarmError(
-            f"{path} has version {version}, but this program supports {SCHEMA_VERSION}: update the program"
-        )
+        raise SwarmError(f"{path} has version {version}; this program reads {SCHEMA_VERSION}: update the program")
     if version < SCHEMA_VERSION:
         raise SwarmError(
-            f"{path} has version {version}, but this program supports {SCHEMA_VERSION}: choose another folder, or move "
-            "the file away to start a new history"
+            f"{path} has version {version}; this program reads {SCHEMA_VERSION}: choose another folder, or move the "
+            "file away to start a new history"
         )
     if health != "ok":
         raise damaged(path, ValueError(f"malformed ({' '.join(health.split())})"))
