@@ -31,7 +31,7 @@ swarm: setup ## Start a coordinator, three peers and the app: a swarm on this ma
 	@$(BIN)/python -m examples.swarm $(ARGS)
 
 test: setup-dev ## Run every test
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: setup-dev ## Check style and formatting
 	@$(BIN)/ruff check .

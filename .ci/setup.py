@@ -1,7 +1,8 @@
-"""Makes `.venv` ready: `setup.py run` for the app, `setup.py dev` for the tests too. Knows the standard library alone.
+"""Prepares `.venv`: `setup.py run` installs what the app needs, `setup.py dev` what the tests need too.
 
-Installs with uv, which it puts into a folder of its own inside `.venv`, or with pip where uv cannot be had.
-Does nothing when the requirement files are those of the last time.
+Uses the standard library alone. It installs with uv, which it puts into a folder inside `.venv`, or with pip if uv is
+unavailable. The project itself is installed in editable mode, so that `ttt` is a command. If the requirement files have
+not changed since the last time, it does nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def main(purpose: str) -> None:
 
 
 def make_venv() -> None:
-    """A `.venv` of a fitting Python; one that works is kept."""
+    """Create `.venv` with a supported Python, unless there is a working one."""
     if works([str(PYTHON), "-c", f"import sys; sys.exit(sys.version_info < {OLDEST})"]):
         return
     say(f"Making {VENV.name} with {sys.executable} ...")
@@ -50,31 +51,31 @@ def make_venv() -> None:
         shutil.rmtree(VENV)
     if works([sys.executable, "-m", "venv", str(VENV)]):
         return
-    # Debian splits ensurepip off; an empty environment is enough where uv or the system's pip can fill it.
+    # Debian packages ensurepip separately; an empty environment is enough if uv or the system's pip can fill it.
     shutil.rmtree(VENV, ignore_errors=True)
     if not works([sys.executable, "-m", "venv", "--without-pip", str(VENV)]):
         leave(f"{sys.executable} has no venv module. On Debian or Ubuntu: apt-get install python3-venv")
 
 
 def install(requirements: str) -> None:
-    arguments = ["install", "-r", str(ROOT / requirements), "-c", str(ROOT / "constraints.txt")]
+    arguments = ["-r", str(ROOT / requirements), "-c", str(ROOT / "constraints.txt"), "-e", str(ROOT)]
     uv = find_uv()
     if uv:
         say(f"Installing {requirements} with uv ...")
         environment = {**os.environ, **pip_settings(), "UV_HTTP_TIMEOUT": os.environ.get("UV_HTTP_TIMEOUT", "180")}
-        if works([uv, "pip", *arguments[:1], "--python", str(PYTHON), *arguments[1:]], environment, quiet=False):
+        if works([uv, "pip", "install", "--python", str(PYTHON), *arguments], environment, quiet=False):
             return
-        say("uv could not do it; trying pip.")
+        say("uv failed; trying pip.")
     pip = find_pip()
     if pip is None:
-        leave("neither uv nor pip can be had for .venv. On Debian or Ubuntu: apt-get install python3-venv python3-pip")
+        leave("found neither uv nor pip for .venv. On Debian or Ubuntu: apt-get install python3-venv python3-pip")
     say(f"Installing {requirements} with pip (some minutes) ...")
-    if not works([*pip, "-q", *arguments], quiet=False):
-        leave("the installation failed; the lines above say why. `make` again goes on where it stopped.")
+    if not works([*pip, "install", "-q", *arguments], quiet=False):
+        leave("the installation failed; the lines above say why. Run `make` again to continue.")
 
 
 def find_uv() -> str | None:
-    """uv of this machine, or one of our own from the registry."""
+    """Return the path of uv: this machine's, or one installed into `.venv`."""
     own = UV_FOLDER / "bin" / ("uv.exe" if WINDOWS else "uv")
     found = shutil.which("uv")
     for candidate in (found, str(own)):
@@ -87,7 +88,7 @@ def find_uv() -> str | None:
 
 
 def find_pip() -> list[str] | None:
-    """pip of `.venv`, or the system's, told to work on `.venv`."""
+    """Return the command of pip: that of `.venv`, or the system's, set to work on `.venv`."""
     for command in ([str(PYTHON), "-m", "pip"], [sys.executable, "-m", "pip", "--python", str(PYTHON)]):
         if works([*command, "--version"]):
             return command
@@ -95,7 +96,7 @@ def find_pip() -> list[str] | None:
 
 
 def pip_settings() -> dict[str, str]:
-    """pip's own settings for where packages come from (a mirror, say), in uv's words; uv does not read them."""
+    """Translate pip's settings for package sources (a mirror, for example) into uv's: uv does not read pip's."""
     pip = find_pip()
     if pip is None:
         return {}
@@ -111,12 +112,12 @@ def pip_settings() -> dict[str, str]:
         "SSL_CERT_FILE": values.get("cert"),
     }
     settings = {name: value for name, value in found.items() if value and name not in os.environ}
-    # pip looks for the best version everywhere, uv by default in the first index that has the name.
+    # pip takes the best version of all indexes; by default uv takes the first index that has the name.
     return settings | ({"UV_INDEX_STRATEGY": "unsafe-best-match"} if "UV_INDEX" in settings else {})
 
 
 def provide_browser() -> None:
-    """Chromium for the browser tests: there already, or installed where that is possible, or a loud word."""
+    """Install Chromium for the browser tests if it is missing and root can install it; otherwise print a warning."""
     if any(map(shutil.which, BROWSERS)):
         return
     apt = shutil.which("apt-get")
@@ -133,7 +134,7 @@ def provide_browser() -> None:
 
 
 def is_stamped(purpose: str) -> bool:
-    """Whether `.venv` holds what the requirement files ask for; the tests' requirements include the app's."""
+    """Return True if `.venv` was installed from the present files; the tests' requirements include the app's."""
     try:
         stamped = json.loads((VENV / "ttt-setup.json").read_text())
     except (OSError, ValueError):
@@ -146,7 +147,7 @@ def stamp(purpose: str) -> None:
 
 
 def fingerprint(purpose: str) -> str:
-    names = ["requirements.txt", "constraints.txt", REQUIREMENTS[purpose]]
+    names = ["requirements.txt", "constraints.txt", REQUIREMENTS[purpose], "pyproject.toml"]
     return hashlib.sha256(b"\0".join((ROOT / name).read_bytes() for name in names)).hexdigest()
 
 

@@ -1,14 +1,15 @@
-"""The repository itself: what a Space reads, what is pinned, what must not be in it."""
+"""Checks of the repository itself: front matter, pinned versions, language, and files that must not be in it."""
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
-import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,7 +17,7 @@ MAX_FILE_BYTES = 15_000_000
 
 
 def tracked_files() -> list[Path]:
-    """Files in the repository, or in the folder where git does not know it (a downloaded archive)."""
+    """Return the files that git tracks, or all files of the folder if it is not a git repository (a source archive)."""
     done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if done.returncode == 0 and done.stdout:
         files = [ROOT / name for name in done.stdout.split("\0") if name]
@@ -34,7 +35,7 @@ def front_matter() -> dict[str, object]:
 
 
 def requirements(name: str) -> dict[str, str]:
-    """Package -> pinned version, without extras and markers."""
+    """Return package -> pinned version, without extras and markers."""
     found = {}
     for line in (ROOT / name).read_text().splitlines():
         line = line.split("#")[0].split(";")[0].strip()
@@ -120,28 +121,59 @@ def test_every_gate_can_be_run() -> None:
             assert target in script.read_text()
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))],
-)
-def test_links_inside_the_repository_lead_somewhere(name: str) -> None:
-    page = ROOT / name
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)|<img[^>]*src=\"([^\"]+)\"", page.read_text(encoding="utf-8")):
-        link = next(filter(None, target))
-        if not link.startswith(("http://", "https://", "mailto:")):
-            assert (page.parent / link).exists(), f"{name} links to {link}, which is not there"
+def test_links_inside_the_repository_resolve() -> None:
+    broken = []
+    for page in [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+        (ROOT / "docs").glob("*.md")
+    ):
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)|<img[^>]*src=\"([^\"]+)\"", page.read_text(encoding="utf-8")):
+            link = next(filter(None, target))
+            if not link.startswith(("http://", "https://", "mailto:")) and not (page.parent / link).exists():
+                broken.append(f"{page.name} links to {link}, which does not exist")
+    assert not broken, "\n".join(broken)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [p for p in tracked_files() if p.suffix == ".py" and p.parts[-2] != "tests"],
-    ids=lambda p: str(p.relative_to(ROOT)),
-)
-def test_a_file_says_what_it_owns(path: Path) -> None:
-    import ast
+def python_files() -> list[Path]:
+    return [path for path in tracked_files() if path.suffix == ".py"]
 
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert not tree.body or ast.get_docstring(tree), "a file opens with one sentence: what it owns"
+
+def test_every_file_opens_with_what_it_owns() -> None:
+    silent = []
+    for path in python_files():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if tree.body and not ast.get_docstring(tree) and path.parts[-2] != "tests":
+            silent.append(str(path.relative_to(ROOT)))
+    assert not silent, f"these files have no docstring that says what they own: {silent}"
+
+
+def test_every_import_is_a_requirement() -> None:
+    """A package that another one happens to bring today may be gone with its next release."""
+    from importlib.metadata import packages_distributions
+
+    distributions = packages_distributions()
+    ours = {"app", "ttt", "calculator", "tests", "benchmarks", "examples"}
+    unreachable = {"dalle_pytorch", "min_dalle", "peer_dalle"}  # references, in environments of their own
+    runtime, development = requirements("requirements.txt"), requirements("requirements-dev.txt")
+    missing = set()
+    for path in python_files():
+        inside = path.relative_to(ROOT).parts[0] in ("app.py", "ttt", "calculator")
+        allowed = set(runtime) if inside else {*runtime, *development}
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module]
+            for name in {full.split(".")[0] for full in names} - ours - unreachable - set(sys.stdlib_module_names):
+                packages = {one.lower().replace("_", "-") for one in distributions.get(name, [])}
+                if not packages & allowed:
+                    missing.add(f"{path.relative_to(ROOT)} imports {name}")
+    assert not missing, "\n".join(sorted(missing))
+
+
+def test_the_project_is_installed_as_a_command() -> None:
+    """Messages name `ttt convert` and its like."""
+    from importlib.metadata import entry_points
+
+    assert "ttt" in entry_points(group="console_scripts").names, "run `make setup`"
 
 
 def test_the_docs_give_the_sizes_of_the_models() -> None:
