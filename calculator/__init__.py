@@ -1,6 +1,6 @@
-"""Memory of training: `estimate(PRESETS["gpt2-large"], TrainingSetup(optimizer="adam8bit"))`.
+"""The memory calculator: `estimate(PRESETS["gpt2-large"], TrainingSetup(optimizer="adam8bit"))`.
 
-Stands alone: needs neither torch nor gradio, and never imports `ttt`.
+Independent of torch, of Gradio and of `ttt`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m calculator gpt2-large --optimizer adam8bit --fits "RTX 3060"`. Owns the command line alone."""
+"""The command line: `python -m calculator gpt2-large --optimizer adam8bit --fits "RTX 3060"`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from calculator.devices import Device, find_device, verdict
 from calculator.hf_config import from_hub, from_json
 from calculator.memory import GIB
 from calculator.report import as_dict, gib
-from calculator.setup import field_help
+from calculator.setup import help_text
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0: estimated (and it fits, or is tight); 1: does not fit; 2: refused input."""
+    """Run the command line. Returns 0: estimated (with --fits: it fits, or is close); 1: does not fit; 2: bad input."""
     arguments = vars(_parser().parse_args(argv))
     model, as_json, fits = arguments.pop("model"), arguments.pop("json"), arguments.pop("fits")
     try:
@@ -37,32 +37,34 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m calculator", description="Memory of training a model.")
+    parser = argparse.ArgumentParser(prog="python -m calculator", description="Estimate training memory.")
     parser.add_argument(
-        "model", nargs="?", default="gpt2", help=f"one of {', '.join(PRESETS)}; a path of a config.json"
+        "model", nargs="?", default="gpt2", help=f"a preset ({', '.join(PRESETS)}) or the path of a config.json"
     )
-    parser.add_argument("--hub", help="the config.json of this Hub model instead")
-    parser.add_argument("--family", help=f"a model by its dimensions instead: {', '.join(USED)}")
+    parser.add_argument("--hub", help="download the config.json of this Hub model")
+    parser.add_argument("--family", help=f"define a model by its dimensions: {', '.join(USED)}")
     dimensions = parser.add_argument_group("dimensions, with --family")
     for name, size in SIZES.items():
         families = ", ".join(family for family, used in USED.items() if name in used)
-        dimensions.add_argument("--" + name.replace("_", "-"), type=int, help=f"{families}; default {size}")
+        dimensions.add_argument("--" + name.replace("_", "-"), type=int, help=f"for {families}; default: {size}")
     parser.add_argument("--token", help="Hub token, for gated models")
-    parser.add_argument("--fits", metavar="GPU", help="name of a GPU or GiB: exit code 0 if it fits, else 1")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    described = field_help()
+    parser.add_argument("--fits", metavar="GPU", help="a GPU or its memory in GiB; exit code 0 if it fits, else 1")
+    parser.add_argument("--json", action="store_true", help="print the estimate as JSON")
     for field in fields(TrainingSetup):
         default = None if field.default is MISSING else field.default
         kind, action = _kind(str(field.type))
         flag = "--" + field.name.replace("_", "-")
         if action:
-            parser.add_argument(
-                flag, action=argparse.BooleanOptionalAction, default=default, help=described.get(field.name)
-            )
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=_help(field.name))
         else:
             extra: dict[str, Any] = {"nargs": "?", "const": True} if kind is _switch else {}
-            parser.add_argument(flag, type=kind, default=default, help=described.get(field.name), **extra)
+            parser.add_argument(flag, type=kind, default=default, help=_help(field.name), **extra)
     return parser
+
+
+def _help(name: str) -> str:
+    choices = ", ".join(TrainingSetup.__dataclass_fields__[name].metadata["choices"])
+    return (f"{help_text(name)} ({choices})" if choices else help_text(name)).replace("%", "%%")
 
 
 def _kind(annotation: str) -> tuple[Any, bool]:
@@ -74,7 +76,7 @@ def _kind(annotation: str) -> tuple[Any, bool]:
 
 
 def _switch(text: str) -> bool | int | str:
-    """An option that is on without a value: `--gradient-checkpointing`, `--gradient-checkpointing 2`."""
+    """Parse an option with an optional value: `--gradient-checkpointing`, `--gradient-checkpointing 2`."""
     words = {"true": True, "false": False, "none": False}
     if text.lower() in words:
         return words[text.lower()]
@@ -87,7 +89,7 @@ def _model(model: str, arguments: dict[str, Any]) -> Architecture | str:
     if family:
         return custom(family, **sizes)
     if sizes:
-        raise CalculatorError(f"{', '.join(sizes)}: dimensions belong to a family, e.g. --family gpt2")
+        raise CalculatorError(f"{', '.join(sizes)}: dimensions need a family, for example --family gpt2")
     if hub:
         return from_hub(hub, token=token)
     if model.endswith(".json"):
@@ -104,7 +106,7 @@ def _show(m: MemoryEstimate, device: Device | None) -> None:
     print(f"{m.model.name}: {m.parameter_count:,} parameters, {m.trained_count:,} trained")
     print(
         f"GPU {gib(m.gpu_total)} at its peak ({m.peak.name}), "
-        f"and {gib(low)} to {gib(high)} of CUDA context and fragmentation"
+        f"plus {gib(low)} to {gib(high)} of CUDA context and fragmentation"
     )
     print(f"RAM {gib(m.ram_total)}")
     names = list(m.phases[0].gpu)
@@ -118,19 +120,19 @@ def _show(m: MemoryEstimate, device: Device | None) -> None:
     if m.swarm:
         sent = (m.swarm.gradients + m.swarm.state) / GIB
         print(
-            f"a swarm step sends {sent:.3f} GiB and receives as much: "
+            f"a swarm step sends and receives {sent:.3f} GiB each: "
             f"{m.swarm.seconds:.0f} s at {m.setup.bandwidth_mbit:g} Mbit/s"
         )
     if device:
         _advise(advice.as_dict(m, device), device)
 
 
-def _advise(said: dict[str, Any], device: Device) -> None:
-    print(f"\n{device.name} ({device.gib:g} GiB): {said['verdict']}")
-    print(f"largest micro-batch that fits: {said['largest_batch'] or 'none'}")
-    if said["longest_sequence"] is not None:
-        print(f"longest sequence that fits: {said['longest_sequence'] or 'none'}")
-    for a in said["advice"]:
+def _advise(advised: dict[str, Any], device: Device) -> None:
+    print(f"\n{device.name} ({device.gib:g} GiB): {advised['verdict']}")
+    print(f"largest micro-batch that fits: {advised['largest_batch'] or 'none'}")
+    if advised["longest_sequence"] is not None:
+        print(f"longest sequence that fits: {advised['longest_sequence'] or 'none'}")
+    for a in advised["advice"]:
         print(
             f"  {a['verdict']} with {', '.join(a['changes'])}: "
             f"{gib(a['gpu_total'])}, a step takes {a['time']:.2f} times as long"

@@ -8,7 +8,7 @@ from itertools import compress, product
 from typing import Any
 
 from calculator.architectures import Architecture
-from calculator.devices import Device, Verdict, verdict
+from calculator.devices import Device, FitVerdict, verdict
 from calculator.errors import CalculatorError
 from calculator.memory import MemoryEstimate, estimate
 from calculator.setup import TrainingSetup
@@ -20,19 +20,19 @@ FIXED_SEQUENCE = ("vit", "dalle")
 
 @dataclass(frozen=True)
 class Advice:
-    """Techniques that make a set-up fit, and what a step then takes compared with the set-up asked about."""
+    """Techniques that make a setup fit, and what a step then takes compared with the setup asked about."""
 
     setup: TrainingSetup
     changes: tuple[str, ...]
     time: float
-    verdict: Verdict
+    verdict: FitVerdict
     gpu_total: int
     ram_total: int
 
 
 @dataclass(frozen=True)
 class Technique:
-    """A change of a set-up; `time`: what it multiplies a step by, a rule of thumb with its source."""
+    """A change of a setup; `time`: what it multiplies a step by, a rule of thumb with its source."""
 
     name: str
     time: float
@@ -107,7 +107,7 @@ def cheapest(model: Architecture | str, setup: TrainingSetup, device: Device, mo
 
 
 def _with(setup: TrainingSetup, techniques: list[Technique]) -> TrainingSetup | None:
-    """The set-up with the techniques; None where one of them changes nothing or is impossible."""
+    """The setup with the techniques; None where one of them changes nothing or is impossible."""
     changes: dict[str, Any] = {}
     for technique in techniques:
         changes |= technique.changes

@@ -1,10 +1,11 @@
-"""A model by its dimensions alone: what a form or a command line gives, as the family's default configuration."""
+"""A custom model: its family and dimensions from a form or a command line; all else as the family's defaults."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from calculator.architectures import Architecture
+from calculator.architectures import LARGEST_DIMENSION, Architecture
+from calculator.checks import one_of, whole_number
 from calculator.errors import CalculatorError
 from calculator.hf_config import from_config
 
@@ -13,7 +14,7 @@ SIZES: dict[str, int] = {
     "key_value_heads": 0, "image_size": 224, "patch_size": 16, "vision_hidden": 768, "vision_layers": 12,
     "vision_heads": 12, "vision_feed_forward": 3072, "projection": 512,
 }  # fmt: skip
-"""Every dimension with its default; key_value_heads 0: as many as heads."""
+"""Default of every dimension; key_value_heads 0: as many as heads."""
 LAYERS, TEXT, IMAGE = ("hidden", "layers", "heads", "feed_forward"), ("vocabulary", "positions"), (
     "image_size", "patch_size",
 )  # fmt: skip
@@ -22,7 +23,7 @@ USED: dict[str, tuple[str, ...]] = {
     "gpt2": LAYERS + TEXT, "bert": LAYERS + TEXT, "t5": LAYERS + TEXT, "gptj": LAYERS + TEXT,
     "llama": (*LAYERS, *TEXT, "key_value_heads"), "vit": LAYERS + IMAGE, "clip": LAYERS + TEXT + IMAGE + TOWER,
 }  # fmt: skip
-"""The dimensions of each family; clip's layers are those of its text tower."""
+"""Dimensions used by each family; clip's layers are those of its text tower."""
 
 _BERT = {
     "hidden_size": "hidden", "num_hidden_layers": "layers", "num_attention_heads": "heads",
@@ -41,24 +42,21 @@ FIELDS = {
     "llama": {**_BERT, "num_key_value_heads": "key_value_heads"},
     "vit": {**_BERT, "image_size": "image_size", "patch_size": "patch_size"},
 }  # fmt: skip
-"""Names of a config.json: ours."""
+"""Names in a config.json and their names here."""
 
 
 def custom(family: str, **sizes: Any) -> Architecture:
-    """A model of `family` with these SIZES; all else as transformers' configuration of the family has it.
+    """Return a model of `family` with these SIZES (whole numbers); all else is as in transformers' default config.
 
-    Whole numbers; those that the family does not have are ignored.
+    Dimensions that the family does not use are ignored. Raises CalculatorError.
     """
-    if family not in USED:
-        raise CalculatorError(f"unknown family {family!r}; known: {', '.join(USED)}")
+    one_of("family", family, USED)
     unknown = sorted(set(sizes) - set(SIZES))
     if unknown:
         raise CalculatorError(f"unknown dimensions {', '.join(unknown)}; known: {', '.join(SIZES)}")
     sizes = {**SIZES, **sizes}
     for name in USED[family]:
-        least = 0 if name == "key_value_heads" else 1
-        if isinstance(sizes[name], bool) or not isinstance(sizes[name], int) or sizes[name] < least:
-            raise CalculatorError(f"{name} must be a whole number from {least}, got {sizes[name]!r}")
+        whole_number(name, sizes[name], 0 if name == "key_value_heads" else 1, LARGEST_DIMENSION)
     config: dict[str, Any] = {theirs: sizes[ours] for theirs, ours in FIELDS[family].items()}
     config |= {"model_type": family, "_name_or_path": f"custom {family}"}
     if family == "t5":
@@ -72,5 +70,5 @@ def custom(family: str, **sizes: Any) -> Architecture:
 
 def _divided(hidden: int, heads: int) -> int:
     if hidden % heads:
-        raise CalculatorError(f"hidden {hidden} cannot be divided among {heads} heads; take a divisor of it")
+        raise CalculatorError(f"hidden {hidden} is not divisible by {heads} heads: change one of them")
     return hidden // heads

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Literal
 
+from calculator.checks import number_above_zero
 from calculator.errors import CalculatorError
 from calculator.memory import GIB, MemoryEstimate
 
-Verdict = Literal["fits", "tight", "does not fit"]
+FitVerdict = Literal["fits", "tight", "does not fit"]
 
 APPLE_SHARE = 0.75
-"""Of its unified memory, macOS lets the GPU use about this much; the RAM that a set-up needs comes out of it too."""
+"""Of its unified memory, macOS lets the GPU use about this much; the RAM that a setup needs comes out of it too."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _plain(text: str) -> str:
     return re.sub(r"[\s_-]|nvidia|geforce", "", text.lower())
 
 
-def verdict(m: MemoryEstimate, device: Device) -> Verdict:
+def verdict(m: MemoryEstimate, device: Device) -> FitVerdict:
     """tight: it fits if context and fragmentation are as small as they ever are, and not if they are at their worst."""
     need = m.gpu_total + (m.ram_total if device.unified else 0)
     low, high = m.overhead
@@ -74,8 +74,7 @@ def verdict(m: MemoryEstimate, device: Device) -> Verdict:
     return "tight" if need + low <= device.bytes else "does not fit"
 
 
-def check_gib(value: float) -> Device:
-    """A card of one's own."""
-    if not isinstance(value, (int, float)) or not math.isfinite(value) or not 0 < value <= 100_000:
-        raise CalculatorError(f"memory of a GPU must be a number of GiB above 0 and at most 100,000, got {value!r}")
-    return Device(f"{value:g} GiB", float(value))
+def custom_gpu(gib: float) -> Device:
+    """Return a GPU with this much memory in GiB."""
+    size = number_above_zero("GPU memory in GiB", gib, most=100_000)
+    return Device(f"{size:g} GiB", size)

@@ -1,7 +1,7 @@
-"""The one error of this package: input that is refused, with what is allowed."""
+"""CalculatorError, the only error that this package raises for bad input."""
 
 from __future__ import annotations
 
 
 class CalculatorError(ValueError):
-    """What was wrong, what is allowed, and what to do; fit to be shown to a user as it is."""
+    """Refused input. The message says what was wrong, what is allowed and what to do; it can be shown to a user."""

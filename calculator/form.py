@@ -1,15 +1,14 @@
-"""The values of the tab's controls, and how a model, a GPU and a set-up are read from them. Knows no gradio."""
+"""The values of the tab's controls, and how a model, a GPU and a setup are read from them. Knows no gradio."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from calculator.architectures import Architecture
 from calculator.custom import SIZES, USED, custom
-from calculator.devices import Device, check_gib, find_device
+from calculator.devices import Device, custom_gpu, find_device
 from calculator.errors import CalculatorError
 from calculator.hf_config import from_json
 from calculator.memory import MemoryEstimate, estimate
@@ -66,7 +65,7 @@ def answer(form: Mapping[str, Any]) -> Answer:
 
 def read_device(gpu: Any, gib: Any = 0) -> Device:
     """The GPU of this name, or one of one's own with so many GiB."""
-    return check_gib(gib) if gib else find_device(str(gpu))
+    return custom_gpu(gib) if gib else find_device(str(gpu))
 
 
 def read_model(form: Mapping[str, Any]) -> Architecture:
@@ -77,9 +76,9 @@ def read_model(form: Mapping[str, Any]) -> Architecture:
         return from_json(form["config"])
     if name == CUSTOM:
         used = USED.get(form["family"], ())
-        return custom(form["family"], **{name: _whole(name, form[name]) for name in used})
+        return custom(form["family"], **{name: _whole(form[name]) for name in used})
     if name not in PRESETS:
-        raise CalculatorError(f"unknown model {name!r}; known: {', '.join(PRESETS)}, {CUSTOM}, {CONFIG}")
+        raise CalculatorError(f"unknown model {name!r}; presets: {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
@@ -89,13 +88,13 @@ def read_setup(form: Mapping[str, Any]) -> TrainingSetup:
     for f in fields(TrainingSetup):
         value = form[f.name]
         if f.name in OPTIONAL:
-            value = None if value in (None, "", 0) else _whole(f.name, value)
+            value = None if value in (None, "", 0) else _whole(value)
         elif f.name == "gradient_checkpointing":
             value = checkpointing(value)
         elif f.name in THREE_WAYS:
             value = OWN.get(value, value)
         elif isinstance(f.default, int) and not isinstance(f.default, bool):
-            value = _whole(f.name, value)
+            value = _whole(value)
         values[f.name] = value
     return TrainingSetup(**values)
 
@@ -105,14 +104,12 @@ def checkpointing(value: Any) -> bool | int:
         if value not in CHECKPOINTING:
             raise CalculatorError(f"gradient_checkpointing must be one of {', '.join(CHECKPOINTING)}; got {value!r}")
         return value == "every layer" or (value != "off" and int(value.split()[1]))
-    return value if isinstance(value, bool) else _whole("gradient_checkpointing", value)
+    return value if isinstance(value, bool) else _whole(value)
 
 
-def _whole(name: str, value: Any) -> int:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value != int(value):
-        raise CalculatorError(f"{name} must be a whole number, got {value!r}")
-    return int(value)
+def _whole(value: Any) -> Any:
+    """A browser sends numbers as floats: turn 2.0 into 2, and leave anything else to the checks."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def values(form: Form, names: list[str]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The config.json of a Hub model, over HTTP. Knows where it is and what may go wrong; not what stands in it."""
+"""Downloads the config.json of a Hub model over HTTP. Independent of its content."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from urllib.parse import urlsplit
 from calculator.errors import CalculatorError
 
 LARGEST_FILE = 1_000_000
-"""Bytes of a config.json; real ones have a few thousand."""
+"""Largest config.json in bytes; real ones have a few thousand."""
 HUB = "https://huggingface.co"
 CHUNK = 65_536
 
 
 def fetch(repo_id: str, *, token: str | None = None, timeout: float = 10.0) -> str:
-    """The config.json of a Hub model; `token` for gated and private ones. HF_ENDPOINT names another Hub.
+    """Return the config.json of a Hub model; `token` is for gated and private models. HF_ENDPOINT sets another Hub.
 
-    timeout: seconds for the whole answer, however slowly it drips.
+    timeout: seconds for the whole download, even from a server that sends single bytes. Raises CalculatorError.
     """
     if not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", repo_id, re.ASCII) or ".." in repo_id:
-        raise CalculatorError(f"{repo_id!r} is not the id of a Hub model; they look like 'openai-community/gpt2-large'")
+        raise CalculatorError(f"{repo_id!r} is not a Hub model id; an example of one is 'openai-community/gpt2-large'")
     if token and not re.fullmatch(r"[!-~]{1,400}", token):
-        raise CalculatorError("a Hub token has no spaces and no letters outside ASCII; they look like 'hf_...'")
+        raise CalculatorError(
+            "a Hub token starts with hf_ and has only ASCII letters and digits; this one has other characters"
+        )
     endpoint = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
     request = urllib.request.Request(f"{endpoint}/{repo_id}/resolve/main/config.json")
     if token:
@@ -42,7 +44,7 @@ def fetch(repo_id: str, *, token: str | None = None, timeout: float = 10.0) -> s
         if isinstance(error, CalculatorError):
             raise
         reason = getattr(error, "reason", None) or error
-        raise CalculatorError(f"the Hub cannot be reached ({reason}); paste the config.json instead") from None
+        raise CalculatorError(f"cannot reach the Hub ({reason}); paste the config.json instead") from None
 
 
 def _read(response: Any, end: float) -> bytes:
@@ -55,7 +57,7 @@ def _read(response: Any, end: float) -> bytes:
         if len(text) > LARGEST_FILE:
             raise CalculatorError(f"a config.json has at most {LARGEST_FILE:,} bytes, this one has more")
         if time.monotonic() > end:
-            raise TimeoutError("its answer takes too long")
+            raise TimeoutError("the download takes too long")
     return text
 
 
@@ -64,20 +66,20 @@ def _refusal(repo_id: str, error: urllib.error.HTTPError, token: bool) -> str:
     if error.code in (401, 403):
         if not token:
             kind = "is gated" if gated else "is gated, private or does not exist"
-            return f"{repo_id} {kind}: give a token that may read it"
+            return f"{repo_id} {kind}: enter a token with access to it"
         if gated:
-            return f"{repo_id} is gated, and this token's owner has no access yet: ask for it on the model's page"
-        return f"{repo_id} does not exist, or this token may not read it"
+            return f"{repo_id} is gated, and this token has no access: request it on the model's page"
+        return f"{repo_id} does not exist, or this token has no access to it"
     if error.code == 404:
         missing = error.headers.get("X-Error-Code") == "EntryNotFound"
-        return f"{repo_id} has no config.json" if missing else f"the Hub has no model {repo_id}"
+        return f"{repo_id} has no config.json" if missing else f"the Hub has no model {repo_id}: check the spelling"
     if error.code == 429:
-        return "the Hub has had too many requests from here: wait a minute, or paste the config.json instead"
-    return f"the Hub answered {error.code} for the config.json of {repo_id}: paste the config.json instead"
+        return "the Hub refuses more requests from this address for now: wait a minute, or paste the config.json"
+    return f"the Hub answered {error.code} for {repo_id}: try again later, or paste the config.json"
 
 
 class _KeepsToken(urllib.request.HTTPRedirectHandler):
-    """Renamed models are redirected: the token goes along to the same host, and to no other."""
+    """Follows the redirect of a renamed model, and sends the token only to the same host."""
 
     def redirect_request(self, req: urllib.request.Request, *arguments: Any) -> urllib.request.Request | None:
         following = super().redirect_request(req, *arguments)

@@ -1,6 +1,6 @@
-"""estimate(model, setup) -> MemoryEstimate: bytes on the GPU and in RAM, phase by phase. Pure arithmetic.
+"""estimate(model, setup) -> MemoryEstimate: bytes on the GPU and in RAM for each phase of a training step.
 
-Puts together what is played on the tape and what lives for the whole step; knows no devices and no user interface.
+Combines the simulated activations with the static memory. Pure arithmetic, independent of devices and of the page.
 """
 
 from __future__ import annotations
@@ -9,26 +9,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from calculator import optimizers
-from calculator.applied import adapters, repeat, step, with_techniques
 from calculator.architectures import Architecture
 from calculator.errors import CalculatorError
 from calculator.families import FAMILIES
 from calculator.presets import PRESETS
 from calculator.setup import TrainingSetup
-from calculator.shares import AHEAD, Shares, layer_bytes, ram
 from calculator.simulate import Activity, Peak, simulate, tensors
+from calculator.static_memory import PREFETCHED_LAYERS, StaticMemory, layer_bytes, ram
 from calculator.swarm import SwarmTraffic, traffic
+from calculator.techniques import adapters, repeat, step, with_techniques
 
 GIB = 2**30
 CONTEXT = (int(0.3 * GIB), 2 * GIB)
-"""Bytes of a CUDA context with its kernels, by card and driver."""
+"""Bytes of a CUDA context with its kernels, at least and at most, depending on card and driver."""
 FRAGMENTATION = 0.10
-"""Of what the caching allocator holds, at worst, for setups that fit at all."""
+"""Largest share of the peak that the caching allocator loses to fragmentation, for setups that fit at all."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a step, and what is on the GPU at its worst moment; the parts add up to `gpu_total`."""
+    """A phase of a step, and the bytes on the GPU at its peak by component; they add up to `gpu_total`."""
 
     name: str
     gpu: Mapping[str, int]
@@ -40,10 +40,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes, all of them whole numbers.
+    """The estimated memory of a training step; every size is a whole number of bytes.
 
-    parameters, gradients: of the weights on the GPU, and of the gradients once all of them exist; optimizer: its
-    whole state, wherever it lives; activations: the most in any phase; the same for logits and temporaries.
+    parameters: weights on the GPU; gradients: of all parameters; optimizer: the whole state, on the GPU or in RAM;
+    activations, logits, temporaries: their maximum over the phases.
     """
 
     model: Architecture
@@ -59,12 +59,12 @@ class MemoryEstimate:
     phases: tuple[Phase, ...]
     ram: Mapping[str, int]
     overhead: tuple[int, int]
-    """CUDA context and fragmentation, at least and at most: beside `gpu_total`, never in it."""
+    """CUDA context and fragmentation, at least and at most; not included in `gpu_total`."""
     swarm: SwarmTraffic | None
 
     @property
     def peak(self) -> Phase:
-        """The phase that needs most."""
+        """The phase with the largest total."""
         return max(self.phases, key=lambda phase: phase.gpu_total)
 
     @property
@@ -77,17 +77,20 @@ class MemoryEstimate:
 
 
 def estimate(model: Architecture | str, setup: TrainingSetup | None = None) -> MemoryEstimate:
-    """Memory of training `model` (an Architecture, or the name of a preset) with `setup`."""
+    """Estimate the memory of training `model` (an Architecture, or the name of a preset) with `setup`.
+
+    Raises CalculatorError if the model is unknown or does not support a technique of the setup.
+    """
     setup = setup or TrainingSetup()
     a = with_techniques(_model(model), setup)
     inventory = tensors(a)
     sizes = [(x, repeat(a, x)) for x in inventory]
     trained = adapters(sizes, setup.lora_rank) if setup.adapter != "none" else sizes
-    played = step(a, setup, AHEAD * layer_bytes(sizes, setup) if setup.zero_stage == 3 else 0)
-    activity = simulate(a, inventory, played)
-    shares = Shares(a, setup, sizes, trained)
-    shares.buffers += FAMILIES[a.family].inputs(a, played.batch, played.sequence, played.target, setup.width)
-    phases = _phases(setup, activity, shares)
+    simulated = step(a, setup, PREFETCHED_LAYERS * layer_bytes(sizes, setup) if setup.zero_stage == 3 else 0)
+    activity = simulate(a, inventory, simulated)
+    static = StaticMemory(a, setup, sizes, trained)
+    static.buffers += FAMILIES[a.family].inputs(a, simulated.batch, simulated.sequence, simulated.target, setup.width)
+    phases = _phases(setup, activity, static)
     n = optimizers.count(trained)
     peak = max(phase.gpu_total for phase in phases)
 
@@ -96,15 +99,15 @@ def estimate(model: Architecture | str, setup: TrainingSetup | None = None) -> M
 
     return MemoryEstimate(
         model=a, setup=setup, parameter_count=optimizers.count(sizes), trained_count=n, parameters=most("weights"),
-        gradients=shares.gradients, optimizer=shares.state, activations=most("activations"), logits=most("logits"),
-        temporaries=most("temporaries"), phases=phases, ram=ram(setup, n, shares),
+        gradients=static.gradients, optimizer=static.state, activations=most("activations"), logits=most("logits"),
+        temporaries=most("temporaries"), phases=phases, ram=ram(setup, n, static),
         overhead=(CONTEXT[0], CONTEXT[1] + int(FRAGMENTATION * peak)),
         swarm=traffic(trained, setup) if setup.swarm else None,
     )  # fmt: skip
 
 
 def parameter_count(model: Architecture | str) -> int:
-    """Unique parameters: shared and tied ones once."""
+    """Number of unique parameters: shared and tied ones count once."""
     a = _model(model)
     return sum(x.n * repeat(a, x) for x in tensors(a))
 
@@ -113,27 +116,27 @@ def _model(model: Architecture | str) -> Architecture:
     if isinstance(model, Architecture):
         return model
     if model not in PRESETS:
-        raise CalculatorError(f"unknown model {model!r}; known: {', '.join(PRESETS)}, or an Architecture of your own")
+        raise CalculatorError(f"unknown model {model!r}; presets: {', '.join(PRESETS)}")
     return PRESETS[model]
 
 
-def _phases(setup: TrainingSetup, activity: Activity, shares: Shares) -> tuple[Phase, ...]:
+def _phases(setup: TrainingSetup, activity: Activity, static: StaticMemory) -> tuple[Phase, ...]:
     keeps = setup.accumulation_steps > 1 or setup.swarm
     bucket = setup.offload_optimizer == "zero-offload"
-    fixed = {"buffers": shares.buffers + shares.accumulators, "optimizer": shares.state_on_gpu}
+    fixed = {"buffers": static.buffers + static.accumulators, "optimizer": static.state_on_gpu}
 
     def phase(name: str, peak: Peak, *, head: bool) -> Phase:
         gradients = 0 if bucket else peak.gradients
-        flow, rest = peak.flow, peak.total - peak.gradients - peak.flow
+        activation_gradients, rest = peak.activation_gradients, peak.total - peak.gradients - peak.activation_gradients
         if keeps:
-            gradients, rest = shares.gradients, max(rest, peak.accumulating - flow)
+            gradients, rest = static.gradients, max(rest, peak.accumulating - activation_gradients)
         casts = activity.casts if name == "forward" or (name == "loss" and not setup.every) else 0
         casts = min(casts, rest)
         activations = min(rest - casts, max(0, activity.kept - casts)) if head else rest
-        logits = rest - activations - casts + (flow if head else 0)
+        logits = rest - activations - casts + (activation_gradients if head else 0)
         return Phase(name, {
-            "weights": shares.weights + shares.gathered, **fixed, "gradients": gradients,
-            "activations": activations, "logits": logits, "temporaries": casts if head else flow,
+            "weights": static.weights + static.gathered, **fixed, "gradients": gradients,
+            "activations": activations, "logits": logits, "temporaries": casts if head else activation_gradients,
         })  # fmt: skip
 
     return (
@@ -141,7 +144,7 @@ def _phases(setup: TrainingSetup, activity: Activity, shares: Shares) -> tuple[P
         phase("loss", activity.loss, head=True),
         phase("backward", activity.backward, head=False),
         Phase("optimizer step", {
-            "weights": shares.weights, **fixed, "gradients": 0 if bucket else shares.gradients,
-            "activations": 0, "logits": 0, "temporaries": shares.step,
+            "weights": static.weights, **fixed, "gradients": 0 if bucket else static.gradients,
+            "activations": 0, "logits": 0, "temporaries": static.step,
         }),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Bytes of every optimizer's state, tensor by tensor, and what its step needs for a moment. Knows no model."""
+"""Bytes of every optimizer's state, tensor by tensor, and the temporaries of its step. Independent of models."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ SMALLEST_8BIT = 4096
 """bitsandbytes' min_8bit_size: smaller tensors keep 32 bits."""
 BLOCK = 256
 CODE_BOOK = 256 * 4
-"""Bytes of a quantisation map; one for all tensors."""
+"""Bytes of a quantisation map; all tensors share one."""
 RUN_SMALLEST_8BIT, RUN_BLOCK = 65_536, 4096
-"""Of the 2021 run's 8-bit LAMB."""
+"""The thresholds of the 2021 run's 8-bit LAMB."""
 SMALLEST_PAGED = 100_000
 
 OF_PYTORCH = ("adam", "adamw", "sgd")
-"""torch.optim keeps state in the parameter's own type; bitsandbytes' 32-bit optimizers and Adafactor in float32."""
+"""torch.optim keeps its state in the parameter's dtype; bitsandbytes' 32-bit optimizers and Adafactor in float32."""
 
 Sizes = list[tuple[Tensor, int]]
-"""Tensors that are trained, and how many of each there are."""
+"""Tensors with the number of copies of each."""
 
 
 def states(optimizer: str) -> int:
-    """Numbers kept for each parameter."""
+    """State numbers per parameter."""
     return 1 if optimizer.startswith(("sgd", "lion")) else 2
 
 
 def tensor_state(x: Tensor, setup: TrainingSetup) -> int:
-    """Bytes of one tensor's state (code books apart)."""
-    norm = 4 if setup.optimizer in ("lamb", "lamb8bit") else 0  # bitsandbytes' norm of the update, one a tensor
+    """Bytes of one tensor's state, without code books."""
+    norm = 4 if setup.optimizer in ("lamb", "lamb8bit") else 0  # bitsandbytes stores the update's norm of each tensor
     return norm + _numbers(x, setup)
 
 
@@ -56,7 +56,7 @@ def is_embedding(x: Tensor) -> bool:
 
 
 def state_bytes(sizes: Sizes, setup: TrainingSetup) -> tuple[int, int]:
-    """(all, thereof pageable)."""
+    """Return the bytes of the whole state, and the bytes of it that can be paged to RAM."""
     total = pageable = 0
     large = False
     for x, count in sizes:
@@ -71,7 +71,7 @@ def state_bytes(sizes: Sizes, setup: TrainingSetup) -> tuple[int, int]:
 
 
 def step_temporaries(sizes: Sizes, setup: TrainingSetup, width: int) -> int:
-    """Bytes that an optimizer step allocates and frees, on the device where it runs."""
+    """Bytes that an optimizer step allocates and frees on the device where it runs."""
     largest = max((x.n for x, _ in sizes), default=0)
     name = setup.optimizer
     if name.startswith("adafactor"):

@@ -10,7 +10,6 @@ from urllib.parse import parse_qs, urlencode
 
 from calculator import charts
 from calculator.advice import FIXED_SEQUENCE, cheapest, largest_batch, longest_sequence
-from calculator.applied import sequence_length
 from calculator.devices import verdict
 from calculator.form import (
     CHECKPOINTING,
@@ -27,6 +26,7 @@ from calculator.form import (
 from calculator.memory import GIB, estimate
 from calculator.presets import PRESETS
 from calculator.report import gib
+from calculator.techniques import sequence_length
 
 
 def verdict_html(a: Answer) -> str:
@@ -102,15 +102,15 @@ def advice_html(a: Answer) -> str:
 
 
 def compare_html(kept: list[Form]) -> str:
-    """Up to three set-ups beside each other."""
+    """Up to three setups beside each other."""
     if not kept:
-        return '<div class="calc"><p>Keep up to three set-ups to see them side by side.</p></div>'
+        return '<div class="calc"><p>Keep up to three setups to see them side by side.</p></div>'
     answers = [answer(form) for form in kept]
     words = "".join(f"<td>{verdict(a.estimate, a.device)}</td>" for a in answers)
     rows = [(f"GPU {i}", a.estimate.peak.gpu) for i, a in enumerate(answers, 1)]
     rows += [(f"RAM {i}", a.estimate.ram) for i, a in enumerate(answers, 1) if a.estimate.ram]
     names = "".join(f'<th scope="col">{i}: {escape(describe(form))}</th>' for i, form in enumerate(kept, 1))
-    head = f'<table><tr><th scope="col">set-up</th>{names}</tr><tr><th scope="row">on its GPU</th>{words}</tr></table>'
+    head = f'<table><tr><th scope="col">setup</th>{names}</tr><tr><th scope="row">on its GPU</th>{words}</tr></table>'
     limit = max(a.device.bytes for a in answers)
     region = 'tabindex="0" role="region" aria-label="Set-ups compared"'
     return f'<div class="calc calc-scroll" {region}>{head}</div>' + charts.bars(
@@ -144,7 +144,7 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def link(form: Form, base: str = "") -> str:
-    """A set-up as a query string; a pasted config.json stays here."""
+    """A setup as a query string; a pasted config.json stays here."""
     return f"{base}?{urlencode({k: _text(v) for k, v in changed(form).items() if k != 'config'})}"
 
 

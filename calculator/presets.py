@@ -1,4 +1,4 @@
-"""The published models as literals. Knows nothing but their dimensions."""
+"""Presets: the dimensions of published models, as literals."""
 
 from __future__ import annotations
 
@@ -58,8 +58,9 @@ _ALL = (
         family="gpt2", name="dalle-12b", hidden=3968, layers=64, heads=62, feed_forward=4 * 3968,
         vocabulary=16_384 + 8192, positions=1280, activation="gelu_new",
     ),
-    # Borzunov et al. 2022, section 3.1: layers repeat (row, column, row, row), one set of weights a place; the last
-    # one, convolutional, has its own. Text: 32,100 of t5-small and one padding token a position; rotary of 3 x 20.
+    # Borzunov et al. 2022, section 3.1: layers repeat (row, column, row, row), one set of weights per position; the
+    # last layer, convolutional, has its own. Text: t5-small's 32,100 tokens and one padding token per position; rotary
+    # over 3 x 20 channels.
     Architecture(
         family="dalle", name="ttt-dalle", hidden=1024, layers=64, heads=16, feed_forward=4096,
         vocabulary=32_100 + 256 + 8192, image_vocabulary=8192, positions=1280, text_positions=256, groups=5,
@@ -68,4 +69,4 @@ _ALL = (
 )  # fmt: skip
 
 PRESETS: dict[str, Architecture] = {architecture.name: architecture for architecture in _ALL}
-"""By name; the names are part of the public interface."""
+"""Presets by name; the names are part of the public interface."""

@@ -1,4 +1,4 @@
-"""An estimate as plain data, CSV and words. Knows no user interface."""
+"""An estimate as JSON-ready data, as CSV and as text. Independent of Gradio."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def gib(size: int) -> str:
 
 
 def as_dict(m: MemoryEstimate) -> dict[str, Any]:
-    """JSON-ready; every size in bytes."""
+    """Return the estimate as JSON-ready data; every size is in bytes."""
     return {
         "model": m.model.name,
         "architecture": _short(m.model),
@@ -41,7 +41,7 @@ def as_dict(m: MemoryEstimate) -> dict[str, Any]:
 
 
 def as_csv(estimates: list[MemoryEstimate]) -> str:
-    """One row a set-up, phase and component; bytes."""
+    """Return one CSV row per setup, phase and component, in bytes."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["setup", "model", "where", "phase", "component", "bytes"])
@@ -55,12 +55,12 @@ def as_csv(estimates: list[MemoryEstimate]) -> str:
 
 
 def _safe(text: str) -> str:
-    """A spreadsheet takes a cell that begins so for a formula."""
+    """Quote a cell that a spreadsheet would execute as a formula."""
     return "'" + text if text[:1] in "=+-@\t\r" else text
 
 
 def _short(value: Architecture | TrainingSetup) -> dict[str, Any]:
-    """The fields that are not at their default."""
+    """Return the fields that differ from their defaults."""
     result = {}
     for f in fields(value):
         x = getattr(value, f.name)

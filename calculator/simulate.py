@@ -1,4 +1,4 @@
-"""Plays one training step of a model on a tape. Owns the order of things; knows no optimizer and no devices."""
+"""Simulates the forward and backward pass of one training step on a tape. Independent of optimizers and devices."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from calculator.architectures import Architecture
 from calculator.families import FAMILIES
 from calculator.families.common import Context, Tensor
-from calculator.tape import Flow, Memory, Parameter, Tape
+from calculator.tape import ActivationGradient, Memory, Parameter, Tape
 
 
 @dataclass(frozen=True)
-class Step:
-    """How a step is computed, in the terms of the tape."""
+class SimulatedStep:
+    """The sizes and options of a simulated step, in the tape's terms."""
 
     batch: int
     sequence: int
@@ -25,24 +25,24 @@ class Step:
     every: int | None
     reversible: bool
     rank: int = 0
-    """Of adapters; 0: all weights are trained."""
+    """Rank of the adapters; 0: all weights are trained."""
     quantized: bool = False
     gradient_parts: int = 1
-    """GPUs that share the gradients: a layer's are split as soon as they are complete."""
+    """GPUs that share the gradients: those of a layer are split as soon as they are complete."""
     ahead: int = 0
-    """Bytes beside those of a layer on its way back, of weights fetched and gradients sent (ZeRO 3)."""
+    """Extra bytes alive in the backward pass of a layer: prefetched weights and gradients being sent (ZeRO 3)."""
 
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes at the worst moment of a part of the step, weights and optimizer state apart."""
+    """Bytes at the peak of one phase, excluding weights and optimizer state."""
 
     total: int
     gradients: int
-    flow: int
-    """Gradients of activations on their way."""
+    activation_gradients: int
+    """Bytes of activation gradients."""
     accumulating: int
-    """The most without gradients of parameters, except those on their way to be added to older ones."""
+    """The peak without parameter gradients, except new ones about to be added to existing ones."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def tensors(a: Architecture) -> list[Tensor]:
     return result
 
 
-def simulate(a: Architecture, inventory: list[Tensor], step: Step) -> Activity:
+def simulate(a: Architecture, inventory: list[Tensor], step: SimulatedStep) -> Activity:
     memory = Memory()
     tape = Tape(memory, width=step.width, half=step.half, gradient_parts=step.gradient_parts, ahead=step.ahead)
     parameters = _parameters(inventory, step)
@@ -77,7 +77,7 @@ def simulate(a: Architecture, inventory: list[Tensor], step: Step) -> Activity:
     assert slot is not None
     del loss
     memory.restart()
-    slot.gradient = Flow(memory, 4)
+    slot.gradient = ActivationGradient(memory, 4)
     tape.backward(tape.layers_end)
     at_loss = _peak(memory)
     memory.restart()
@@ -87,10 +87,10 @@ def simulate(a: Architecture, inventory: list[Tensor], step: Step) -> Activity:
 
 def _peak(memory: Memory) -> Peak:
     accumulating = max(memory.without_gradients, memory.accumulating)
-    return Peak(memory.peak, memory.peak_gradients, memory.peak_flow, accumulating)
+    return Peak(memory.peak, memory.peak_gradients, memory.peak_activation_gradients, accumulating)
 
 
-def _parameters(inventory: list[Tensor], step: Step) -> dict[str, Parameter]:
+def _parameters(inventory: list[Tensor], step: SimulatedStep) -> dict[str, Parameter]:
     result = {}
     for x in inventory:
         result[x.name] = parameter = Parameter(x.n, step.width, trained=not step.rank)

@@ -1,4 +1,4 @@
-"""What a peer of a swarm sends and receives in one step. Knows hivemind's compressions; no GPU."""
+"""Network traffic of one peer in one swarm step, for hivemind's compressions. Independent of GPUs."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from calculator.optimizers import Sizes
 from calculator.setup import TrainingSetup
 
 CODE_BOOK = 256 * 4
-"""Bytes that go with every tensor of an 8-bit quantisation."""
+"""Bytes of the code book sent with every 8-bit tensor."""
 RUN_THRESHOLD = 2**16
-"""Elements from which the 2021 run sent 8 bits."""
+"""Smallest number of elements that the 2021 run sent in 8 bits."""
 
 
 @dataclass(frozen=True)
 class SwarmTraffic:
-    """Bytes of one swarm step of one peer, in each direction (butterfly all-reduce among all peers)."""
+    """Bytes that one peer sends in one swarm step, and receives again (butterfly all-reduce over all peers)."""
 
     gradients: int
     state: int
-    """The parameters, when the peers' states are averaged in the same step."""
+    """Bytes of the parameters, if the peers average their states in the same step."""
     seconds: float
-    """Of both, at the set-up's bandwidth."""
+    """Transfer time of both, at the setup's bandwidth."""
     by_compression: dict[str, tuple[int, float]]
-    """Bytes and seconds of both for each compression."""
+    """Bytes and seconds of both, by compression."""
 
 
 def traffic(sizes: Sizes, setup: TrainingSetup) -> SwarmTraffic:
-    """Every peer sends its parts to their reducers, and the averages of its own part to all others."""
+    """Every peer sends its parts to their reducers, and the average of its own part to all other peers."""
     share = 2 * (1 - 1 / setup.swarm_peers)
     rows = {}
     for name in ("none", "16-bit", "8-bit", "run"):
@@ -38,7 +38,7 @@ def traffic(sizes: Sizes, setup: TrainingSetup) -> SwarmTraffic:
 
 
 def wire_bytes(sizes: Sizes, compression: str) -> int:
-    """All tensors once, compressed."""
+    """Bytes of all tensors once, compressed."""
     total = 0
     for x, repeat in sizes:
         bits = compression

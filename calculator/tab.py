@@ -162,7 +162,7 @@ def _outputs() -> dict[str, Component]:
         o["formulas"] = gr.HTML()
     with gr.Accordion(label="Predicted against measured, case by case", open=False, elem_id="calc-validation"):
         gr.HTML(value=page.charts.STYLE + validation.as_html())
-    o["link"] = gr.Textbox(label="Link to this set-up", interactive=False, buttons=["copy"], elem_id="calc-link")
+    o["link"] = gr.Textbox(label="Link to this setup", interactive=False, buttons=["copy"], elem_id="calc-link")
     with gr.Row():
         o["csv"] = gr.DownloadButton(label="CSV", size="sm")
         o["json"] = gr.DownloadButton(label="JSON", size="sm")
@@ -221,7 +221,7 @@ def _model_sources(controls: dict[str, Component]) -> list[Any]:
 def _comparison(controls: dict[str, Component]) -> None:
     kept: gr.State = gr.State(value=[], time_to_live=3600)
     with gr.Row():
-        keep = gr.Button(value="Keep this set-up to compare", size="sm", elem_id="calc-keep")
+        keep = gr.Button(value="Keep this setup to compare", size="sm", elem_id="calc-keep")
         clear = gr.Button(value="Forget them", size="sm")
     table = gr.HTML(value=page.compare_html([]), elem_id="calc-compare")
 

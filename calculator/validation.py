@@ -1,4 +1,4 @@
-"""The published tables of predicted against measured, as `benchmarks.calculator` wrote them into the docs."""
+"""The tables of predicted and measured memory that `benchmarks.calculator` writes into docs/calculator.md."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ BEGIN, END = "<!-- measured: written by python -m benchmarks.calculator -->", "<
 
 
 def section(document: Path = DOCUMENT) -> str:
-    """What the benchmark wrote, in Markdown; a sentence where the package was copied without its docs."""
+    """Return the section that the benchmark wrote, as Markdown; a sentence if the docs are missing."""
     try:
         text = document.read_text(encoding="utf-8")
     except OSError:
-        return "The tables are in docs/calculator.md of the repository, which is not here."
+        return "The tables are in docs/calculator.md of the repository; that file is missing here."
     return text.partition(BEGIN)[2].partition(END)[0].strip()
 
 
 def as_html(markdown: str | None = None) -> str:
-    """Headings, paragraphs and tables of the section."""
+    """Return the headings, paragraphs and tables of the section as HTML."""
     lines = (section() if markdown is None else markdown).splitlines()
     out: list[str] = []
     title = "Predicted against measured"

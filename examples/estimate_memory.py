@@ -1,4 +1,4 @@
-"""Will it fit? The memory of training a model, from Python: `python -m examples.estimate_memory`."""
+"""Will it fit? Estimate training memory from Python: `python -m examples.estimate_memory`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def main() -> None:
     print(f"with 8-bit Adam, autocast and checkpointing: {m.gpu_total / GIB:.2f} GiB, {verdict(m, card)}")
     print(f"largest micro-batch then: {largest_batch(model, m.setup, card)}")
 
-    print("the quickest ways to make the first set-up fit:")
+    print("the fastest ways to make the first setup fit:")
     for advice in cheapest(model, plain, card):
         print(f"  {', '.join(advice.changes)}: {advice.gpu_total / GIB:.2f} GiB, {advice.verdict}")
 

@@ -1,10 +1,10 @@
 """Predicted against measured: `python -m benchmarks.calculator [--only gpt2] [--write] [--gpu]`.
 
-Real PyTorch models take two training steps under FakeTensorMode (no memory, no GPU) and MemTracker; the peak of the
-second is compared with `calculator.estimate`. Then parameter counts against the meta device, optimizer states against
-bitsandbytes' real tensors, and techniques against their libraries' objects (`benchmarks.calculator.techniques`).
-`--write` puts the tables into docs/calculator.md, where the Memory tab reads them. `--gpu` compares with
-`torch.cuda.max_memory_allocated` of real steps instead. Prints tables and ends with one JSON line.
+Real PyTorch models run two training steps under FakeTensorMode (without memory and without a GPU) and MemTracker; the
+peak of the second step is compared with `calculator.estimate`. Parameter counts are compared with the meta device,
+optimizer states with bitsandbytes' real tensors, and techniques with the objects of their libraries
+(`benchmarks.calculator.techniques`). `--write` writes the tables to docs/calculator.md, from which the Memory tab reads
+them. `--gpu` compares with `torch.cuda.max_memory_allocated` of real steps. Prints tables and ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ def run(cases: list[Case], measured_by: Callable[[Case], int], cache: Path | Non
 
 
 def report(title: str, rows: list[Row], unit: str) -> str:
-    """A heading, one sentence and the table."""
+    """Return a heading, a summary and the table."""
     errors = [abs(r.error) for r in rows]
     exact = sum(r.predicted == r.measured for r in rows)
-    said = f"{len(rows)} cases, {exact} of them exact to the last one" if unit != "MiB" else f"{len(rows)} cases"
+    summary = f"{len(rows)} cases, {exact} of them exact" if unit != "MiB" else f"{len(rows)} cases"
     figures = f"median error {100 * statistics.median(errors):.3f} %, worst {100 * max(errors):.2f} %"
-    return f"### {title}\n\n{said}: {figures}.\n\n{table(rows, unit)}"
+    return f"### {title}\n\n{summary}: {figures}.\n\n{table(rows, unit)}"
 
 
 def write(text: str) -> None:
-    """Replace what stands between the marks in the docs."""
+    """Replace the section between the marks in the docs."""
     document = DOCUMENT.read_text(encoding="utf-8")
     before, _, rest = document.partition(BEGIN)
     DOCUMENT.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
@@ -61,10 +61,10 @@ def write(text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="cases whose name contains this")
-    parser.add_argument("--cache", type=Path, help="JSON file of measurements already made")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/calculator.md")
-    parser.add_argument("--gpu", action="store_true", help="against a real GPU's allocator")
+    parser.add_argument("--only", default="", help="run only the cases whose name contains this")
+    parser.add_argument("--cache", type=Path, help="JSON file that caches measurements")
+    parser.add_argument("--write", action="store_true", help="write the tables to docs/calculator.md")
+    parser.add_argument("--gpu", action="store_true", help="measure on a real GPU")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.gpu and not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""The cases of `benchmarks.calculator`: real models, and the set-up each is trained with. Measures nothing."""
+"""The cases of `benchmarks.calculator`: real models and the setups that they are trained with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from calculator.hf_config import from_config
 
 @dataclass(frozen=True)
 class Case:
-    """One model trained in one way. `config`: what differs from the family's default configuration."""
+    """One model and one setup. `config` overrides the family's default configuration."""
 
     family: str
     setup: TrainingSetup
@@ -85,10 +85,10 @@ def attention(case: Case) -> str:
 
 
 def architecture(case: Case) -> Architecture:
-    """The calculator's view of a case; no torch in it."""
+    """Return the calculator's architecture of a case."""
     if case.family == "ttt":
-        wanted = {"dim": "hidden", "depth": "layers", "heads": "heads"}
-        changes = {wanted[k]: v for k, v in case.config.items() if k in wanted}
+        names = {"dim": "hidden", "depth": "layers", "heads": "heads"}
+        changes = {names[k]: v for k, v in case.config.items() if k in names}
         paper = PRESETS["ttt-dalle"]
         hidden = changes.get("hidden", paper.hidden)
         layers = changes.get("layers", paper.layers)
@@ -100,7 +100,7 @@ Loss = Callable[[nn.Module], Tensor]
 
 
 def build(case: Case) -> tuple[nn.Module, Loss, list[Tensor]]:
-    """The real model in the current default type, a function from it to its loss, and the batch that this holds."""
+    """Return the real model in the current default dtype, a function from the model to its loss, and the batch."""
     model = _build_ttt(case) if case.family == "ttt" else _build_transformers(case)
     inputs = _inputs(case)
     batch = [x for x in inputs.values() if isinstance(x, Tensor)]
@@ -145,7 +145,7 @@ def _build_transformers(case: Case) -> nn.Module:
 
 
 class Trained(nn.Module):
-    """`loss` as a forward pass: MemTracker follows calls of one module."""
+    """Calls `loss` as a forward pass: MemTracker tracks calls of one module."""
 
     def __init__(self, dalle: nn.Module) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class Trained(nn.Module):
 
 
 class Segment(nn.Module):
-    """A few layers under one checkpoint."""
+    """Several layers in one checkpoint."""
 
     def __init__(self, layers: Any) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class Segment(nn.Module):
 
 
 def _stacks(model: nn.Module) -> list[nn.ModuleList]:
-    """Module lists of layers: the longest in a model, and any as long (t5's and clip's two)."""
+    """Return the longest module lists of a model: its layers (two lists in t5 and clip)."""
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) > 3]
     return [m for m in lists if len(m) == max(map(len, lists))]
 
@@ -244,7 +244,7 @@ def _all() -> list[Case]:
 
 
 def _held_out() -> list[Case]:
-    """Chosen after the model was written, large in activations: their peaks are never in the optimizer's step."""
+    """Cases chosen after the calculator was written, with large activations: the peak is never the optimizer step."""
     bert, llama, t5 = ({"batch_size": b, "sequence_length": s} for b, s in ((16, 512), (4, 1024), (6, 256)))
     return [
         _case("bert", **bert, attention="eager"),

@@ -1,4 +1,4 @@
-"""What can be counted exactly: parameters on the meta device, and the real tensors of optimizers' states."""
+"""Exact counts: parameters on the meta device, and the real tensors of optimizer states."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def table(rows: Iterable[Row], unit: str = "MiB") -> str:
 
 
 def unique_bytes(values: Iterable[Any]) -> int:
-    """Of all storages, shared ones once."""
+    """Bytes of all storages; shared ones count once."""
     storages = [x.untyped_storage() for x in values if isinstance(x, torch.Tensor)]
     return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
 
 def parameter_rows() -> list[Row]:
-    """Parameters of every preset against a real model on the meta device."""
+    """Compare the parameters of every preset with a real model on the meta device."""
     return [Row(name, parameter_count(name), _meta_parameters(name)) for name in PRESETS]
 
 
@@ -75,7 +75,7 @@ def _meta_parameters(name: str) -> int:
 
 
 def optimizer_rows() -> list[Row]:
-    """Bytes of optimizer state against the real tensors of bitsandbytes and PyTorch, for GPT-2's tensor shapes."""
+    """Compare optimizer state with the real tensors of bitsandbytes and PyTorch, for GPT-2's tensor shapes."""
     import bitsandbytes as bnb
 
     a = PRESETS["gpt2"].__class__(

@@ -1,11 +1,11 @@
-"""Makes CPU fake tensors allocate what CUDA's kernels would. Owns that translation; knows no model and no calculator.
+"""Makes fake CPU tensors allocate what CUDA's kernels would. Independent of models and of the calculator.
 
 PyTorch cannot run a backward pass over fake `cuda` tensors without a driver, so the benchmark runs over fake `cpu`
 tensors, and `cuda_like` replaces the calls whose memory differs between the two devices:
 
 - dropout: CPU keeps a full-width mask, CUDA's fused kernel a bool one (`aten::native_dropout`);
 - attention: CUDA's flash (16-bit, no mask) or memory-efficient kernel (the rest), chosen as CUDA does;
-- autocast: CUDA's list of functions that run in float32 (softmax, layer_norm, pow, ...), which CPU's lacks.
+- autocast: CUDA's list of functions that run in float32 (softmax, layer_norm, pow, ...), which the CPU's list lacks.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ FLOAT32_UNDER_AUTOCAST = (
     (Tensor, ("softmax", "log_softmax", "pow", "__pow__", "rsqrt", "exp", "norm", "sum")),
     (F, ("softmax", "log_softmax", "layer_norm", "cross_entropy", "nll_loss")),
 )
-"""Of the functions that CUDA's autocast runs in float32, those that transformers call."""
+"""Functions that CUDA's autocast runs in float32 and that transformers calls."""
 
 
 @contextmanager
 def cuda_like() -> Iterator[None]:
-    """Within it, and under `FakeTensorMode`, a training step on CPU tensors allocates as it would on a GPU.
+    """In this context and under `FakeTensorMode`, a training step on CPU tensors allocates as on a GPU.
 
-    Functions are replaced in their modules: a `TorchFunctionMode` is off while checkpoints recompute.
+    Functions are patched in their modules, because a `TorchFunctionMode` is inactive while checkpoints recompute.
     """
     with ExitStack() as stack:
         for owner, names in FLOAT32_UNDER_AUTOCAST:

@@ -1,4 +1,4 @@
-"""Real steps on a real GPU, for `benchmarks.calculator --gpu`. Owns its cases; needs a CUDA device to measure."""
+"""Training steps on a real GPU, for `benchmarks.calculator --gpu`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from calculator import TrainingSetup
 
 
 def gpu_cases() -> list[Case]:
-    """For a machine with a GPU: three families; GPT-2 Large with 8-bit Adam and the paper's model among them."""
+    """Return the GPU cases: three families, including GPT-2 Large with 8-bit Adam, and the paper's model."""
     small = [
         c for c in CASES if c.family in ("gpt2", "bert", "llama") and c.setup.optimizer_implementation == "foreach"
     ]
@@ -29,7 +29,7 @@ def gpu_cases() -> list[Case]:
 
 
 def measure_gpu(case: Case) -> int:
-    """`max_memory_allocated` of a real step on the GPU, after two to warm up; of this case alone."""
+    """Return `max_memory_allocated` of a real step on the GPU after two warm-up steps, minus earlier allocations."""
     gc.collect()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()

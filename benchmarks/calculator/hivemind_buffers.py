@@ -1,7 +1,7 @@
-"""Bytes that hivemind's Optimizer keeps in RAM and on the GPU, counted in a process of its own, on loopback.
+"""Bytes that hivemind's Optimizer keeps in RAM and on the GPU, counted in a separate process on loopback.
 
-`python -m benchmarks.calculator.hivemind_buffers` is that process: hivemind needs the main thread, and leaves
-daemons behind.
+`python -m benchmarks.calculator.hivemind_buffers` is that process: hivemind needs the main thread and leaves daemon
+processes behind.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HIVEMIND: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 def hivemind_rows() -> list[Row]:
-    """Bytes in RAM and, of what does not come from the model's own step, on the GPU."""
+    """Compare the bytes that hivemind keeps in RAM and on the GPU."""
     child = [sys.executable, "-m", "benchmarks.calculator.hivemind_buffers"]
     done = subprocess.run(child, capture_output=True, text=True, timeout=900, start_new_session=True)
     if done.returncode:
@@ -50,7 +50,7 @@ def hivemind_rows() -> list[Row]:
 
 
 def measure_hivemind() -> dict[str, dict[str, int]]:
-    """Of every variant: bytes of all tensors that hivemind keeps after an epoch; to be run in the main thread."""
+    """Return the bytes of all tensors that hivemind keeps after a step, by variant. Run it in the main thread."""
     import hivemind
 
     dht = hivemind.DHT(start=True, startup_timeout=60)

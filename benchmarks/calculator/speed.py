@@ -1,4 +1,4 @@
-"""CPU time of an estimate, and of all that the Memory tab shows: `python -m benchmarks.calculator.speed`.
+"""CPU time of an estimate and of a full answer of the Memory tab: `python -m benchmarks.calculator.speed`.
 
 Prints a table and ends with one JSON line. Needs neither torch nor a GPU.
 """
@@ -24,7 +24,7 @@ SETUPS = (
 
 
 def milliseconds(function: Callable[[], Any], rounds: int) -> float:
-    """CPU time of one call, the best of five times `rounds`."""
+    """Return the CPU time of one call in milliseconds: the best of five means over `rounds` calls."""
     times = []
     for _ in range(5):
         started = time.process_time()
@@ -40,7 +40,7 @@ def estimates() -> dict[str, float]:
         for number, setup in enumerate(SETUPS):
             try:
                 estimate(name, setup)
-            except CalculatorError:  # a combination that this model cannot have
+            except CalculatorError:  # the model does not support this combination
                 continue
             found[f"{name} {number}"] = milliseconds(lambda name=name, setup=setup: estimate(name, setup), 10)  # type: ignore[misc]
     return found

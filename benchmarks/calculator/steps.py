@@ -1,4 +1,4 @@
-"""Training steps of real models under FakeTensorMode and MemTracker: what is predicted, and measured."""
+"""Training steps of real models under FakeTensorMode and MemTracker: predicted and measured peaks."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from calculator import TrainingSetup, estimate
 
 
 def predict(case: Case) -> int:
-    """Peak in bytes, by the calculator alone."""
+    """Return the calculator's peak in bytes."""
     return estimate(architecture(case), case.setup).gpu_total
 
 
 def measure(case: Case) -> int:
-    """Peak in bytes of the second training step under MemTracker; nothing is computed and nothing allocated."""
+    """Return the peak in bytes of the second training step under MemTracker; nothing is computed or allocated."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.mem_tracker import MemTracker
 
@@ -49,7 +49,7 @@ def train_step(
     device: str,
     between: Callable[[], None] = lambda: None,
 ) -> None:
-    """What a plain training loop does, and PyTorch's documentation shows."""
+    """Run one training step, as in PyTorch's documentation."""
     for _ in range(setup.accumulation_steps):
         between()
         with autocast(setup, device):
@@ -67,7 +67,7 @@ def autocast(setup: TrainingSetup, device: str) -> Any:
 
 
 def made(case: Case) -> tuple[nn.Module, Loss, list[torch.Tensor]]:
-    """The model of a case in its precision, its loss and its batch."""
+    """Return the model of a case in its precision, its loss and its batch."""
     types = {"pure-fp16": torch.float16, "pure-bf16": torch.bfloat16}
     before = torch.get_default_dtype()
     torch.set_default_dtype(types.get(case.setup.precision, torch.float32))
@@ -90,7 +90,7 @@ def make_optimizer(setup: TrainingSetup, parameters: list[nn.Parameter]) -> torc
 
 
 def as_on_real_data() -> ExitStack:
-    """Checks that look at values cannot run on fake tensors; these are their answers for ordinary data."""
+    """Patch checks of tensor values, which fail on fake tensors, to return their results for ordinary data."""
     import transformers.masking_utils
 
     import ttt.model.dalle

@@ -1,8 +1,8 @@
 """Techniques against the real objects of their libraries: `python -m benchmarks.calculator.techniques`.
 
 hivemind's Optimizer (`benchmarks.calculator.hivemind_buffers`), bitsandbytes' 4-bit tensors, LoRA's modules under
-MemTracker, torch's fully_shard (ZeRO 2 and 3) and ZeroRedundancyOptimizer (ZeRO 1) in a process group that only
-pretends to have other members. No GPU is needed. Prints a table and ends with one JSON line.
+MemTracker, torch's fully_shard (ZeRO 2 and 3) and ZeroRedundancyOptimizer (ZeRO 1) in a fake process group. No GPU is
+needed. Prints a table and ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from benchmarks.calculator.fake_cuda import cuda_like
 from benchmarks.calculator.hivemind_buffers import TINY, hivemind_rows
 from benchmarks.calculator.steps import as_on_real_data, autocast, made, make_optimizer, predict
 from calculator import TrainingSetup
-from calculator.shares import fullest, nf4_bytes
 from calculator.simulate import tensors
+from calculator.static_memory import fullest, nf4_bytes
 
 # -- LoRA and QLoRA ---------------------------------------------------------------------------------------------------
 
 
 class Lora(nn.Module):
-    """As peft's: `base(x) + B(A(x)) * scale`, A and B in float32, the result in the base's type."""
+    """LoRA as in peft: `base(x) + B(A(x)) * scale`, with A and B in float32 and the result in the base's dtype."""
 
     def __init__(self, base: nn.Module, rank: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Lora(nn.Module):
 
 
 def adapt(model: nn.Module, rank: int) -> nn.Module:
-    """Freezes the model and wraps every linear layer of its layers."""
+    """Freeze the model and wrap every linear layer of its layers."""
     model.requires_grad_(False)
     kinds = (nn.Linear,)
     found = [(n, m) for n, m in model.named_modules() if isinstance(m, kinds) or type(m).__name__ == "Conv1D"]
@@ -80,7 +80,7 @@ def lora_rows(cases: Iterable[Case] = LORA) -> list[Row]:
 
 
 def measure_lora(case: Case) -> int:
-    """Peak in bytes of the second step, as `benchmarks.calculator.measure`."""
+    """Return the peak in bytes of the second step, as `benchmarks.calculator.steps.measure` does."""
     from torch.distributed._tools.mem_tracker import MemTracker
 
     with _fake_step(), _hooks_on_trained_alone():
@@ -119,7 +119,7 @@ def _second_peak(tracker: Any, case: Case, model: nn.Module, loss: Any, optimize
 
 @contextmanager
 def _hooks_on_trained_alone() -> Iterator[None]:
-    """MemTracker hangs a hook on every parameter, which PyTorch refuses for frozen ones."""
+    """Skip frozen parameters: MemTracker hooks every parameter, which PyTorch refuses for frozen ones."""
 
     def careful(method: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(method)
@@ -135,13 +135,13 @@ def _hooks_on_trained_alone() -> Iterator[None]:
 
 
 def qlora_rows() -> list[Row]:
-    """Real bytes of matrices in bitsandbytes' NF4 with double quantisation."""
+    """Compare with matrices in bitsandbytes' NF4 with double quantisation."""
     return [Row(f"NF4, {shape}", nf4_bytes(shape[0] * shape[1]), measure_nf4(shape))
             for shape in ((1024, 1024), (2816, 1024), (768, 3072), (100, 77))]  # fmt: skip
 
 
 def measure_nf4(shape: tuple[int, int]) -> int:
-    """Bytes of one matrix; the map of 256 values of its scales is one for all matrices, and not counted."""
+    """Return the bytes of one matrix, without the map of its scales, which all matrices share."""
     from bitsandbytes.functional import quantize_4bit
 
     packed, state = quantize_4bit(torch.randn(shape), blocksize=64, compress_statistics=True, quant_type="nf4")
@@ -153,11 +153,11 @@ def measure_nf4(shape: tuple[int, int]) -> int:
 ZERO: tuple[tuple[int, int, dict[str, Any]], ...] = (
     (4, 1, {"n_layer": 12}), (4, 8, {"n_layer": 12, "vocab_size": 1000}), (8, 1, {"n_layer": 24, "vocab_size": 1000}),
 )  # fmt: skip
-"""GPUs, batch and what differs of GPT-2."""
+"""GPUs, batch size and overrides of GPT-2's configuration."""
 
 
 def zero_rows() -> list[Row]:
-    """Stage 1: optimizer state of the fullest rank. Stages 2 and 3: the peak of a step on one of the ranks."""
+    """Stage 1: optimizer state of the fullest rank. Stages 2 and 3: the peak of a step on one rank."""
     rows = []
     for gpus, batch, config in ZERO:
         for stage in (2, 3):
@@ -167,12 +167,12 @@ def zero_rows() -> list[Row]:
     setup = TrainingSetup(zero_stage=1, gpus=3)
     case = Case("gpt2", setup, TINY)
     sizes1 = [(t, t.repeat) for t in tensors(architecture(case))]
-    rows.append(Row("ZeRO 1, 3 GPUs: state of the fullest", fullest(sizes1, setup), measure_dealt(case)))
+    rows.append(Row("ZeRO 1, 3 GPUs: state of the fullest", fullest(sizes1, setup), measure_fullest_rank(case)))
     return rows
 
 
 @contextmanager
-def _pretended_group(rank: int, size: int) -> Iterator[None]:
+def _fake_group(rank: int, size: int) -> Iterator[None]:
     import torch.distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -190,7 +190,7 @@ def measure_sharded(case: Case) -> int:
 
     gpus, again = case.setup.gpus, case.setup.zero_stage == 3
     with ExitStack() as stack:
-        stack.enter_context(_pretended_group(0, gpus))
+        stack.enter_context(_fake_group(0, gpus))
         mesh = init_device_mesh("cpu", (gpus,))  # of real tensors
         stack.enter_context(_fake_step())
         model, loss, batch = made(case)
@@ -203,14 +203,14 @@ def measure_sharded(case: Case) -> int:
         return _second_peak(tracker, case, model, loss, optimizer)
 
 
-def measure_dealt(case: Case) -> int:
-    """The most state that any rank has under ZeroRedundancyOptimizer."""
+def measure_fullest_rank(case: Case) -> int:
+    """Return the largest state of any rank under ZeroRedundancyOptimizer."""
     from torch.distributed.optim import ZeroRedundancyOptimizer
     from transformers import GPT2LMHeadModel
 
     model, most = GPT2LMHeadModel(transformers_config(case)), 0
     for rank in range(case.setup.gpus):
-        with _pretended_group(rank, case.setup.gpus):
+        with _fake_group(rank, case.setup.gpus):
             optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW, lr=1e-3)
             for p in model.parameters():
                 p.grad = torch.zeros_like(p)
@@ -227,8 +227,8 @@ GROUPS: dict[str, Callable[[], list[Row]]] = {
 
 def main() -> None:
     torch.set_num_threads(1)
-    wanted = [group for name, group in GROUPS.items() if not sys.argv[1:] or name.split()[0] in sys.argv[1:]]
-    rows = [row for group in wanted for row in group()]
+    selected = [group for name, group in GROUPS.items() if not sys.argv[1:] or name.split()[0] in sys.argv[1:]]
+    rows = [row for group in selected for row in group()]
     print(table(rows, "bytes"))
     errors = [abs(row.error) for row in rows]
     print(json.dumps({"benchmark": "calculator_techniques", "cases": len(rows), "worst_error": max(errors)}))

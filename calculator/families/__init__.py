@@ -1,4 +1,4 @@
-"""What each family of models is made of: its tensors, and its forward pass in the operations of `calculator.tape`."""
+"""The model families: the tensors of each, and its forward pass written in the operations of `calculator.tape`."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from calculator.families import bert, clip, dalle, gpt2, gptj, llama, t5, vit
 FAMILIES: dict[str, ModuleType] = {
     "bert": bert, "t5": t5, "gpt2": gpt2, "gptj": gptj, "llama": llama, "vit": vit, "clip": clip, "dalle": dalle,
 }  # fmt: skip
-"""Each has `tensors(architecture)`, `inputs(architecture, b, s, t, width)`, `loss(context)` and maybe
+"""Each module has `tensors(architecture)`, `inputs(architecture, b, s, t, width)`, `loss(context)` and, optionally,
 `buffers(architecture, width)`."""

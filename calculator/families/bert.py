@@ -1,10 +1,10 @@
-"""BERT: BertForPreTraining of transformers, with both of its losses."""
+"""BERT: transformers' BertForPreTraining with both of its losses."""
 
 from __future__ import annotations
 
 from calculator.architectures import Architecture
 from calculator.families.common import Context, Tensor, activation, attention, linear, norm
-from calculator.tape import PASS, Value
+from calculator.tape import PASS_THROUGH, Value
 
 LAYER = "bert.encoder.layer.{}."
 EMBEDDINGS = "bert.embeddings."
@@ -35,7 +35,7 @@ def tensors(a: Architecture) -> list[Tensor]:
 
 
 def inputs(a: Architecture, b: int, s: int, t: int, width: int) -> int:
-    """Bytes of a batch: tokens, labels, and which sentence follows."""
+    """Bytes of a batch: tokens, labels and next-sentence labels."""
     return 8 * b * (2 * s + 1)
 
 
@@ -60,8 +60,8 @@ def _embed(c: Context) -> Value:
     words = t.embedding(c.p(EMBEDDINGS + "word_embeddings.weight"), c.b * c.s, a.hidden)
     types = t.embedding(c.p(EMBEDDINGS + "token_type_embeddings.weight"), c.b * c.s, a.hidden)
     x = t.add(words, types)
-    places = t.embedding(c.p(EMBEDDINGS + "position_embeddings.weight"), c.s, a.hidden)
-    x = t.record(x.n, x.width, None, ((x.slot, PASS), (places.slot, places.n * places.width)))
+    positions = t.embedding(c.p(EMBEDDINGS + "position_embeddings.weight"), c.s, a.hidden)
+    x = t.record(x.n, x.width, None, ((x.slot, PASS_THROUGH), (positions.slot, positions.n * positions.width)))
     return c.drop(c.layer_norm(x, EMBEDDINGS + "LayerNorm", a.hidden))
 
 

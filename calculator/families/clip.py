@@ -1,4 +1,4 @@
-"""CLIP: CLIPModel of transformers with its contrastive loss; the architecture is the text tower, `vision` the other."""
+"""CLIP: transformers' CLIPModel with its contrastive loss. The architecture is the text tower, `vision` the other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from calculator.architectures import Architecture
 from calculator.families.common import Context, Tensor, activation, attention, linear, norm
-from calculator.tape import PASS, Value
+from calculator.tape import PASS_THROUGH, Value
 
 
 def tensors(a: Architecture) -> list[Tensor]:
@@ -75,9 +75,9 @@ def _image(c: Context, a: Architecture) -> Value:
     )
     token, s = c.p("vision_model.embeddings.class_embedding"), a.patches + 1
     n = c.b * s * a.hidden
-    x = t.record(n, t.width, None, ((token.slot, token.n * token.width), (patches.slot, PASS)))
-    places = t.embedding(c.p("vision_model.embeddings.position_embedding.weight"), s, a.hidden)
-    x = t.record(n, t.width, None, ((x.slot, PASS), (places.slot, places.n * places.width)))
+    x = t.record(n, t.width, None, ((token.slot, token.n * token.width), (patches.slot, PASS_THROUGH)))
+    positions = t.embedding(c.p("vision_model.embeddings.position_embedding.weight"), s, a.hidden)
+    x = t.record(n, t.width, None, ((x.slot, PASS_THROUGH), (positions.slot, positions.n * positions.width)))
     x = c.layer_norm(x, "vision_model.pre_layrnorm", a.hidden)
     x = c.layers(x, lambda x: _layer(c, a, x, "vision_model.encoder.layers.{}.", s, False), a.layers)
     return c.layer_norm(t.slice(x, c.b * a.hidden), "vision_model.post_layernorm", a.hidden)
@@ -86,8 +86,8 @@ def _image(c: Context, a: Architecture) -> Value:
 def _text(c: Context) -> Value:
     a, t = c.a, c.tape
     tokens = t.embedding(c.p("text_model.embeddings.token_embedding.weight"), c.b * c.s, a.hidden)
-    places = t.embedding(c.p("text_model.embeddings.position_embedding.weight"), c.s, a.hidden)
-    gradients = ((tokens.slot, PASS), (places.slot, places.n * places.width))
+    positions = t.embedding(c.p("text_model.embeddings.position_embedding.weight"), c.s, a.hidden)
+    gradients = ((tokens.slot, PASS_THROUGH), (positions.slot, positions.n * positions.width))
     x = t.record(tokens.n, tokens.width, None, gradients)
     mask = t.new(c.b * c.s * c.s) if c.eager else None
     x = c.layers(x, lambda x: _layer(c, a, x, "text_model.encoder.layers.{}.", c.s, mask is not None), a.layers)

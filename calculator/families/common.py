@@ -1,4 +1,4 @@
-"""What the families share: the tensors' type, the context of a forward pass, and attention. Knows no family."""
+"""Parts that the families share: the tensor type, the context of a forward pass, attention and activations."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from math import prod
 
 from calculator.architectures import Architecture
-from calculator.stack import Layer, run_layers
-from calculator.tape import FULL, Parameter, Slot, Storage, Tape, Value
+from calculator.layers import LayerFunction, run_layers
+from calculator.tape import FLOAT32, Parameter, Slot, Storage, Tape, Value
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One parameter, or `repeat` equal ones, a layer each: `{}` in the name is the layer.
+    """A parameter, or `repeat` identical ones, one per layer; `{}` in the name stands for the layer's number.
 
-    shared: layers that share weights share this one too.
+    shared: layers that share weights also share this one.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Tensor:
 
     @property
     def is_matrix(self) -> bool:
-        """Of a linear layer (an adapter or 4-bit weights can take its place)."""
+        """True for the matrices of the layers: LoRA adapts them, and QLoRA quantises them."""
         return len(self.shape) == 2 and self.repeat > 1
 
 
@@ -44,7 +44,7 @@ def norm(name: str, size: int, bias: bool = True, repeat: int = 1, shared: bool 
 
 @dataclass
 class Context:
-    """All that a forward pass of a family needs to know. b batch, s sequence, t sequence of the decoder."""
+    """Arguments of a family's forward pass. b: batch; s: sequence length; t: sequence length of the decoder."""
 
     tape: Tape
     parameters: dict[str, Parameter]
@@ -59,7 +59,7 @@ class Context:
     every: int | None
     reversible: bool
     kept_after_layers: int = 0
-    """Bytes alive where the head begins, for the breakdown."""
+    """Live bytes when the head starts; separates activations from logits in the breakdown."""
 
     def p(self, name: str) -> Parameter:
         return self.parameters[name]
@@ -75,14 +75,14 @@ class Context:
     def drop(self, x: Value) -> Value:
         return self.tape.dropout(x, self.dropout)
 
-    def layers(self, x: Value, layer: Layer, count: int) -> Value:
+    def layers(self, x: Value, layer: LayerFunction, count: int) -> Value:
         groups = None if self.groups is None else min(self.groups, count)
-        if x.slot is None:  # frozen embeddings: all layers are taken for the first one with a gradient
+        if x.slot is None:  # frozen embeddings: treat all layers like the first one that has a gradient
             x = Value(x.storage, x.n, x.width, Slot())
         return run_layers(self.tape, x, layer, count, groups=groups, every=self.every)
 
     def head(self) -> None:
-        """Called where the layers end and the head begins."""
+        """Mark the end of the layers and the start of the head."""
         self.kept_after_layers = self.tape.memory.live
         self.tape.layers_end = len(self.tape.nodes)
 
@@ -106,7 +106,7 @@ def attention(
     """Queries and keys as views [b, h, rows or columns, d] of [b, s, h, d] -> [b, rows, inner].
 
     groups: query heads per key head; bias: learned [1, h, rows, columns]; softmax32: `softmax(dtype=float32)`, then
-    back; contiguous: q and k are not views (they were put together by `cat`).
+    converted back; contiguous: q and k are not views (they come from `cat`).
     """
     if not c.eager:
         return _fused(c, q, k, v, rows, bias and _additive(c, bias))
@@ -120,11 +120,11 @@ def attention(
         )
     if mask:
         w = t.shift(w, t.width)
-    w = t.softmax(t.cast(w, FULL) if softmax32 else w)
+    w = t.softmax(t.cast(w, FLOAT32) if softmax32 else w)
     if softmax32 or cast_before_dropout:
         w = t.cast(w, v.width)
     w = t.dropout(w, c.attention_dropout)
-    vs = _repeat(c, v, groups) if groups > 1 else t.copy(v) if c.b > 1 else v
+    vs = _repeat_heads(c, v, groups) if groups > 1 else t.copy(v) if c.b > 1 else v
     out = t.batched_matmul(w, vs, c.b * rows * c.a.inner)
     del vs, w
     return t.copy(out)
@@ -132,7 +132,7 @@ def attention(
 
 def _scores(c: Context, q: Value, k: Value, n: int, groups: int, scaled: bool, contiguous: bool) -> Value:
     t = c.tape
-    k = _repeat(c, k, groups) if groups > 1 else k
+    k = _repeat_heads(c, k, groups) if groups > 1 else k
     copies = c.b > 1
     ks = t.copy(k) if copies and groups == 1 else k
     qs = t.copy(q) if copies else q
@@ -141,26 +141,26 @@ def _scores(c: Context, q: Value, k: Value, n: int, groups: int, scaled: bool, c
     return t.scale(w) if scaled else w
 
 
-def _repeat(c: Context, x: Value, groups: int) -> Value:
-    """Keys or values, once a query head; the gradients of a group are summed."""
+def _repeat_heads(c: Context, x: Value, groups: int) -> Value:
+    """Repeat keys or values for every query head; the backward pass sums the gradients of a group."""
     return c.tape.record(x.n * groups, x.width, None, ((x.slot, x.n * x.width),))
 
 
 def _additive(c: Context, bias: Value) -> Value:
-    """The bias and the mask in one new tensor a layer."""
+    """Add the mask to the bias: one new tensor per layer."""
     t = c.tape
     x = t.record(bias.n, bias.width, None, ((bias.slot, bias.n * bias.width),))
     return t.cast(x, t.half or x.width)
 
 
 def _fused(c: Context, q: Value, k: Value, v: Value, rows: int, bias: Value | None = None) -> Value:
-    """Flash (16-bit) and memory-efficient attention keep their inputs, the output and one number a row."""
+    """Flash (16-bit) and memory-efficient attention save their inputs, the output and one number per row."""
     t = c.tape
     width = t.half or q.width
     q, k, v = t.cast(q, width), t.cast(k, width), t.cast(v, width)
-    padded = rows if width < FULL and bias is None else -(-rows // 32) * 32
+    padded = rows if width < FLOAT32 and bias is None else -(-rows // 32) * 32
     out = t.new(c.b * rows * c.a.inner, width)
-    row_sums = Storage(t.memory, FULL * c.b * c.a.heads * padded)
+    row_sums = Storage(t.memory, FLOAT32 * c.b * c.a.heads * padded)
     saved = [q.storage, k.storage, v.storage, out.storage, row_sums]
     gradients = [(x.slot, x.n * width) for x in (q, k, v)]
     scratch = 0
@@ -172,7 +172,7 @@ def _fused(c: Context, q: Value, k: Value, v: Value, rows: int, bias: Value | No
 
 
 def activation(c: Context, x: Value, name: str) -> Value:
-    """As transformers computes it: `gelu_new` and `quick_gelu` operation by operation."""
+    """An activation function; transformers computes `gelu_new` and `quick_gelu` from elementary operations."""
     t = c.tape
     if name == "gelu_new":
         h, u = t.scale(x), t.scale(t.power(x))

@@ -1,8 +1,8 @@
 """The transformer of "Training Transformers Together" (Borzunov et al. 2022), operation by operation as `ttt` runs it.
 
-Row, column and convolutional attention look at the text and at one line of codes (the last layer at five), so its
-scores are [b, h, codes, text + lines * width]. Attention and feed-forward may be shared by layers; norms and
-LayerScale never are.
+Row, column and convolutional attention read the text and one line of codes (the last layer: five lines), so the
+scores are [b, h, codes, text + lines * width]. Layers can share attention and feed-forward, but not norms and
+LayerScale.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from math import isqrt
 
 from calculator.architectures import Architecture
 from calculator.families.common import Context, Tensor, linear, norm
-from calculator.stack import Layer, run_layers, run_reversible
-from calculator.tape import FULL, PASS, Parameter, Storage, Value
+from calculator.layers import LayerFunction, run_layers, run_reversible
+from calculator.tape import FLOAT32, PASS_THROUGH, Parameter, Storage, Value
 
 LAYER = "transformer.layers.{}."
 CONV_LINES = 5
@@ -37,12 +37,12 @@ def tensors(a: Architecture) -> list[Tensor]:
 
 
 def buffers(a: Architecture, width: int) -> int:
-    """The rotary angles of all positions."""
-    return (a.positions + 1) * a.rotary * FULL
+    """Bytes of the rotary angles of all positions."""
+    return (a.positions + 1) * a.rotary * FLOAT32
 
 
 def inputs(a: Architecture, b: int, s: int, t: int, width: int) -> int:
-    """Bytes of a batch: tokens of text and codes."""
+    """Bytes of a batch: text tokens and image codes."""
     return 8 * b * s
 
 
@@ -52,7 +52,9 @@ def loss(c: Context) -> Value:
     x = t.embedding(table, c.b * c.s, a.hidden)
     others = (lambda x: _attend(c, x, 1), lambda x: _feed(c, x))
     own = {name: Parameter(p.n, p.width) for name, p in c.parameters.items()}
-    c.parameters.update({f"last {name}": p for name, p in own.items()})  # their gradients outlive this function
+    c.parameters.update(
+        {f"last {name}": p for name, p in own.items()}
+    )  # keep their gradients alive after this function
     end = replace(c, parameters=own)
     last = (lambda x: _attend(end, x, CONV_LINES), lambda x: _feed(end, x))
     count, groups = a.layers - 1, max(1, (c.groups or a.layers) - 1)
@@ -68,14 +70,14 @@ def loss(c: Context) -> Value:
     return _losses(c, x, table)
 
 
-def _plain(c: Context, x: Value, branches: tuple[Layer, Layer]) -> Value:
+def _plain(c: Context, x: Value, branches: tuple[LayerFunction, LayerFunction]) -> Value:
     attend, feed = branches
     x = c.tape.add(x, attend(x))
     return c.tape.add(x, feed(x))
 
 
 def _losses(c: Context, x: Value, table: Parameter) -> Value:
-    """Text predicts text, codes predict codes: two slices of the output layer, each with a gradient of the whole."""
+    """Text predicts text and codes predict codes: two slices of the output layer, each with a full-size gradient."""
     a, t = c.a, c.tape
     texts = c.b * a.text_positions
     logits = []
@@ -86,12 +88,12 @@ def _losses(c: Context, x: Value, table: Parameter) -> Value:
         whole = t.record(weight.n, table.width, None, ((table.slot, table.n * table.width),), storage=x.storage)
         weight.slot = whole.slot
         logits.append(t.linear(part, weight, size))
-    losses = [t.cross_entropy(t.cast(x, FULL)) for x in logits]
+    losses = [t.cross_entropy(t.cast(x, FLOAT32)) for x in logits]
     return t.add(*losses)
 
 
 def _shift(c: Context, x: Value) -> Value:
-    """Token shift: parts of x moved and put together again."""
+    """Token shift: parts of x are shifted and concatenated."""
     width = x.n * x.width
     moved = Storage(c.tape.memory, width // 2)
     x = c.tape.record(x.n, x.width, None, ((x.slot, width),), scratch=width)
@@ -121,7 +123,7 @@ def _attend(c: Context, x: Value, reach: int) -> Value:
     h = _shift(c, c.layer_norm(x, LAYER + "attention_norm", a.hidden))
     h = c.linear(h, "transformer.attentions.{}.to_qkv", 3 * a.inner, bias=False)
     width = h.width
-    h = t.cast(h, FULL)
+    h = t.cast(h, FLOAT32)
     h = t.cast(t.scale(h), width)
     h = _lines(c, t.copy(h), reach)
     h = c.linear(h, "transformer.attentions.{}.to_out", a.hidden)
@@ -137,19 +139,19 @@ def _lines(c: Context, qkv: Value, reach: int) -> Value:
     parts = [t.slice(qkv, 3 * texts), t.slice(qkv, qkv.n - 3 * texts)]
     q_text, k_text, v_text = t.split(parts[0], (texts,) * 3)
     text_out = _text(c, q_text, k_text, v_text, texts, text)
-    grid = t.record(3 * codes, qkv.width, None, ((parts[1].slot, PASS),))
+    grid = t.record(3 * codes, qkv.width, None, ((parts[1].slot, PASS_THROUGH),))
     del parts, q_text
     q, k, v = t.split(grid, (codes,) * 3)
     del grid
     q = t.scale(q)
     k, v = (_with_lines(c, x, codes, reach) for x in (k, v))
-    scores, places = c.b * a.heads * fmap**2, reach * fmap
-    to_line = t.shift(t.batched_matmul(q, k, scores * places))
+    scores, positions = c.b * a.heads * fmap**2, reach * fmap
+    to_line = t.shift(t.batched_matmul(q, k, scores * positions))
     to_text = t.batched_matmul(q, k_text, scores * text)
     w = t.softmax(t.join(to_text, to_line))
     w = t.cast(w, v.width)
     del q, k, k_text
-    from_line = t.batched_matmul(t.slice(w, scores * places), v, codes)
+    from_line = t.batched_matmul(t.slice(w, scores * positions), v, codes)
     from_text = t.batched_matmul(t.slice(w, scores * text), v_text, codes)
     out = t.add(from_text, from_line)
     return t.join(text_out, t.slice(out, qkv.n // 3 - texts))
@@ -164,10 +166,10 @@ def _with_lines(c: Context, x: Value, codes: int, reach: int) -> Value:
 
 
 def _text(c: Context, q: Value, k: Value, v: Value, n: int, rows: int) -> Value:
-    """Causal attention within the text, fused."""
+    """Fused causal attention within the text."""
     t = c.tape
     width = t.half or q.width
     out = t.new(n, width)
-    sums = Storage(t.memory, FULL * c.b * c.a.heads * -(-rows // 32) * 32)
+    sums = Storage(t.memory, FLOAT32 * c.b * c.a.heads * -(-rows // 32) * 32)
     gradients = [(x.slot, x.n * width) for x in (q, k, v)]
     return t.record(n, width, (q.storage, k.storage, v.storage, out.storage, sums), gradients, storage=out.storage)

@@ -1,10 +1,10 @@
-"""GPT-2 and GPT-3: GPT2LMHeadModel of transformers."""
+"""GPT-2 and GPT-3: transformers' GPT2LMHeadModel."""
 
 from __future__ import annotations
 
 from calculator.architectures import Architecture
 from calculator.families.common import Context, Tensor, activation, attention, linear, norm
-from calculator.tape import FULL, PASS, Value
+from calculator.tape import FLOAT32, PASS_THROUGH, Value
 
 LAYER = "transformer.h.{}."
 
@@ -27,7 +27,7 @@ def tensors(a: Architecture) -> list[Tensor]:
 
 
 def _conv1d(name: str, rows: int, columns: int, repeat: int) -> list[Tensor]:
-    """transformers' Conv1D: a linear layer with its weight transposed."""
+    """transformers' Conv1D: a linear layer with a transposed weight."""
     return [Tensor(f"{name}.weight", (rows, columns), repeat), Tensor(f"{name}.bias", (columns,), repeat)]
 
 
@@ -46,14 +46,14 @@ def loss(c: Context) -> Value:
     head = c.p("transformer.wte.weight" if a.tied else "lm_head.weight")
     logits = t.linear(x, head, a.vocabulary)
     del x
-    return t.cross_entropy(t.cast(logits, FULL))
+    return t.cross_entropy(t.cast(logits, FLOAT32))
 
 
 def _embed(c: Context) -> Value:
     a, t = c.a, c.tape
     tokens = t.embedding(c.p("transformer.wte.weight"), c.b * c.s, a.hidden)
-    places = t.embedding(c.p("transformer.wpe.weight"), c.s, a.hidden)
-    gradients = ((tokens.slot, PASS), (places.slot, places.n * places.width))
+    positions = t.embedding(c.p("transformer.wpe.weight"), c.s, a.hidden)
+    gradients = ((tokens.slot, PASS_THROUGH), (positions.slot, positions.n * positions.width))
     return t.record(tokens.n, tokens.width, None, gradients)
 
 

@@ -1,10 +1,10 @@
-"""GPT-J: GPTJForCausalLM of transformers; attention and feed-forward side by side, its scores always in float32."""
+"""GPT-J: transformers' GPTJForCausalLM, with parallel attention and feed-forward, and attention scores in float32."""
 
 from __future__ import annotations
 
 from calculator.architectures import Architecture
 from calculator.families.common import Context, Tensor, activation, linear, norm
-from calculator.tape import FULL, Value
+from calculator.tape import FLOAT32, Value
 
 LAYER = "transformer.h.{}."
 
@@ -24,8 +24,8 @@ def tensors(a: Architecture) -> list[Tensor]:
 
 
 def buffers(a: Architecture, width: int) -> int:
-    """A table of angles in every layer."""
-    return a.layers * a.positions * (a.rotary or a.hidden) * FULL
+    """Bytes of the rotary tables, one per layer."""
+    return a.layers * a.positions * (a.rotary or a.hidden) * FLOAT32
 
 
 def inputs(a: Architecture, b: int, s: int, t: int, width: int) -> int:
@@ -43,7 +43,7 @@ def loss(c: Context) -> Value:
     head = c.p("transformer.wte.weight" if a.tied else "lm_head.weight")
     logits = t.linear(x, head, a.vocabulary, c.p("lm_head.bias"))
     del x
-    return t.cross_entropy(t.cast(logits, FULL))
+    return t.cross_entropy(t.cast(logits, FLOAT32))
 
 
 def _layer(c: Context, x: Value, mask: Value) -> Value:
@@ -82,12 +82,12 @@ def _rotate(c: Context, x: Value, angles: Value) -> Value:
 
 def _weights(c: Context, q: Value, k: Value, width: int) -> Value:
     t, n = c.tape, c.b * c.a.heads * c.s * c.s
-    q, k = t.cast(q, FULL), t.cast(k, FULL)
+    q, k = t.cast(q, FLOAT32), t.cast(k, FLOAT32)
     qs, ks = (t.copy(q), t.copy(k)) if c.b > 1 else (q, k)
     if t.half:
         w = t.batched_matmul(qs, ks, n)
     else:
-        w = t.record(n, FULL, (qs.storage, ks.storage), ((qs.slot, qs.n * FULL), (ks.slot, ks.n * FULL)))
+        w = t.record(n, FLOAT32, (qs.storage, ks.storage), ((qs.slot, qs.n * FLOAT32), (ks.slot, ks.n * FLOAT32)))
     del qs, ks, q, k
     w = t.shift(t.scale(w), c.tape.width)
     w = t.cast(t.softmax(w), width)

@@ -1,10 +1,10 @@
-"""Llama, Mistral, Qwen2 and Qwen3: LlamaForCausalLM of transformers and its kin (GQA, SwiGLU, RMSNorm, rotary)."""
+"""Llama, Mistral, Qwen2 and Qwen3: transformers' LlamaForCausalLM and its relatives (GQA, SwiGLU, RMSNorm, rotary)."""
 
 from __future__ import annotations
 
 from calculator.architectures import Architecture
 from calculator.families.common import Context, Tensor, activation, attention, linear
-from calculator.tape import FULL, Value
+from calculator.tape import FLOAT32, Value
 
 LAYER = "model.layers.{}."
 
@@ -30,7 +30,8 @@ def tensors(a: Architecture) -> list[Tensor]:
 
 
 def buffers(a: Architecture, width: int) -> int:
-    return 2 * (a.head_size // 2) * FULL
+    """Bytes of the rotary frequencies."""
+    return 2 * (a.head_size // 2) * FLOAT32
 
 
 def inputs(a: Architecture, b: int, s: int, t: int, width: int) -> int:
@@ -49,7 +50,7 @@ def loss(c: Context) -> Value:
     head = c.p("model.embed_tokens.weight" if a.tied else "lm_head.weight")
     logits = t.linear(x, head, a.vocabulary)
     del x
-    return t.cross_entropy(t.cast(logits, FULL))
+    return t.cross_entropy(t.cast(logits, FLOAT32))
 
 
 def _layer(c: Context, x: Value, angles: tuple[Value, Value], mask: Value | None) -> Value:

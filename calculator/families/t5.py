@@ -1,10 +1,10 @@
-"""T5: T5ForConditionalGeneration of transformers (1.0: relu, tied; 1.1: gated gelu, untied)."""
+"""T5: transformers' T5ForConditionalGeneration (1.0: relu, tied; 1.1: gated gelu, untied)."""
 
 from __future__ import annotations
 
 from calculator.architectures import Architecture
 from calculator.families.common import Context, Tensor, activation, attention, linear
-from calculator.tape import FULL, Value
+from calculator.tape import FLOAT32, Value
 
 BUCKETS = 32
 
@@ -77,7 +77,7 @@ def _run(c: Context, stack: str, encoded: Value | None) -> Value:
 
 
 def _bias(c: Context, stack: str, s: int) -> Value:
-    """Learned, one number a head and pair of positions; the layers share it."""
+    """The learned position bias [heads, s, s], shared by the layers."""
     table = c.p(f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight")
     buckets = c.tape.new(s * s, 8)
     gradients = ((table.slot, table.n * table.width),)
@@ -119,5 +119,5 @@ def _feed(c: Context, x: Value, block: str) -> Value:
 
 
 def _clamp(c: Context, x: Value) -> Value:
-    """float16 alone is clamped against infinities; the input is kept for it."""
-    return c.tape.function(x, keeps_input=True) if x.width < FULL and c.tape.width < FULL else x
+    """16-bit activations are clamped against infinities, which saves the input."""
+    return c.tape.function(x, keeps_input=True) if x.width < FLOAT32 and c.tape.width < FLOAT32 else x

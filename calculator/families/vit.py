@@ -1,10 +1,10 @@
-"""ViT: ViTForImageClassification of transformers."""
+"""ViT: transformers' ViTForImageClassification."""
 
 from __future__ import annotations
 
 from calculator.architectures import Architecture
 from calculator.families.common import Context, Tensor, activation, attention, linear, norm
-from calculator.tape import PASS, Value
+from calculator.tape import PASS_THROUGH, Value
 
 LAYER = "vit.layers.{}."
 EMBEDDINGS = "vit.embeddings."
@@ -51,10 +51,10 @@ def _embed(c: Context) -> Value:
     bias = c.p(EMBEDDINGS + "patch_embeddings.projection.bias")
     gradients = ((slot, weight.n * width), (bias.slot, bias.n * bias.width))
     patches = t.record(c.b * a.patches * a.hidden, width, (pixels and pixels.storage, cast), gradients)
-    token, places = c.p(EMBEDDINGS + "cls_token"), c.p(EMBEDDINGS + "position_embeddings")
+    token, positions = c.p(EMBEDDINGS + "cls_token"), c.p(EMBEDDINGS + "position_embeddings")
     n = c.b * (a.patches + 1) * a.hidden
-    x = t.record(n, t.width, None, ((token.slot, token.n * token.width), (patches.slot, PASS)))
-    return t.record(n, t.width, None, ((x.slot, PASS), (places.slot, places.n * places.width)))
+    x = t.record(n, t.width, None, ((token.slot, token.n * token.width), (patches.slot, PASS_THROUGH)))
+    return t.record(n, t.width, None, ((x.slot, PASS_THROUGH), (positions.slot, positions.n * positions.width)))
 
 
 def _layer(c: Context, x: Value) -> Value:

@@ -1,29 +1,29 @@
-"""Operations without parameters: what each keeps and what its way back allocates. Knows no layers."""
+"""Operations without parameters: what each saves, and what its backward pass allocates."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from calculator.tape.ledger import Storage
-from calculator.tape.recorder import Recorder
-from calculator.tape.values import PASS, Slot, Value
+from calculator.tape.graph import GraphRecorder
+from calculator.tape.storage import Storage
+from calculator.tape.values import PASS_THROUGH, Slot, Value
 
 
-class Elementwise(Recorder):
-    """Sums, products, functions, softmax and dropout; views and what puts them together."""
+class Elementwise(GraphRecorder):
+    """Sums, products, elementwise functions, softmax and dropout; views and concatenation."""
 
     def scale(self, x: Value) -> Value:
-        """x times a number, or negated."""
+        """Multiply by a constant, or negate."""
         return self.record(x.n, x.width, None, ((x.slot, x.n * x.width),))
 
     def scale_by(self, x: Value, y: Value) -> Value:
-        """x times a broadcast tensor without a gradient, which is kept."""
+        """Multiply by a broadcast tensor that needs no gradient; that tensor is saved."""
         width = max(x.width, y.width)
         scratch = x.n * width if x.width != width else 0
         return self.record(x.n, width, y.storage, ((x.slot, x.n * x.width),), scratch)
 
     def shift(self, x: Value, width: int = 0) -> Value:
-        """x plus a number, or plus a tensor (of `width`) without a gradient."""
+        """Add a constant, or a tensor of `width` bytes per element that needs no gradient."""
         width = max(x.width, width)
         return self.record(x.n, width, None, ((x.slot, _sum(x, width)),))
 
@@ -32,14 +32,14 @@ class Elementwise(Recorder):
         return self.record(x.n, width, None, ((x.slot, _sum(x, width)), (y.slot, _sum(y, width))))
 
     def multiply(self, x: Value, y: Value) -> Value:
-        """Elementwise. Each factor is kept where the other one needs its gradient."""
+        """Multiply elementwise. Each factor is saved if the other one needs a gradient."""
         width = max(x.width, y.width)
         saved = (x.storage if y.slot else None, y.storage if x.slot else None)
         scratch = x.n * width if x.width != y.width and (x.slot or y.slot) else 0
         return self.record(x.n, width, saved, ((x.slot, x.n * x.width), (y.slot, y.n * y.width)), scratch)
 
     def function(self, x: Value, *, keeps_input: bool, scratch: int = 0) -> Value:
-        """gelu, silu (keep their input), tanh, sigmoid, relu (keep their output)."""
+        """An elementwise function: gelu and silu save their input; tanh, sigmoid and relu save their output."""
         out = self.record(x.n, x.width, None, ((x.slot, x.n * x.width),), scratch)
         if x.slot is not None:
             slots, _, gradients, scratch = self.nodes[-1]
@@ -47,12 +47,12 @@ class Elementwise(Recorder):
         return out
 
     def power(self, x: Value) -> Value:
-        """x to a constant power: `grad * (e * x ** (e - 1))`."""
+        """Raise to a constant power; the backward pass computes `grad * (e * x ** (e - 1))`."""
         x = self.to_float32(x)
         return self.function(x, keeps_input=True, scratch=x.n * x.width)
 
     def dropout(self, x: Value, on: bool = True) -> Value:
-        """CUDA's fused kernel keeps one byte an element."""
+        """Dropout; CUDA's fused kernel saves a mask of one byte per element."""
         if not on:
             return x
         mask = Storage(self.memory, x.n)
@@ -62,7 +62,7 @@ class Elementwise(Recorder):
         return self.function(self.to_float32(x), keeps_input=False)
 
     def split(self, x: Value, sizes: Sequence[int]) -> list[Value]:
-        """Views of one tensor; their gradients are put together again in a new one."""
+        """Split into views; the backward pass concatenates their gradients in a new tensor."""
         if x.slot is None:
             return [Value(x.storage, n, x.width, None) for n in sizes]
         slots = [Slot() for _ in sizes]
@@ -70,13 +70,13 @@ class Elementwise(Recorder):
         return [Value(x.storage, n, x.width, slot) for n, slot in zip(sizes, slots, strict=True)]
 
     def slice(self, x: Value, n: int) -> Value:
-        """A view of a part; its gradient is written into zeros of the whole."""
+        """A view of a part; the backward pass writes its gradient into a zero tensor of the full size."""
         return self.record(n, x.width, None, ((x.slot, x.n * x.width),), storage=x.storage)
 
     def join(self, *parts: Value) -> Value:
-        """`torch.cat`: the gradients of the parts are views of the incoming one."""
+        """`torch.cat`; the gradients of the parts are views of the incoming gradient."""
         n, width = sum(p.n for p in parts), max(p.width for p in parts)
-        return self.record(n, width, None, [(p.slot, PASS) for p in parts])
+        return self.record(n, width, None, [(p.slot, PASS_THROUGH) for p in parts])
 
     def cross_entropy(self, logits: Value) -> Value:
         log = self.softmax(logits)
@@ -84,4 +84,4 @@ class Elementwise(Recorder):
 
 
 def _sum(x: Value, width: int) -> int:
-    return PASS if x.width == width else x.n * x.width
+    return PASS_THROUGH if x.width == width else x.n * x.width

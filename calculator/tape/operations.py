@@ -1,19 +1,19 @@
-"""The tape that families write on: elementwise operations, and those with parameters. Knows no model."""
+"""The complete tape: elementwise operations, and those that have parameters."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from calculator.tape.elementwise import Elementwise
-from calculator.tape.ledger import Storage
-from calculator.tape.values import FULL, Gradient, Parameter, Slot, Value
+from calculator.tape.storage import Storage
+from calculator.tape.values import FLOAT32, Gradient, Parameter, Slot, Value
 
 
 class Tape(Elementwise):
-    """Linear layers, norms, embeddings and matrix products, under autocast or not."""
+    """Linear layers, norms, embeddings and matrix products, with or without autocast."""
 
     def weight(self, parameter: Parameter) -> tuple[Slot | None, Storage | None]:
-        """Where a weight's gradient goes, and its cast copy under autocast (one for all uses until autocast ends)."""
+        """Return a weight's slot, and the storage of its autocast copy (cached until autocast ends)."""
         if not self.half or parameter.width == self.half:
             return parameter.slot, None
         value = self.casts.get(parameter)
@@ -25,7 +25,7 @@ class Tape(Elementwise):
         return value.slot, value.storage
 
     def linear(self, x: Value, weight: Parameter, out: int, bias: Parameter | None = None) -> Value:
-        """x [rows, in] -> [rows, out]; 4-bit weights are unpacked for the moment; an adapter adds its two products."""
+        """x [rows, in] -> [rows, out]. 4-bit weights are dequantised temporarily; an adapter adds its two products."""
         width = self.half or weight.width
         x = self.cast(x, width)
         rows = x.n * out // weight.n
@@ -41,7 +41,7 @@ class Tape(Elementwise):
         if weight.adapter is None:
             return y
         down, up = weight.adapter
-        if down.n * out != up.n * (weight.n // out):  # a transposed weight, as GPT-2's
+        if down.n * out != up.n * (weight.n // out):  # the weight is transposed, as in GPT-2's Conv1D
             down, up = up, down
         h = self.linear(x, down, down.n * rows // x.n)
         h = self.scale(self.linear(h, up, out))
@@ -60,19 +60,19 @@ class Tape(Elementwise):
         return self.record(x.n, x.width, (x.storage, statistics), gradients)
 
     def rms_norm(self, x: Value, weight: Parameter, rows: int, *, back: bool) -> Value:
-        """The unfused one of T5 and Llama: `weight * (x32 * rsqrt(mean(x32 ** 2) + eps))`.
+        """RMSNorm as T5 and Llama compute it: `weight * (x32 * rsqrt(mean(x32 ** 2) + eps))`.
 
-        back: the result before the weight returns to x's type (Llama), and not only to the weight's (T5).
+        back: the normalised value is converted to x's dtype (Llama) instead of the weight's dtype (T5).
         """
-        wide = self.cast(x, FULL)
+        wide = self.cast(x, FLOAT32)
         square = self.power(wide)
-        mean = self.record(rows, FULL, None, ((square.slot, square.n * FULL),))
+        mean = self.record(rows, FLOAT32, None, ((square.slot, square.n * FLOAT32),))
         del square
-        root = self.function(self.shift(mean), keeps_input=False, scratch=2 * rows * FULL)
+        root = self.function(self.shift(mean), keeps_input=False, scratch=2 * rows * FLOAT32)
         factor = wide if back else x
         saved: Any = (factor.storage, root.storage)
         h = self.record(
-            x.n, FULL, saved, ((factor.slot, x.n * factor.width), (root.slot, rows * FULL)), scratch=x.n * FULL
+            x.n, FLOAT32, saved, ((factor.slot, x.n * factor.width), (root.slot, rows * FLOAT32)), scratch=x.n * FLOAT32
         )
         del wide, factor, mean
         h = self.cast(h, x.width if back else weight.width)

@@ -1,18 +1,18 @@
-"""What a tape handles: parameters, values, and the slots where gradients are collected. Knows no operations."""
+"""Parameters, values, and the slots in which gradients are accumulated."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from calculator.tape.ledger import Storage
+from calculator.tape.storage import Storage
 
-FULL = 4
-"""Bytes of float32."""
+FLOAT32 = 4
+"""Bytes of a float32 number."""
 
 
 class Slot:
-    """Where the gradient of one tensor is collected on the way back."""
+    """Accumulates the gradient of one tensor in the backward pass."""
 
     __slots__ = ("gradient",)
 
@@ -21,7 +21,7 @@ class Slot:
 
 
 class Parameter:
-    """A trained tensor of n elements, `width` bytes each. Its own bytes are counted elsewhere; its gradient here."""
+    """A parameter of n elements of `width` bytes. The tape counts its gradient; `static_memory` counts its weights."""
 
     __slots__ = ("adapter", "n", "quantized", "slot", "width")
 
@@ -33,13 +33,13 @@ class Parameter:
 
 
 class Leaf(Slot):
-    """Of a parameter: its gradient stays."""
+    """The slot of a parameter: its gradient stays until the optimizer step."""
 
     __slots__ = ()
 
 
 class Value:
-    """A tensor: n elements of `width` bytes in a storage that views may share; slot None: no gradient goes there."""
+    """A tensor of n elements of `width` bytes. Views share a storage; slot None means that no gradient is needed."""
 
     __slots__ = ("n", "slot", "storage", "width")
 
@@ -47,9 +47,9 @@ class Value:
         self.storage, self.n, self.width, self.slot = storage, n, width, slot
 
 
-PASS = -1
-"""Size of a gradient that is the incoming one itself (of additions and views)."""
+PASS_THROUGH = -1
+"""Size of a gradient that is the incoming gradient itself (of additions and views): nothing is allocated."""
 
 Gradient = tuple[Slot | None, int]
 Node = tuple[Sequence[Slot], Any, Sequence[Gradient], int]
-"""Outputs, what is kept for the way back, the gradients made (where to, bytes), and temporary bytes beside them."""
+"""Output slots, tensors saved for the backward pass, gradients returned (slot, bytes), and temporary bytes."""

@@ -1,4 +1,4 @@
-"""What must hold for every estimate, whatever the model and the set-up."""
+"""Properties of every estimate, for any model and setup."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_parts_are_never_negative_and_add_up(a: Architecture, setup: TrainingSet
 
 @settings(max_examples=60, deadline=None)
 @given(models(), setups(), st.integers(1, 3))
-def test_memory_never_falls_when_a_size_grows(a: Architecture, setup: TrainingSetup, more: int) -> None:
+def test_memory_never_decreases_when_a_size_grows(a: Architecture, setup: TrainingSetup, more: int) -> None:
     before = estimate(a, setup).gpu_total
     assert estimate(a, replace(setup, batch_size=setup.batch_size + more)).gpu_total >= before
     longer = replace(setup, sequence_length=(setup.sequence_length or 1) + more)
@@ -90,8 +90,8 @@ LOWERS: dict[str, tuple[dict[str, Any], Any]] = {
 @pytest.mark.parametrize("technique", LOWERS)
 @settings(max_examples=25, deadline=None)
 @given(a=models(), b=st.integers(1, 4), s=st.integers(32, 256))
-def test_a_technique_never_raises_what_it_is_meant_to_lower(technique: str, a: Architecture, b: int, s: int) -> None:
-    # T5's learned position bias becomes a mask of its own in every layer, which may take more than it saves.
+def test_a_technique_never_increases_what_it_should_reduce(technique: str, a: Architecture, b: int, s: int) -> None:
+    # T5's learned position bias becomes a separate mask in every layer, which can cost more than it saves.
     assume(technique != "sdpa" or a.family != "t5")
     changes, measure = LOWERS[technique]
     plain = TrainingSetup(batch_size=b, sequence_length=s, attention="eager")
@@ -116,14 +116,14 @@ def test_hivemind_offload_moves_the_state_to_ram(name: str) -> None:
     )
 
 
-def test_a_reversible_model_keeps_as_much_at_any_depth() -> None:
+def test_a_reversible_model_saves_the_same_at_any_depth() -> None:
     paper = PRESETS["ttt-dalle"]
     deep, shallow = (estimate(replace(paper, layers=n, groups=5)) for n in (64, 16))
     assert deep.phases[1].gpu["activations"] == shallow.phases[1].gpu["activations"]
     assert estimate("ttt-dalle", TrainingSetup(reversible=False)).gpu_total > 3 * deep.gpu_total
 
 
-def test_a_swarm_sends_what_its_compression_says() -> None:
+def test_swarm_traffic_follows_the_compression() -> None:
     def one(**techniques: Any) -> MemoryEstimate:
         return estimate("ttt-dalle", TrainingSetup(swarm=True, swarm_peers=2, **techniques))
 
@@ -147,13 +147,13 @@ def test_hiveminds_buffers() -> None:
     assert dict(half.ram) == {"averaged weights": 4 * n, "averaged gradients": 2 * n}
 
 
-def test_more_gpus_never_need_more_of_each() -> None:
+def test_more_gpus_never_need_more_memory_each() -> None:
     for stage in (1, 2, 3):
         totals = [estimate("gpt2", TrainingSetup(zero_stage=stage, gpus=k)).gpu_total for k in (2, 4, 8, 64, 1000)]
         assert totals == sorted(totals, reverse=True)
 
 
-def test_the_gpt2_large_of_the_story_fits_a_12_gb_card_with_8_bit_adam_alone() -> None:
+def test_gpt2_large_fits_a_12_gb_card_only_with_8_bit_adam() -> None:
     common = {"gradient_checkpointing": True, "precision": "mixed-fp16", "batch_size": 1}
     eight = estimate("gpt2-large", TrainingSetup(optimizer="adam8bit", **common))
     full = estimate("gpt2-large", TrainingSetup(optimizer="adamw", **common))

@@ -75,7 +75,7 @@ PUBLISHED = {
     "t5-large": 737_668_096, "t5-3b": 2_851_598_336, "t5-11b": 11_307_321_344, "gpt2": 124_439_808,
     "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200, "gpt-j-6b": 6_050_882_784,
 }  # fmt: skip
-"""Of the Hugging Face models."""
+"""Parameters of the Hugging Face models."""
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -90,7 +90,7 @@ def test_every_tensor_of_a_family_is_counted(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_would_be_counted_wrongly_is_refused(name: str) -> None:
+def test_configs_that_would_be_counted_wrongly_are_refused(name: str) -> None:
     config, message = REFUSED[name]
     with pytest.raises(CalculatorError, match=message):
         from_config(config.to_dict())
@@ -134,7 +134,7 @@ def test_models_without_weights_follow_the_formula(name: str, billions: float) -
     assert parameter_count(name) == pytest.approx(billions * 1e9, rel=1e-4)
 
 
-def test_the_papers_own_model_is_the_one_that_is_trained() -> None:
+def test_the_paper_preset_matches_the_model_that_is_trained() -> None:
     from ttt.config import PAPER
     from ttt.model.dalle import Dalle
 

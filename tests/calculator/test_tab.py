@@ -28,7 +28,7 @@ def test_the_endpoint_answers_in_bytes() -> None:
     assert sum(answer["phases"][answer["peak_phase"]].values()) == answer["gpu_total"]
 
 
-def test_downloads_lie_where_the_app_clears_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_downloads_are_written_to_gradios_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
     (tmp_path / "elsewhere").mkdir()
@@ -43,7 +43,7 @@ def test_downloads_lie_where_the_app_clears_up(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("gpt9",), "known: bert-base"),
+        (("gpt9",), "presets: bert-base"),
         (("gpt2", "toaster"), "unknown GPU"),
         (("gpt2", "T4", {"batch": 3}), "unknown techniques batch"),
         (("gpt2", "T4", {"batch_size": -3}), "from 1"),

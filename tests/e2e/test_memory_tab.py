@@ -74,7 +74,7 @@ def test_a_link_brings_the_setup_to_another_browser(context: Any, slow_server: S
 
 def test_two_setups_side_by_side_and_in_files(context: Any, slow_server: Server) -> None:
     page = open_tab(context, slow_server)
-    keep = page.get_by_role("button", name="Keep this set-up to compare")
+    keep = page.get_by_role("button", name="Keep this setup to compare")
     keep.click()
     says(page, "optimizer=adam8bit", "#calc-compare")
     choose(page, "Optimizer", "adamw")
@@ -114,7 +114,7 @@ def test_width_contrast_and_labels(browser: Any, slow_server: Server, scheme: st
     )
     context.set_default_timeout(40_000)
     page = open_tab(context, slow_server)
-    page.get_by_role("button", name="Keep this set-up to compare").click()
+    page.get_by_role("button", name="Keep this setup to compare").click()
     says(page, "optimizer=adam8bit", "#calc-compare")
 
     def check(moment: str) -> None:

@@ -1,6 +1,6 @@
-"""What lives on one GPU, and in RAM, whatever is computed: weights, gradients, optimizer state, buffers.
+"""Static memory on one GPU and in RAM: weights, gradients, optimizer state and buffers.
 
-Owns ZeRO's splits, adapters, offload and hivemind's buffers; knows no activations.
+Owns ZeRO's splits, adapters, offload and hivemind's buffers. Independent of activations.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from calculator.families.common import Tensor
 from calculator.optimizers import Sizes
 from calculator.setup import TrainingSetup
 
-AHEAD = 2
-"""Layers beside the one in use, on the way back: one fetched ahead, one whose gradients are being scattered."""
+PREFETCHED_LAYERS = 2
+"""Extra layers alive in the backward pass: one prefetched, and one whose gradients are being reduced."""
 NF4_BLOCK, NF4_SCALES, NF4_MAP = 64, 256, 16 * 4 + 4
-"""Weights of a scale, scales of a scale, and bytes of a map of 16 values with the mean of the scales."""
+"""Weights per scale, scales per second-level scale, and bytes of a tensor's code book (16 values and one mean)."""
 
 
-class Shares:
-    """Bytes on one GPU for the whole step.
+class StaticMemory:
+    """Bytes on one GPU that do not depend on the batch.
 
-    weights: always there; gathered: of other GPUs' parts, until the end of the backward pass;
-    gradients: once all exist; all_gradients: the same before ZeRO splits them; state: of the optimizer, wherever it
-    is; paged: thereof allowed to leave; step: what the optimizer's step makes and frees; accumulators: hivemind's.
+    weights: for the whole step; gathered: other GPUs' weights, until the end of the backward pass; gradients: of all
+    parameters; all_gradients: the same before ZeRO splits them; state: of the optimizer, on the GPU or in RAM; paged:
+    the part of it that can move to RAM; step: temporaries of the optimizer step; accumulators: hivemind's.
     """
 
     def __init__(self, a: Architecture, setup: TrainingSetup, sizes: Sizes, trained: Sizes) -> None:
@@ -48,7 +48,7 @@ class Shares:
         self.accumulators = 0 if not setup.swarm or setup.reuse_grad_buffers else self.all_gradients
 
     def _weigh(self, setup: TrainingSetup, sizes: Sizes, trained: Sizes, parts: int) -> None:
-        """As torch's fully_shard: tensors outside the layers stay gathered from the forward to the backward pass."""
+        """Set the weights as torch's fully_shard does: tensors outside the layers stay gathered until backward."""
         adapters = optimizers.count(trained) * 4 if setup.adapter != "none" else 0
         self.weights, self.gathered = weight_bytes(sizes, setup) + adapters, 0
         if parts == 1:
@@ -61,25 +61,25 @@ class Shares:
 
 
 def layer_bytes(sizes: Sizes, setup: TrainingSetup) -> int:
-    """Weights of one layer, unpacked."""
+    """Bytes of the weights of one layer, not quantised."""
     return sum(x.n * setup.width for x, repeat in sizes if repeat > 1)
 
 
 def weight_bytes(sizes: Sizes, setup: TrainingSetup) -> int:
-    """Of a model's own weights, adapters apart; QLoRA's in NF4 with double quantisation."""
+    """Bytes of a model's weights without adapters; QLoRA's are in NF4 with double quantisation."""
     if setup.adapter != "qlora":
         return optimizers.count(sizes) * setup.width
     return sum(repeat * (nf4_bytes(x.n) if x.is_matrix else x.n * setup.width) for x, repeat in sizes)
 
 
 def nf4_bytes(n: int) -> int:
-    """Half a byte a weight, an 8-bit scale for 64 weights, a 32-bit one for 256 scales (Dettmers et al. 2023)."""
+    """Half a byte per weight, an 8-bit scale per 64 weights, a 32-bit scale per 256 scales (Dettmers et al. 2023)."""
     scales = -(-n // NF4_BLOCK)
     return -(-n // 2) + scales + 4 * -(-scales // NF4_SCALES) + NF4_MAP
 
 
 def _split(sizes: Sizes, parts: int) -> Sizes:
-    """The first GPU's part: each tensor is cut along its first axis, the rest of the division to the first ones."""
+    """Return the first GPU's part: each tensor is cut along its first axis, and the first GPUs get the remainder."""
     return [
         (Tensor(x.name, (-(-x.shape[0] // parts), *x.shape[1:]) if x.shape else (), repeat), repeat)
         for x, repeat in sizes
@@ -87,8 +87,8 @@ def _split(sizes: Sizes, parts: int) -> Sizes:
 
 
 def fullest(sizes: Sizes, setup: TrainingSetup) -> int:
-    """State of the fullest of the GPUs among which whole tensors are dealt, the largest first, as torch's
-    ZeroRedundancyOptimizer does."""
+    """Bytes of state on the fullest GPU. Whole tensors are assigned to the least loaded GPU, the largest first, as in
+    torch's ZeroRedundancyOptimizer."""
     loads = [0] * min(setup.gpus, sum(repeat for _, repeat in sizes))
     for x, repeat in sorted(sizes, key=lambda pair: -pair[0].n):
         size = optimizers.state_bytes([(x, 1)], setup)[0]
@@ -97,18 +97,18 @@ def fullest(sizes: Sizes, setup: TrainingSetup) -> int:
     return max(loads)
 
 
-def ram(setup: TrainingSetup, trained: int, shares: Shares) -> dict[str, int]:
-    """What the optimizer and hivemind keep in RAM; the Python processes themselves are not counted.
+def ram(setup: TrainingSetup, trained: int, static: StaticMemory) -> dict[str, int]:
+    """Return the bytes that the optimizer and hivemind keep in RAM, without the Python processes themselves.
 
-    trained: parameters. hivemind averages parameters in float32 and gradients in their own type.
+    trained: number of trained parameters. hivemind averages parameters in float32 and gradients in their own dtype.
     """
     if setup.offload_optimizer == "zero-offload":
         return {"zero-offload": int(max(4 * setup.gpus, 16) * trained * 1.5)}
-    kept = {}
+    buffers = {}
     if setup.offload_optimizer == "hivemind":
-        kept = {"master weights": 4 * trained, "averaged gradients": 4 * trained, "optimizer": shares.state}
+        buffers = {"master weights": 4 * trained, "averaged gradients": 4 * trained, "optimizer": static.state}
     elif setup.swarm:
-        kept = {"averaged weights": 4 * trained, "averaged gradients": shares.width * trained}
+        buffers = {"averaged weights": 4 * trained, "averaged gradients": static.width * trained}
     if setup.paged_optimizer:
-        kept["paged optimizer (at most)"] = shares.paged
-    return kept
+        buffers["paged optimizer (at most)"] = static.paged
+    return buffers

@@ -1,19 +1,19 @@
-"""Records a forward pass, node by node, and plays it back. Knows no operation by name."""
+"""The autograd graph: records the nodes of a forward pass and runs the backward pass over them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from calculator.tape.ledger import Flow, Memory, Storage
-from calculator.tape.values import FULL, PASS, Gradient, Leaf, Node, Parameter, Slot, Value
+from calculator.tape.storage import ActivationGradient, Memory, Storage
+from calculator.tape.values import FLOAT32, PASS_THROUGH, Gradient, Leaf, Node, Parameter, Slot, Value
 
 
-class Recorder:
-    """Records a forward pass and plays it back.
+class GraphRecorder:
+    """Records a forward pass and runs its backward pass.
 
-    width: bytes of a parameter; half: bytes of autocast's type, or None without autocast; gradient_parts: GPUs that
-    share the gradients of layers; ahead: bytes beside those of a layer on its way back.
+    width: bytes of a parameter; half: bytes of autocast's dtype, None without autocast; gradient_parts: GPUs that
+    share the gradients of the layers; ahead: extra bytes in the backward pass of a layer (see `SimulatedStep`).
     """
 
     def __init__(
@@ -24,21 +24,21 @@ class Recorder:
         self.nodes: list[Node] = []
         self.casts: dict[Parameter, Value] = {}
         self.cast_bytes = 0
-        """Of the weights cast while playing; `all_cast_bytes`: of all layers' weights."""
+        """Bytes of autocast's weight copies in the simulated layer; `all_cast_bytes` counts those of all layers."""
         self.all_cast_bytes = 0
         self.layers_end = 0
-        self.phantoms: list[Storage] = []
-        self.cast_phantoms: list[Storage] = []
+        self.placeholders: list[Storage] = []
+        self.cast_placeholders: list[Storage] = []
 
     def new(self, n: int, width: int | None = None) -> Value:
-        """A tensor that needs no gradient."""
+        """Allocate a tensor that needs no gradient."""
         width = self.width if width is None else width
         return Value(Storage(self.memory, n * width), n, width, None)
 
     def record(
         self, n: int, width: int, saved: Any, gradients: Sequence[Gradient], scratch: int = 0, storage: Any = None
     ) -> Value:
-        """The result of an operation; `storage` is given where it is a view or works in place."""
+        """Append the node of an operation and return its result; pass `storage` for views and in-place operations."""
         storage = storage or Storage(self.memory, n * width)
         for slot, _ in gradients:
             if slot is not None:
@@ -48,26 +48,26 @@ class Recorder:
         return Value(storage, n, width, None)
 
     def cast(self, x: Value, width: int) -> Value:
-        """x in another type (nothing to do where it has it already)."""
+        """Convert x to another width; returns x itself if it already has it."""
         if x.width == width:
             return x
         return self.record(x.n, width, None, ((x.slot, x.n * x.width),))
 
     def copy(self, x: Value) -> Value:
-        """A contiguous copy, of a transposed view say. Its gradient is a view of the incoming one."""
-        return self.record(x.n, x.width, None, ((x.slot, PASS),))
+        """A contiguous copy, for example of a transposed view. Its gradient is a view of the incoming one."""
+        return self.record(x.n, x.width, None, ((x.slot, PASS_THROUGH),))
 
     def to_float32(self, x: Value) -> Value:
-        """What autocast does to the inputs of softmax, layer_norm, pow, ...; nothing without autocast."""
-        return self.cast(x, FULL) if self.half else x
+        """Convert to float32, as autocast does for softmax, layer_norm and pow; a no-op without autocast."""
+        return self.cast(x, FLOAT32) if self.half else x
 
     def end_autocast(self) -> None:
-        """Cast weights live on only where a node keeps them."""
+        """Drop autocast's cache of weight copies; those that a node saved stay alive."""
         self.casts.clear()
-        self.cast_phantoms.clear()
+        self.cast_placeholders.clear()
 
     def backward(self, until: int = 0) -> None:
-        """Play the nodes back, the latest first, down to number `until`."""
+        """Run the backward pass from the last node down to node number `until`."""
         nodes, memory = self.nodes, self.memory
         while len(nodes) > until:
             node = nodes.pop()
@@ -87,9 +87,9 @@ class Recorder:
             else:
                 for to, size in gradients:
                     if to is not None:
-                        made.append((to, incoming[0] if size == PASS else Flow(memory, size)))
+                        made.append((to, incoming[0] if size == PASS_THROUGH else ActivationGradient(memory, size)))
                 if scratch:
-                    Flow(memory, scratch)
+                    ActivationGradient(memory, scratch)
             saved = incoming = None
             for i, (slot, storage) in enumerate(made):
                 made[i] = None  # type: ignore[call-overload]
@@ -97,23 +97,23 @@ class Recorder:
                 del storage
 
     def deliver(self, slot: Slot, gradient: Storage) -> None:
-        """Add to what has arrived there before; autograd does so out of place unless it is sure to own both."""
+        """Accumulate a gradient. Autograd adds out of place unless it owns both tensors, so the sum is a new one."""
         if slot.gradient is not None:
             if type(slot) is Leaf:
-                self.memory.gradients -= gradient.size  # the sum takes the place of the first
-            slot.gradient = Flow(self.memory, gradient.size)
+                self.memory.gradients -= gradient.size  # the sum replaces the first gradient
+            slot.gradient = ActivationGradient(self.memory, gradient.size)
         else:
             slot.gradient = gradient
         if type(slot) is Leaf:
-            _keep(self.memory, slot.gradient)
+            _retain(self.memory, slot.gradient)
 
 
-def _keep(memory: Memory, gradient: Storage) -> None:
-    """From now on it is the gradient of a parameter."""
+def _retain(memory: Memory, gradient: Storage) -> None:
+    """Count a gradient as that of a parameter from now on."""
     alive = memory.live - memory.gradients + gradient.size
     if alive > memory.accumulating:
         memory.accumulating = alive
-    if type(gradient) is Flow:
-        memory.flow -= gradient.size
+    if type(gradient) is ActivationGradient:
+        memory.activation_gradients -= gradient.size
         gradient.__class__ = Storage  # type: ignore[assignment]
     memory.gradients += gradient.size

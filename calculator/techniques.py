@@ -1,4 +1,7 @@
-"""A model as a set-up changes it, and the step that is played of it. Refuses what a model cannot be; knows no bytes."""
+"""Applies a setup to a model: the changed architecture, its adapters, and the step to simulate.
+
+Refuses techniques that the model does not support.
+"""
 
 from __future__ import annotations
 
@@ -9,42 +12,49 @@ from calculator.errors import CalculatorError
 from calculator.families.common import Tensor
 from calculator.optimizers import Sizes
 from calculator.setup import TrainingSetup
-from calculator.simulate import Step
+from calculator.simulate import SimulatedStep
 
 LONGEST_DEFAULT = 2048
+"""Longer sequences are never assumed, only used on request."""
 LEARNED_POSITIONS = ("bert", "gpt2", "clip")
 NO_SDPA = ("gptj",)
 
 
 def with_techniques(a: Architecture, setup: TrainingSetup) -> Architecture:
-    """The model as the set-up changes it: shared, tied, reversible. Refuses what it cannot be."""
+    """Return the model with the setup's sharing, tying and reversibility; refuses what the family does not support."""
     if setup.shared_groups is not None:
         most = min(a.layers, a.decoder_layers or a.layers, a.vision.layers if a.vision else a.layers)
         if setup.shared_groups > most:
-            raise CalculatorError(f"shared_groups {setup.shared_groups} are more than the layers; allowed: 1 to {most}")
+            raise CalculatorError(
+                f"shared_groups must be from 1 to the number of layers, {most}, got {setup.shared_groups}"
+            )
         a = replace(a, groups=setup.shared_groups)
     if setup.tied_embeddings is not None and setup.tied_embeddings != a.tied:
         if a.family in ("vit", "clip", "dalle"):
-            raise CalculatorError(f"a {a.family} model has no output layer that could be tied or untied")
+            raise CalculatorError(
+                f"tied_embeddings does not apply to {a.family} models: they have no separate output layer"
+            )
         a = replace(a, tied=setup.tied_embeddings)
     if setup.reversible is not None and setup.reversible != a.reversible:
         if a.family != "dalle":
-            raise CalculatorError(f"reversible layers are another architecture; {a.family} has none (ttt-dalle has)")
+            raise CalculatorError(f"{a.family} models have no reversible layers; only ttt-dalle has")
         a = replace(a, reversible=setup.reversible)
     if a.reversible and setup.every:
-        raise CalculatorError("reversible layers keep nothing that checkpoints could save: set reversible to False too")
+        raise CalculatorError(
+            "reversible layers save no activations, so checkpointing gains nothing: set reversible to False"
+        )
     if setup.adapter != "none" and a.family == "dalle":
-        raise CalculatorError("adapters for ttt's own model do not exist; it is small enough to be trained whole")
+        raise CalculatorError("adapters are not supported for ttt's own model; it is small enough for full training")
     return a
 
 
 def repeat(a: Architecture, x: Tensor) -> int:
-    """How many of this tensor there are, with layers sharing theirs."""
+    """Return the number of copies of a tensor, given the layers that share weights."""
     return min(a.groups, x.repeat) if a.groups and x.shared and x.repeat > 1 else x.repeat
 
 
 def adapters(sizes: Sizes, rank: int) -> Sizes:
-    """LoRA's two matrices for every matrix of the layers."""
+    """Return LoRA's two matrices for every matrix of the layers."""
     result: Sizes = []
     for x, repeat in sizes:
         if x.is_matrix:
@@ -57,30 +67,35 @@ def adapters(sizes: Sizes, rank: int) -> Sizes:
 
 
 def sequence_length(a: Architecture, setup: TrainingSetup) -> int:
-    """The set-up's, or the model's own; refuses what the model cannot do."""
+    """Return the setup's sequence length, or the model's own; refuses lengths that the model does not support."""
     if a.family == "vit":
         if setup.sequence_length not in (None, a.patches + 1):
-            raise CalculatorError(f"the sequence of a vit follows from its image: {a.patches + 1}")
+            raise CalculatorError(f"the sequence length of a vit follows from its image size: {a.patches + 1}")
         return a.patches + 1
     s = setup.sequence_length
     if a.family == "dalle" and s not in (None, a.positions):
-        raise CalculatorError(f"this model is trained on whole images: sequence_length {a.positions}")
+        raise CalculatorError(
+            f"this model is trained on whole images: leave sequence_length out, or set it to {a.positions}"
+        )
     if s is None:
         return a.positions if a.family in ("dalle", *LEARNED_POSITIONS) else min(a.positions, LONGEST_DEFAULT)
     if a.family in LEARNED_POSITIONS and s > a.positions:
-        raise CalculatorError(f"sequence_length {s} is longer than the model's {a.positions} positions")
+        raise CalculatorError(f"sequence_length must be at most the model's {a.positions} positions, got {s}")
     return s
 
 
-def step(a: Architecture, setup: TrainingSetup, ahead: int = 0) -> Step:
-    """How the step is played; refuses techniques that the family has no code for. ahead: bytes, see Step."""
+def step(a: Architecture, setup: TrainingSetup, ahead: int = 0) -> SimulatedStep:
+    """Return the step to simulate; refuses techniques that transformers does not implement for the family.
+
+    ahead: bytes, see SimulatedStep.
+    """
     s = sequence_length(a, setup)
     if setup.target_length is not None and a.family != "t5":
-        raise CalculatorError("target_length is of encoder-decoder models (t5) alone")
+        raise CalculatorError("target_length applies to encoder-decoder models (t5) only")
     if setup.attention == "sdpa" and a.family in NO_SDPA:
         raise CalculatorError("transformers has no sdpa attention for GPT-J: set attention to eager or auto")
     eager = setup.attention == "eager" or a.family in NO_SDPA
-    return Step(
+    return SimulatedStep(
         batch=setup.batch_size, sequence=s, target=setup.target_length or s, width=setup.width, half=setup.half,
         eager=eager, dropout=setup.dropout, groups=a.groups or None, every=setup.every, reversible=a.reversible,
         rank=setup.lora_rank if setup.adapter != "none" else 0, quantized=setup.adapter == "qlora",
