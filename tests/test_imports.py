@@ -17,6 +17,7 @@ BASE = {
     "ttt.atomic",
     "ttt.config",
     "ttt.errors",
+    "ttt.fields",
     "ttt.hardware",
     "ttt.linear",
     "ttt.text",

@@ -80,7 +80,7 @@ def test_record_and_archive(tmp_path: Path):
         ({"params": None}, "form"),
         ({"params": {"candidates": 10**9}}, "from 1 to 1024"),
         ({"params": {"temperature": "hot"}}, "temperature"),
-        ({"params": {"sudo": 1}}, "no sampling parameter"),
+        ({"params": {"sudo": 1}}, "no setting .sudo."),
         ({"model": ["demo"]}, "model"),
         ({"model": "m" * 1000}, "model"),
         ({"candidate": 8}, "from 0 to 7"),

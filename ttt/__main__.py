@@ -1,19 +1,20 @@
-"""`python -m ttt`: the command line. Knows no models itself; whatever is slow to import waits for its command."""
+"""The command line, `python -m ttt`. Slow imports wait for the command that needs them."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ttt import __version__
+from ttt.config import DTYPE_NAMES
 from ttt.errors import InvalidInput, TTTError
-from ttt.sampling.params import SamplingParams, allowed, describe
+from ttt.fields import expand_options
+from ttt.sampling.params import SamplingParams
 from ttt.swarm.cli import add_commands
 from ttt.train.command import train as train_command
 
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
     from ttt.pipeline import TextToImage
     from ttt.types import Progress
 
-DEFAULTS = SamplingParams()
 WRONG_INPUT, INTERRUPTED, NOT_WRITABLE = 2, 130, 1
-"""Exit codes; 2 is also typer's for unknown options."""
+"""Exit codes; typer also exits with 2 for unknown options."""
+_DTYPES = ", ".join(DTYPE_NAMES[:-1]) + f" or {DTYPE_NAMES[-1]}"
+_BUNDLE_DTYPES = ("float32", "float16", "bfloat16")
 
 app = typer.Typer(
     name="ttt",
-    help="Training Transformers Together: pictures from text, with a model that strangers trained.",
+    help="Training Transformers Together: images from text, with a model that volunteers trained over the Internet.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -36,70 +38,51 @@ app = typer.Typer(
 )
 
 
-def _sampling_option(name: str, **extra: Any) -> Any:
-    """Help and range as `SamplingParams` states them."""
-    note = allowed(name).replace("None for off", '"off"')
-    return typer.Option(f"--{name.replace('_', '-')}", help=f"{describe(name)['help']} ({note})", **extra)
-
-
-def _whole_or_off(text: str) -> int | str:
-    return _or_off(text, int)
-
-
-def _real_or_off(text: str) -> float | str:
-    return _or_off(text, float)
-
-
-def _or_off(text: str, kind: type) -> Any:
-    if str(text).lower() in ("off", "none"):
-        return "off"
+@contextmanager
+def report_errors() -> Iterator[None]:
+    """Print our errors, and Ctrl-C, as one line on stderr with an exit code: bad input never ends in a traceback."""
     try:
-        return kind(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is neither a number nor 'off'") from None
+        yield
+    except TTTError as error:
+        _print_error(f"Error: {error}")
+        raise typer.Exit(WRONG_INPUT) from None
+    except KeyboardInterrupt:
+        _print_error("Stopped.")
+        raise typer.Exit(INTERRUPTED) from None
+    except OSError as error:
+        _print_error(f"Error: {error}")
+        raise typer.Exit(NOT_WRITABLE) from None
 
 
 @app.command()
+@report_errors()
+@expand_options
 def generate(
-    context: typer.Context,
-    prompt: Annotated[str, typer.Argument(help="What to paint, for example: a red circle above a blue square")],
-    candidates: Annotated[int, _sampling_option("candidates")] = DEFAULTS.candidates,
-    keep: Annotated[int, _sampling_option("keep")] = DEFAULTS.keep,
-    top_k: Annotated[Any, _sampling_option("top_k", parser=_whole_or_off, metavar="K|off")] = DEFAULTS.top_k,
-    top_p: Annotated[Any, _sampling_option("top_p", parser=_real_or_off, metavar="P|off")] = DEFAULTS.top_p,
-    temperature: Annotated[float, _sampling_option("temperature")] = DEFAULTS.temperature,
-    seed: Annotated[int, _sampling_option("seed")] = DEFAULTS.seed,
+    prompt: Annotated[str, typer.Argument(help="What the images show, for example: a red circle above a blue square")],
+    params: SamplingParams,
     model: Annotated[str, typer.Option(help="'demo', a bundle folder, or a Hub id (owner/name).")] = "demo",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the Hub id.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or int8 (fastest on CPUs).")] = "auto",
-    out: Annotated[Path, typer.Option(help="Folder for the pictures; made if missing.")] = Path("out"),
+    dtype: Annotated[str, typer.Option(help=f"Precision: auto, {_DTYPES} (fastest on CPUs).")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for the images; created if missing.")] = Path("out"),
 ) -> None:
-    """Paint candidates for a prompt, rank them by CLIP and save the best ones."""
-    with _errors_told():
-        if context.get_parameter_source("keep").name == "DEFAULT":  # type: ignore[union-attr]
-            keep = min(keep, max(candidates, 1))
-        params = SamplingParams(
-            candidates=candidates,
-            keep=keep,
-            top_k=None if top_k == "off" else top_k,
-            top_p=None if top_p == "off" else top_p,
-            temperature=temperature,
-            seed=seed,
-        )
-        _check_prompt_before_loading(prompt)
-        _say(f"Loading {model} ...")
-        from ttt import TextToImage
-        from ttt.results import save
+    """Generate images for a prompt, rank them with CLIP and save the best ones."""
+    from ttt.tokenizer import check_prompt
 
-        pipe = TextToImage.from_pretrained(model, revision=revision, device=device, dtype=dtype)
-        last = _painted(pipe, prompt, params)
-        paths = save(out, last.images, last.ranking, prompt=prompt, params=params, model=pipe.name)
-        for path, ranked in zip(paths, last.images, strict=True):
-            typer.echo(f"{path}  CLIP score {ranked.score:.4f}  candidate {ranked.candidate}")
+    check_prompt(prompt)  # before the model is loaded, which takes seconds
+    _print_error(f"Loading {model} ...")
+    from ttt import TextToImage
+    from ttt.results import save
+
+    pipe = TextToImage.from_pretrained(model, revision=revision, device=device, dtype=dtype)
+    last = _run_with_progress_bar(pipe, prompt, params)
+    paths = save(out, last.images, last.ranking, prompt=prompt, params=params, model=pipe.name)
+    for path, ranked in zip(paths, last.images, strict=True):
+        typer.echo(f"{path}  CLIP score {ranked.score:.4f}  candidate {ranked.candidate}")
 
 
 @app.command()
+@report_errors()
 def convert(
     out: Annotated[Path, typer.Option(help="The bundle folder to write.")],
     dalle: Annotated[Path | None, typer.Option(help="Transformer: model_state.pt. Default: the published one.")] = None,
@@ -125,49 +108,43 @@ def convert(
     ] = False,
 ) -> None:
     """Turn the published files into a bundle; parts that are not given are downloaded."""
-    with _errors_told():
-        if (vqgan is None) != (vqgan_config is None):
-            raise InvalidInput("--vqgan and --vqgan-config belong together: give both or neither")
-        import torch
+    if (vqgan is None) != (vqgan_config is None):
+        raise InvalidInput("--vqgan and --vqgan-config belong together: give both or neither")
+    from ttt.bundle.convert import convert as convert_files
+    from ttt.bundle.convert import parse_clip
+    from ttt.bundle.hub_files import Hub
+    from ttt.bundle.published import fetch_published_files
+    from ttt.hardware import DTYPES
 
-        from ttt.bundle.convert import convert as convert_files
-        from ttt.bundle.convert import parse_clip
-        from ttt.bundle.hub_files import Hub
-        from ttt.bundle.published import fetch_published_files
-
-        dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-        if dtype not in dtypes:
-            raise InvalidInput(f"dtype must be one of {', '.join(dtypes)}, got {dtype!r}")
-        config, clip_spec = _dalle_config(dalle_config), parse_clip(clip)
-        if dalle is None or vqgan is None or vqgan_config is None or tokenizer is None:
-            published = fetch_published_files(Hub(), revision=revision)
-            dalle, tokenizer = dalle or published.dalle, tokenizer or published.tokenizer
-            vqgan, vqgan_config = vqgan or published.vqgan, vqgan_config or published.vqgan_config
-        bundle = convert_files(
-            out,
-            dalle=dalle,
-            dalle_config=config,
-            vqgan=vqgan,
-            vqgan_config=vqgan_config,
-            tokenizer=tokenizer,
-            clip=clip_spec,
-            pad_id=pad_id,
-            name=name or out.resolve().name,
-            dtype=dtypes[dtype],
-            trust_pickle=trust_pickle,
-            overwrite=overwrite,
-        )
-        typer.echo(f"{bundle.root}  {bundle.name}")
+    if dtype not in _BUNDLE_DTYPES:
+        raise InvalidInput(f"dtype must be one of {', '.join(_BUNDLE_DTYPES)}, got {dtype!r}")
+    config, clip_spec = _dalle_config(dalle_config), parse_clip(clip)
+    if dalle is None or vqgan is None or vqgan_config is None or tokenizer is None:
+        published = fetch_published_files(Hub(), revision=revision)
+        dalle, tokenizer = dalle or published.dalle, tokenizer or published.tokenizer
+        vqgan, vqgan_config = vqgan or published.vqgan, vqgan_config or published.vqgan_config
+    bundle = convert_files(
+        out,
+        dalle=dalle,
+        dalle_config=config,
+        vqgan=vqgan,
+        vqgan_config=vqgan_config,
+        tokenizer=tokenizer,
+        clip=clip_spec,
+        pad_id=pad_id,
+        name=name or out.resolve().name,
+        dtype=DTYPES[dtype],
+        trust_pickle=trust_pickle,
+        overwrite=overwrite,
+    )
+    typer.echo(f"{bundle.root}  {bundle.name}")
 
 
-@app.command()
-@wraps(train_command)
-def train(**options: Any) -> None:
-    with _errors_told():
-        train_command(**options)
+app.command(name="train")(report_errors()(train_command))
 
 
 @app.command()
+@report_errors()
 def encode(
     images: Annotated[
         str, typer.Argument(help="A folder of images with captions, webdataset .tar files, Parquet, or a Hub data set.")
@@ -187,16 +164,15 @@ def encode(
     caption_column: Annotated[str | None, typer.Option(help="Of a table; found by its name.")] = None,
 ) -> None:
     """Turn captioned images into shards of codes, to train on and to publish."""
-    with _errors_told():
-        from ttt.data.encode import EncodeSettings
-        from ttt.data.encode_command import ImageOptions, run
-        from ttt.data.rows import Filters
-        from ttt.hardware import choose_device
+    from ttt.data.encode import EncodeSettings
+    from ttt.data.encode_command import ImageOptions, run
+    from ttt.data.rows import Filters
+    from ttt.hardware import choose_device
 
-        filters = Filters(min_caption=min_caption, nsfw=None if nsfw == "any" else nsfw, max_aspect=max_aspect)
-        settings = EncodeSettings(filters=filters, unlabelled=unlabelled, shard_size=shard_size, batch_size=batch_size)
-        options = ImageOptions(split=split, revision=revision, image_column=image_column, caption_column=caption_column)
-        typer.echo(run(images, out, model=model, settings=settings, options=options, device=choose_device(device)))
+    filters = Filters(min_caption=min_caption, nsfw=None if nsfw == "any" else nsfw, max_aspect=max_aspect)
+    settings = EncodeSettings(filters=filters, unlabelled=unlabelled, shard_size=shard_size, batch_size=batch_size)
+    options = ImageOptions(split=split, revision=revision, image_column=image_column, caption_column=caption_column)
+    typer.echo(run(images, out, model=model, settings=settings, options=options, device=choose_device(device)))
 
 
 @app.callback(invoke_without_command=True)
@@ -206,35 +182,13 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-@contextmanager
-def _errors_told() -> Iterator[None]:
-    """Our errors are a line on stderr, and so is Ctrl-C; nobody sees a traceback for bad input."""
-    try:
-        yield
-    except TTTError as error:
-        _say(f"Error: {error}")
-        raise typer.Exit(WRONG_INPUT) from None
-    except KeyboardInterrupt:
-        _say("Stopped.")
-        raise typer.Exit(INTERRUPTED) from None
-    except OSError as error:
-        _say(f"Error: {error}")
-        raise typer.Exit(NOT_WRITABLE) from None
-
-
-def _check_prompt_before_loading(prompt: str) -> None:
-    from ttt.tokenizer import check_prompt
-
-    check_prompt(prompt)
-
-
-def _painted(pipe: TextToImage, prompt: str, params: SamplingParams) -> Progress:
-    """The last Progress of a request; the others move a bar on stderr."""
+def _run_with_progress_bar(pipe: TextToImage, prompt: str, params: SamplingParams) -> Progress:
+    """Return the last Progress of a request; the others move a bar on stderr."""
     from rich.console import Console
     from rich.progress import Progress as Bar
 
     with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading", total=1.0)
+        task = bar.add_task("prefill", total=1.0)
         for progress in pipe.stream(prompt, params):
             bar.update(task, completed=progress.fraction, description=progress.stage)
     return progress
@@ -247,11 +201,11 @@ def _dalle_config(spec: str) -> DalleConfig:
     return PAPER if spec == "paper" else read_dalle_config(spec)
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
     print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
-add_commands(app, _errors_told)
+add_commands(app, report_errors)
 
 
 def main() -> None:

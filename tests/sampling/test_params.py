@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import FrozenInstanceError, fields
 from typing import Any
 
 import numpy as np
@@ -11,13 +10,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from ttt.errors import InvalidInput
-from ttt.sampling.params import MAX_SEED, SamplingParams, allowed, describe
+from ttt.fields import describe
+from ttt.sampling.params import MAX_SEED, SamplingParams
 
 
 def test_the_defaults_are_those_of_the_paper():
-    assert SamplingParams() == SamplingParams(128, 4, 256, 0.75, 1.0, 0)
+    assert SamplingParams() == SamplingParams(candidates=128, keep=4, top_k=256, top_p=0.75, temperature=1.0, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -77,13 +78,13 @@ def test_fewer_candidates_than_are_kept_by_default_are_all_kept():
 
 def test_off_seed_zero_and_whole_floats_are_allowed():
     params = SamplingParams(candidates=8.0, keep=np.int64(2), top_k=None, top_p=None, temperature=np.float32(2), seed=0)  # type: ignore[arg-type]
-    assert params == SamplingParams(8, 2, None, None, 2.0, 0)
+    assert params == SamplingParams(candidates=8, keep=2, top_k=None, top_p=None, temperature=2.0, seed=0)
     assert [type(v) for v in params.to_dict().values()] == [int, int, type(None), type(None), float, int]
 
 
 @given(
     st.one_of(st.integers(), st.floats(), st.none(), st.text(), st.booleans(), st.lists(st.integers())),
-    st.sampled_from([f.name for f in fields(SamplingParams)]),
+    st.sampled_from(list(SamplingParams.model_fields)),
 )
 def test_any_value_is_either_refused_or_lies_in_the_range_it_states(value: Any, name: str):
     try:
@@ -91,20 +92,21 @@ def test_any_value_is_either_refused_or_lies_in_the_range_it_states(value: Any, 
     except InvalidInput:
         return
     kept = getattr(params, name)
-    about = describe(name)
-    assert kept is None or about["minimum"] <= kept <= about["maximum"]
-    assert kept is not None or about["optional"]
+    described = describe(SamplingParams, name)
+    assert kept is None or described.minimum <= kept <= described.maximum
+    assert kept is not None or described.optional
     assert SamplingParams.from_dict(params.to_dict()) == params
 
 
-def test_every_field_has_help_and_a_range_in_words():
-    for field in fields(SamplingParams):
-        assert describe(field.name)["help"].endswith(".")
-        assert "number" in allowed(field.name)
+def test_every_field_has_help_and_a_range():
+    for name in SamplingParams.model_fields:
+        assert describe(SamplingParams, name).help.endswith(".")
+        assert "number" in describe(SamplingParams, name).allowed
 
 
 def test_unknown_names_are_refused_and_instances_are_frozen():
     with pytest.raises(InvalidInput, match="temprature.*known: candidates"):
         SamplingParams.from_dict({"temprature": 1})
-    with pytest.raises(FrozenInstanceError):
+    with pytest.raises(ValidationError):
         SamplingParams().seed = 1  # type: ignore[misc]
+    assert hash(SamplingParams(seed=1)) == hash(SamplingParams(seed=1)) != hash(SamplingParams(seed=2))

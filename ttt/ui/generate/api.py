@@ -11,7 +11,8 @@ from gradio import FileData
 from gradio.components.api_component import Api
 
 from ttt.errors import TTTError
-from ttt.sampling.params import allowed
+from ttt.fields import describe
+from ttt.sampling.params import SamplingParams
 from ttt.tokenizer import MAX_PROMPT_CHARACTERS
 from ttt.ui.generate import form as forms
 from ttt.ui.generate import view
@@ -26,14 +27,15 @@ _ABOUT = """Paint pictures of a prompt and return the best ones, ranked by CLIP,
 Streams its progress; the last message holds the pictures, as PNG files that carry their settings, best first. Values
 out of range are refused with a message that states the range. Cancelling the job stops the work.
 """
+_ALLOWED = {name: describe(SamplingParams, name).allowed for name in SamplingParams.model_fields}
 _HELP = {
     "prompt": f"what the pictures are to show, in 1 to {MAX_PROMPT_CHARACTERS} characters",
     "candidates": f"pictures to paint: a whole number from {MIN_CANDIDATES} to {MAX_CANDIDATES}",
     "keep": "best pictures to return: a whole number from 1 to the number of candidates",
-    "top_k": f"choose each code among the k most likely: {allowed('top_k')}; 0 is off too",
-    "top_p": f"then among the fewest whose probability reaches p: {allowed('top_p')}; 1 is off too",
-    "temperature": f"{allowed('temperature')}; 1 is neutral",
-    "seed": f"the same seed paints the same pictures: {allowed('seed')}; None draws one, which the report tells",
+    "top_k": f"choose each code among the k most likely: {_ALLOWED['top_k']}; 0 is off too",
+    "top_p": f"then among the fewest whose probability reaches p: {_ALLOWED['top_p']}; 1 is off too",
+    "temperature": f"{_ALLOWED['temperature']}; 1 is neutral",
+    "seed": f"the same seed paints the same pictures: {_ALLOWED['seed']}; None draws one, which the report tells",
     "model": "one of: {models}",
 }
 _RETURNS = {

@@ -60,7 +60,8 @@ def checked(
         )
     top_k = None if _equals(top_k, 0) else top_k
     top_p = None if _equals(top_p, 1) else top_p
-    return SamplingParams(candidates, keep, top_k, top_p, temperature, seed)  # type: ignore[arg-type]
+    values = {"candidates": candidates, "keep": keep, "top_k": top_k, "top_p": top_p}
+    return SamplingParams.from_dict({**values, "temperature": temperature, "seed": seed})
 
 
 def _is_whole(value: object) -> bool:

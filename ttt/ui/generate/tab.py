@@ -12,7 +12,8 @@ from typing import Any
 import gradio as gr
 
 from ttt.errors import TTTError
-from ttt.sampling.params import describe
+from ttt.fields import describe
+from ttt.sampling.params import SamplingParams
 from ttt.ui.generate import form as forms
 from ttt.ui.generate import view
 from ttt.ui.generate.form import FIELDS, RANDOM_SEEDS, Form
@@ -310,7 +311,7 @@ def _kept(memory: Any) -> dict[str, Any]:
 
 def _number(name: str, value: float, label: str, info: str) -> gr.Number:
     """A number field; the ranges are checked by our own messages, the browser only gets hints."""
-    whole = isinstance(describe(name)["minimum"], int)
+    whole = describe(SamplingParams, name).kind is int
     return gr.Number(
         value=value,
         label=label,
