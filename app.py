@@ -55,7 +55,7 @@ def serve(settings: Settings, load: Callable[[str], Painter]) -> None:
         GenerateTab(studio, first)
         add_endpoint(studio, first)
 
-    thumbnails = Thumbnails(passing_folder("pictures"))
+    thumbnails = Thumbnails(passing_folder("thumbnails"))
     board = Board(RunFolders(settings.runs, example=EXAMPLE_RUN), thumbnails, file_url)
 
     def dashboard() -> Live:

@@ -3,7 +3,7 @@
     python -m benchmarks.dashboard [--peers 100] [--steps 30000] [--every 20] [--runs 20]
 
 Writes a history of that size as the monitor would, point by point, then refreshes it as a page does: all curves,
-progress, leaderboard, checkpoints and pictures. The reference is the page that reads and sends every row. Then the
+progress, leaderboard, checkpoints and sample images. The reference is the page that reads and sends every row. Then the
 tab itself is served, and asked over HTTP as a browser asks it (`page_*`). Prints a table and ends with one JSON line.
 """
 
@@ -27,7 +27,7 @@ from benchmarks.dashboard import page as dashboard_page
 from ttt.swarm.history import schema as history_tables
 from ttt.swarm.history import summary
 from ttt.swarm.history.reader import HistoryReader
-from ttt.swarm.history.types import Checkpoint, Event, Now, Peer, Picture, Point
+from ttt.swarm.history.types import Checkpoint, Event, Now, Peer, Point, SampleImage
 from ttt.swarm.history.writer import History
 
 START, BATCH = 1_760_000_000.0, 4096
@@ -92,7 +92,7 @@ def _checkpoint(history: History, step: int, at: float) -> None:
     history.add_checkpoint(Checkpoint(at, step, step * BATCH, 3.0, f"checkpoints/{step}", "ab" * 32))
     history.add_event(Event(at, "problem", "", f"step {step}"))
     for number, prompt in enumerate(PROMPTS):
-        history.add_picture(Picture(at, step, prompt, f"pictures/{step}-{number}.jpg"))
+        history.add_sample_image(SampleImage(at, step, prompt, f"sample_images/{step}-{number}.jpg"))
 
 
 def _measure(history: History, path: Path, wanted: argparse.Namespace) -> dict[str, float]:
@@ -129,7 +129,9 @@ def _refresh(reader: HistoryReader, at: float) -> str:
             "progress": asdict(state) if (state := summary.progress(reader, at=at)) else None,
             "leaderboard": [asdict(place) for place in summary.leaderboard(reader, at=at)],
             "checkpoints": [asdict(one) for one in summary.checkpoints(reader, limit=20)],
-            "pictures": {p: [asdict(one) for one in several] for p, several in summary.pictures(reader).items()},
+            "sample_images": {
+                p: [asdict(one) for one in several] for p, several in summary.sample_images(reader).items()
+            },
         }
     )
 
@@ -143,7 +145,7 @@ def _every_row(reader: HistoryReader) -> str:
                 history_tables.points,
                 history_tables.peers,
                 history_tables.checkpoints,
-                history_tables.pictures,
+                history_tables.sample_images,
             )
         ]
     return json.dumps(rows)

@@ -53,9 +53,9 @@ def test_a_visitor_sees_the_run(context: Any, server: Server) -> None:
     drawn = page.locator("#plots figure")
     assert drawn.count() == 6
     assert drawn.locator("polyline").count() >= 6
-    for picture in page.locator("#gallery img").all()[:2]:
-        picture.scroll_into_view_if_needed()
-        wait_until(lambda picture=picture: picture.evaluate("image => image.naturalWidth") == 128, 20, "a picture")
+    for image in page.locator("#gallery img").all()[:2]:
+        image.scroll_into_view_if_needed()
+        wait_until(lambda image=image: image.evaluate("image => image.naturalWidth") == 128, 20, "an image")
     rows = page.locator("#checkpoints tbody tr")
     assert rows.count() == 12
     assert rows.first.get_by_role("link").get_attribute("href").startswith("https://huggingface.co/")
@@ -175,7 +175,11 @@ def test_scripts_read_the_same(server: Server) -> None:
 
 
 def test_files_of_a_run_are_not_served(server: Server, runs: Path) -> None:
-    for file in (runs / "ended" / HISTORY_FILE, runs / "ended" / "pictures", *(runs / "ended" / "pictures").iterdir()):
+    for file in (
+        runs / "ended" / HISTORY_FILE,
+        runs / "ended" / "sample_images",
+        *(runs / "ended" / "sample_images").iterdir(),
+    ):
         assert httpx2.get(f"{server.url}gradio_api/file={file}").status_code in (403, 404), file
 
 

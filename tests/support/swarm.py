@@ -42,7 +42,7 @@ def tiny_run(folder: Path, **sections: dict[str, Any]) -> RunSettings:
         "network": {"host": "127.0.0.1", "port": free_port()},
         "checkpoints": {"every_seconds": 5.0},
         "metrics": {"every_seconds": 2.0},
-        "pictures": {"candidates": 0},
+        "sample_images": {"candidates": 0},
     }  # fmt: skip
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section}

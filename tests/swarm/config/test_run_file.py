@@ -29,6 +29,14 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         write_run_file(path, settings)
 
 
+def test_sample_images_may_still_be_called_pictures(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("[pictures]\nkeep = 7\n")
+    assert read_run_file(tmp_path / "run.toml").sample_images.keep == 7
+    (tmp_path / "run.toml").write_text("[pictures]\nkeep = 1\n")
+    with pytest.raises(InvalidInput, match=r"line 2: \[pictures\] keep"):
+        read_run_file(tmp_path / "run.toml")
+
+
 def test_every_setting_is_there_with_its_default_and_help() -> None:
     text = render(RunSettings())
     values = tomllib.loads(text)

@@ -15,7 +15,7 @@ import pytest
 from ttt.errors import InvalidInput, SwarmError
 from ttt.swarm.history.export import Example, export, restore
 from ttt.swarm.history.reader import HistoryReader
-from ttt.swarm.history.types import Checkpoint, Event, Now, Peer, Picture, Point
+from ttt.swarm.history.types import Checkpoint, Event, Now, Peer, Point, SampleImage
 from ttt.swarm.history.writer import DAY, HISTORY_FILE, HOUR, THINNING, History
 
 START = 1_760_000_000.0
@@ -42,14 +42,14 @@ def path(tmp_path: Path) -> Path:
 
 def test_what_is_written_is_read(path: Path) -> None:
     checkpoint = Checkpoint(START, 5, 320, 2.5, "checkpoints/5", "ab" * 32)
-    picture = Picture(START, 5, "a red circle", "pictures/5-0.jpg")
+    image = SampleImage(START, 5, "a red circle", "sample_images/5-0.jpg")
     event = Event(START, "joined", "peer-a", "")
     now = Now(START, 5, 10, 64, 3, 1, 12.5, 2.5, 1e-3, refused_records=2)
     with History(path, "my-run", title="Mine", target_batch_size=64) as history:
         history.add_points([point(START, 1), point(START + 20, 2, None)])
         history.credit([peer("peer-a", 10, 5)], time=START)
         history.add_checkpoint(checkpoint)
-        history.add_picture(picture)
+        history.add_sample_image(image)
         history.add_event(event)
         history.set_now(now)
         with HistoryReader(path) as reader:  # while the writer is there
@@ -61,8 +61,8 @@ def test_what_is_written_is_read(path: Path) -> None:
             assert np.isnan(reader.points()["loss"]).tolist() == [False, True]
             assert reader.peers() == [peer("peer-a", 10, 5)]
             assert reader.checkpoints() == [checkpoint]
-            assert reader.pictures() == [picture]
-            assert reader.pictures("another prompt") == []
+            assert reader.sample_images() == [image]
+            assert reader.sample_images("another prompt") == []
             assert reader.events() == [event]
             history.add_points([point(START + 40, 3)])
             assert reader.points()["step"].tolist() == [1, 2, 3]
@@ -240,6 +240,51 @@ def test_rows_that_are_none_of_ours_are_told(path: Path, change: str, read: Call
         read(reader)
 
 
+def test_a_history_of_version_2_is_read_and_continued(path: Path, tmp_path: Path) -> None:
+    """Up to version 2 sample images were in a table `pictures`, and auxiliary peers were called helpers."""
+    images = [
+        SampleImage(START, 5, "a red circle", "pictures/5.jpg"),
+        SampleImage(START, 6, "a star", "pictures/6.jpg"),
+    ]
+    now = Now(START, 5, 10, 64, 3, 1, 12.5, 2.5, 1e-3)
+    with History(path, "my-run") as history:
+        history.add_sample_image(images[0])
+        history.set_now(now)
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP INDEX sample_images_by_prompt")
+        connection.execute("ALTER TABLE sample_images RENAME TO pictures")
+        connection.execute("CREATE INDEX pictures_by_prompt ON pictures (prompt, step)")
+        connection.execute("UPDATE about SET value = replace(value, 'auxiliary_peers', 'helpers') WHERE key = 'now'")
+        connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    with HistoryReader(path) as reader:
+        assert (reader.sample_images(), reader.now()) == (images[:1], now)
+    with History(path, "my-run") as history:
+        assert history.sample_images() == images[:1]
+        history.add_sample_image(images[1])
+        with HistoryReader(path) as reader:
+            assert reader.sample_images() == images
+
+
+def test_an_export_of_version_2_is_read(path: Path, tmp_path: Path) -> None:
+    with History(path, "my-run") as history, HistoryReader(path) as reader:
+        history.add_sample_image(SampleImage(START, 5, "a red circle", "pictures/5.jpg"))
+        history.set_now(Now(START, 5, 10, 64, 3, 1, 12.5, 2.5, 1e-3))
+        export(reader, tmp_path / "history.json")
+        text = (tmp_path / "history.json").read_text()
+        for new, old in (
+            ('"sample_images"', '"pictures"'),
+            ("auxiliary_peers", "helpers"),
+            ('"version":3', '"version":2'),
+        ):
+            assert new in text
+            text = text.replace(new, old)
+        (tmp_path / "history.json").write_text(text)
+        example = Example(tmp_path / "history.json")
+        assert (example.sample_images(), example.now()) == (reader.sample_images(), reader.now())
+        example.close()
+
+
 def test_a_missing_history_is_told(path: Path) -> None:
     with pytest.raises(SwarmError, match="not there yet"):
         HistoryReader(path)
@@ -261,7 +306,7 @@ def test_an_export_comes_back(path: Path, tmp_path: Path) -> None:
         history.add_points([point(START + 20 * i, i, 5 - i / 5000 + (4 if i == 777 else 0)) for i in range(5000)])
         history.credit([peer("a", 10, 5, cursor="{}")], time=START)
         history.add_event(Event(START, "rollback", "", "to 5"))
-        history.add_picture(Picture(START, 5, "a red circle", "5.jpg"))
+        history.add_sample_image(SampleImage(START, 5, "a red circle", "5.jpg"))
         history.add_checkpoint(Checkpoint(START, 5, 320, 2.5, "5", "00"))
         history.set_now(Now(START, 5, 10, 64, 3, 1, None, None, None))
     shipped = tmp_path / "history.json"
@@ -274,7 +319,7 @@ def test_an_export_comes_back(path: Path, tmp_path: Path) -> None:
             assert example.points()["time"][[0, -1]].tolist() == reader.points()["time"][[0, -1]].tolist()
             assert example.peers() == [peer("a", 10, 5)]
             assert example.events() == reader.events()
-            assert example.pictures() == reader.pictures()
+            assert example.sample_images() == reader.sample_images()
             assert example.checkpoints() == reader.checkpoints()
             assert example.now() == reader.now()
             assert example.about().run == "my-run"

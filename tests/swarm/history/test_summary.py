@@ -18,7 +18,7 @@ from ttt.swarm.coordinator.monitor import GONE_SECONDS, Monitor, robust_loss, we
 from ttt.swarm.dht.records import PeerRecord, Reading
 from ttt.swarm.history import summary
 from ttt.swarm.history.reader import HistoryReader
-from ttt.swarm.history.types import Checkpoint, Picture, Point
+from ttt.swarm.history.types import Checkpoint, Point, SampleImage
 from ttt.swarm.history.writer import History
 
 START, TARGET = 1_760_000_000.0, 100
@@ -94,12 +94,15 @@ def test_a_monitor_writes_down_what_it_sees(history: History) -> None:
     assert point.samples_per_second == pytest.approx(10.0)
     with HistoryReader(history.path) as reader:
         state = summary.progress(reader, at=START + 91)
-        assert state is not None and state.active and (state.peers, state.helpers) == (1, 1)
+        assert state is not None and state.active and (state.peers, state.auxiliary_peers) == (1, 1)
         assert state.fraction == 0.5 and state.eta_seconds == pytest.approx(4.0)
         assert reader.now().refused_records == 2  # type: ignore[union-attr]
         assert {(e.kind, e.peer_id) for e in reader.events()} == {("joined", ID["dan"]), ("joined", ID["ada"])}
         places = summary.leaderboard(reader, at=START + 91)
-        assert [(p.name, p.samples, p.helper, p.rank) for p in places] == [("ada", 450, False, 1), ("dan", 0, True, 2)]
+        assert [(p.name, p.samples, p.auxiliary, p.rank) for p in places] == [
+            ("ada", 450, False, 1),
+            ("dan", 0, True, 2),
+        ]
         assert places[0].active and places[0].share == 1.0 and places[0].samples_today == 450
         later = summary.progress(reader, at=START + 1000)
         assert later is not None and not later.active and later.peers == 0 and later.eta_seconds is None
@@ -185,13 +188,13 @@ def test_names_of_strangers_cannot_harm_a_page(history: History) -> None:
     assert "<" not in place.html_name and place.name == "<img src=x onerror=alert(1)>"
 
 
-def test_pictures_over_time_are_thinned_evenly(history: History) -> None:
+def test_sample_images_are_thinned_evenly(history: History) -> None:
     for step in range(100):
-        history.add_picture(Picture(START + step, step, "a red circle", f"{step}.jpg"))
-    history.add_picture(Picture(START, 1, "a blue square", "b.jpg"))
+        history.add_sample_image(SampleImage(START + step, step, "a red circle", f"{step}.jpg"))
+    history.add_sample_image(SampleImage(START, 1, "a blue square", "b.jpg"))
     history.add_checkpoint(Checkpoint(START, 99, 9900, 2.0, "c/99", "00", "https://example.org"))
     with HistoryReader(history.path) as reader:
-        shown = summary.pictures(reader, per_prompt=5)
+        shown = summary.sample_images(reader, per_prompt=5)
         assert [p.step for p in shown["a red circle"]] == [0, 25, 50, 74, 99]
         assert len(shown["a blue square"]) == 1
         assert summary.checkpoints(reader)[0].step == 99

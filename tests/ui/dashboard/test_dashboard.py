@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.tags import Tags
 from ttt.errors import SwarmError
-from ttt.swarm.history.types import Event, Picture
+from ttt.swarm.history.types import Event, SampleImage
 from ttt.swarm.history.writer import History
 from ttt.ui.dashboard import view
 from ttt.ui.dashboard.api import make_endpoints
@@ -68,13 +68,14 @@ def test_nothing_from_outside_becomes_markup(run: RunData) -> None:
     place = replace(run.places[0], device=EVIL, name=EVIL, peer=EVIL)
     point = replace(run.checkpoints[0], checksum=EVIL, url="javascript:alert(1)", path=EVIL)
     events = [Event(END, "problem", EVIL, EVIL), Event(END, EVIL, "", EVIL)]  # type: ignore[arg-type]
-    evil = replace(run, key=EVIL, title=EVIL, checkpoints=[point], pictures={EVIL: [Picture(END, 1, EVIL, EVIL)]},
+    images = {EVIL: [SampleImage(END, 1, EVIL, EVIL)]}
+    evil = replace(run, key=EVIL, title=EVIL, checkpoints=[point], sample_images=images,
                    status={"started": EVIL, "contributors": 1})  # fmt: skip
     pages = [
         (view.head(run), view.head(evil)),
         (view.leaderboard(run.places[:1]), view.leaderboard([place])),
         (view.checkpoints(replace(run, checkpoints=[replace(point, url="")])), view.checkpoints(evil)),
-        (view.gallery(replace(run, pictures={"x": [Picture(END, 1, "x", "x")]}), lambda one: "/x"),
+        (view.gallery(replace(run, sample_images={"x": [SampleImage(END, 1, "x", "x")]}), lambda one: "/x"),
          view.gallery(evil, lambda one: f"/{EVIL}")),
         (view.events(run.events[:2], []), view.events(events, [place])),
         (view.problem("x"), view.problem(EVIL)),
@@ -129,15 +130,15 @@ def test_every_plot_has_a_table_of_the_same_numbers(run: RunData) -> None:
         assert view.figure_table(run, name).count("<tr>") - 1 == min(40, len(curve.x))
 
 
-def test_pictures_that_are_missing_are_left_out(run: RunData, served: Thumbnails) -> None:
-    def url(picture: Picture) -> str | None:
-        copy = served.of(run.folder, picture.path)
-        return None if copy is None or picture.step == run.checkpoints[0].step else file_url(copy)
+def test_sample_images_that_are_missing_are_left_out(run: RunData, served: Thumbnails) -> None:
+    def url(image: SampleImage) -> str | None:
+        copy = served.of(run.folder, image.path)
+        return None if copy is None or image.step == run.checkpoints[0].step else file_url(copy)
 
     page = Tags(view.gallery(run, url))
     assert page.tags.count("img") == 3 * 11
     assert all(link.startswith("gradio_api/file=") for link in page.links)
-    assert "No pictures of its checkpoints" in view.gallery(run, lambda picture: None)
+    assert "No sample images yet" in view.gallery(run, lambda image: None)
 
 
 def test_a_page_is_sent_everything_once_and_then_only_what_changed(run: RunData, served: Thumbnails) -> None:

@@ -1,4 +1,4 @@
-"""Which runs are found, when they are read anew, and what their pictures may be."""
+"""Which runs are found, when they are read anew, and which sample images they may show."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_run_is_read_whole(tmp_path: Path) -> None:
     assert {place.peer: place.inflated for place in run.places}[simulation.members[BOASTER].peer_id[-12:]]
     assert sum(place.inflated for place in run.places) == 1
     assert [one.step for one in run.checkpoints] == sorted((one.step for one in run.checkpoints), reverse=True)
-    assert {len(several) for several in run.pictures.values()} == {12}
+    assert {len(several) for several in run.sample_images.values()} == {12}
     assert run.status["contributors"] == len(run.places) >= 3
 
 
@@ -154,33 +154,33 @@ def test_a_run_may_be_replaced_by_another_of_its_name(tmp_path: Path, always: No
     assert folders.read("run").progress.step == 30  # type: ignore[union-attr]
 
 
-def test_pictures_are_served_as_copies_and_only_from_the_run(tmp_path: Path) -> None:
+def test_sample_images_are_served_as_copies_and_only_from_the_run(tmp_path: Path) -> None:
     run, served = tmp_path / "run", Thumbnails(tmp_path / "served")
-    (run / "pictures").mkdir(parents=True)
-    Image.new("RGB", (600, 300), "red").save(run / "pictures" / "a.png")
-    copy = served.of(run, "pictures/a.png")
+    (run / "sample_images").mkdir(parents=True)
+    Image.new("RGB", (600, 300), "red").save(run / "sample_images" / "a.png")
+    copy = served.of(run, "sample_images/a.png")
     assert copy is not None
     assert copy.parent == tmp_path / "served"
     with Image.open(copy) as image:
         assert (image.format, image.size) == ("JPEG", (256, 128))
-    assert served.of(run, "pictures/a.png") == copy
+    assert served.of(run, "sample_images/a.png") == copy
 
-    (tmp_path / "secret.png").write_bytes((run / "pictures" / "a.png").read_bytes())
+    (tmp_path / "secret.png").write_bytes((run / "sample_images" / "a.png").read_bytes())
     (run / "identity.pem").write_text("secret")
-    (run / "pictures" / "link.png").symlink_to(tmp_path / "secret.png")
+    (run / "sample_images" / "link.png").symlink_to(tmp_path / "secret.png")
     os.truncate(_copy(run, "cut.png"), 60)
-    outside = ("../secret.png", str(tmp_path / "secret.png"), "pictures/link.png")
-    for path in (*outside, "identity.pem", "cut.png", "no.png", "pictures", "\0", "x" * 5000):
+    outside = ("../secret.png", str(tmp_path / "secret.png"), "sample_images/link.png")
+    for path in (*outside, "identity.pem", "cut.png", "no.png", "sample_images", "\0", "x" * 5000):
         assert served.of(run, path) is None, path
     assert [file.name for file in served.root.iterdir()] == [copy.name]
 
 
 def _copy(run: Path, name: str) -> Path:
-    (run / name).write_bytes((run / "pictures" / "a.png").read_bytes())
+    (run / name).write_bytes((run / "sample_images" / "a.png").read_bytes())
     return run / name
 
 
-def test_a_picture_painted_anew_is_shown_anew(tmp_path: Path) -> None:
+def test_an_image_that_changed_is_shown_again(tmp_path: Path) -> None:
     served = Thumbnails(tmp_path / "served")
     Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
     first = served.of(tmp_path, "a.png")

@@ -10,7 +10,7 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ttt.bundle import HUB_ID
 from ttt.bundle.spec import checked_config
@@ -246,8 +246,8 @@ class MetricsSection(_Section):
     every_seconds: float = Field(default=20.0, ge=1, le=3600, description="Seconds between two reports of a peer.")
 
 
-class PicturesSection(_Section):
-    """What the coordinator paints from each checkpoint, so that people see the model learn."""
+class SampleImagesSection(_Section):
+    """Images of fixed prompts, which the coordinator generates at each checkpoint to show how the model learns."""
 
     prompts: list[Annotated[str, Field(min_length=1, max_length=1000)]] = Field(
         default=[
@@ -257,12 +257,17 @@ class PicturesSection(_Section):
             "a purple ring to the left of a yellow diamond",
         ],
         max_length=16,
-        description="Painted with the same seed each time, so that pictures differ by the weights alone.",
+        description="Generated with the same seed each time, so that the images differ by the weights alone.",
     )
     candidates: int = Field(
-        default=4, ge=0, le=128, description="Painted for each prompt; the one that CLIP likes best is kept. 0: none."
+        default=4,
+        ge=0,
+        le=128,
+        description="Images generated for each prompt, of which the one that CLIP ranks first is kept. 0: none.",
     )
-    keep: int = Field(default=60, ge=2, le=1000, description="Checkpoints whose pictures stay, spread over the run.")
+    keep: int = Field(
+        default=60, ge=2, le=1000, description="Checkpoints whose sample images are kept, spread over the run."
+    )
 
     @field_validator("prompts")
     @classmethod
@@ -288,7 +293,10 @@ class RunSettings(_Section):
     network: NetworkSection = NetworkSection()
     checkpoints: CheckpointSection = CheckpointSection()
     metrics: MetricsSection = MetricsSection()
-    pictures: PicturesSection = PicturesSection()
+    sample_images: SampleImagesSection = Field(
+        default=SampleImagesSection(), validation_alias=AliasChoices("sample_images", "pictures")
+    )
+    """Run files up to November 2026 call this section [pictures]."""
     join: JoinSection = JoinSection()
 
 

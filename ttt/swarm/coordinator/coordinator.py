@@ -255,7 +255,7 @@ class Coordinator:
         )
 
     def _painter(self) -> Painter:
-        return Painter(self.folder, self.settings.pictures, self.history, self._problem)
+        return Painter(self.folder, self.settings.sample_images, self.history, self._problem)
 
     @contextmanager
     def _dht(self) -> Iterator[SwarmDHT]:

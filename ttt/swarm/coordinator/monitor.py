@@ -100,7 +100,7 @@ class Monitor:
                 samples_accumulated=progress.samples_accumulated,
                 target_batch_size=self.target,
                 peers=int(point.peers),
-                helpers=sum(record.auxiliary for record in records.values()),
+                auxiliary_peers=sum(record.auxiliary for record in records.values()),
                 samples_per_second=point.samples_per_second,
                 loss=point.loss,
                 learning_rate=point.learning_rate,

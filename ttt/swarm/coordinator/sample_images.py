@@ -1,6 +1,6 @@
 """What a run's model paints at each checkpoint, in the background, at a low priority. Knows no model.
 
-FOLDER/pictures/step-00001200-0.webp   the run's first prompt, painted from the checkpoint of that step
+FOLDER/sample_images/step-00001200-0.webp   the run's first prompt, painted from the checkpoint of that step
 
 A process of its own (`ttt.swarm.coordinator.fixed_prompts`) generates them, so that neither its time nor its memory
 is the coordinator's.
@@ -19,14 +19,14 @@ import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from ttt.swarm.config.run_config import PicturesSection
+from ttt.swarm.config.run_config import SampleImagesSection
 from ttt.swarm.coordinator.checkpoints import Checkpoint
-from ttt.swarm.history.types import Picture
+from ttt.swarm.history.types import SampleImage
 from ttt.swarm.history.writer import History
 from ttt.swarm.process.launcher import ROOT
 from ttt.swarm.process.lifecycle import die_with_parent
 
-FOLDER = "pictures"
+FOLDER = "sample_images"
 NICENESS = 5
 """Of the painter: a third of a peer's claim on a processor that both want, so that it is late and not starved."""
 
@@ -34,7 +34,9 @@ NICENESS = 5
 class Painter:
     """One checkpoint at a time; those that come meanwhile are left out, but for the newest. Failing stops nothing."""
 
-    def __init__(self, folder: Path, settings: PicturesSection, history: History, told: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, settings: SampleImagesSection, history: History, told: Callable[[str], None]
+    ) -> None:
         """told: called with what went wrong, from another thread."""
         self.folder, self.settings, self.history, self.told = folder, settings, history, told
         self._lock = threading.Lock()
@@ -47,20 +49,20 @@ class Painter:
         """Paint from this checkpoint, unless its step was painted already; returns at once."""
         if not self.settings.candidates or not self.settings.prompts:
             return
-        if checkpoint.step in {picture.step for picture in self.history.pictures()}:
+        if checkpoint.step in {image.step for image in self.history.sample_images()}:
             return
         with self._lock:
             self._next = checkpoint
             if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._work, daemon=True, name="pictures")
+                self._thread = threading.Thread(target=self._work, daemon=True, name="sample images")
                 self._thread.start()
 
     def forget_after(self, step: int) -> None:
         """The run goes on from there: what was painted later shows a model that is no more."""
-        self._forget({picture.step for picture in self.history.pictures() if picture.step > step})
+        self._forget({image.step for image in self.history.sample_images() if image.step > step})
 
     def close(self) -> None:
-        """Pictures that are not finished are painted again when the run goes on."""
+        """Stop at once. Unfinished images are generated again when the run resumes."""
         with self._lock:
             self._closed, self._next, thread = True, None, self._thread
             if self._process is not None:
@@ -86,7 +88,7 @@ class Painter:
         except OSError as error:
             problem = str(error)
         if problem and not self._closed and checkpoint.path.exists():  # else it was thinned out meanwhile
-            self.told(f"step {checkpoint.step}: no pictures were painted: {problem}")
+            self.told(f"step {checkpoint.step}: no sample images were generated: {problem}")
 
     def _run(self, bundle: Path, out: Path) -> str:
         """What went wrong, or nothing."""
@@ -116,12 +118,12 @@ class Painter:
         for number, prompt in enumerate(self.settings.prompts):
             path = f"{FOLDER}/step-{checkpoint.step:08d}-{number}.webp"
             shutil.move(stage / f"{number}.webp", self.folder / path)
-            self.history.add_picture(Picture(checkpoint.manifest.time, checkpoint.step, prompt, path))
-        self._forget(too_many({picture.step for picture in self.history.pictures()}, self.settings.keep))
+            self.history.add_sample_image(SampleImage(checkpoint.manifest.time, checkpoint.step, prompt, path))
+        self._forget(too_many({image.step for image in self.history.sample_images()}, self.settings.keep))
 
     def _forget(self, steps: Collection[int]) -> None:
-        gone = [picture.path for picture in self.history.pictures() if picture.step in steps]
-        self.history.forget_pictures(gone)
+        gone = [image.path for image in self.history.sample_images() if image.step in steps]
+        self.history.forget_sample_images(gone)
         for path in gone:
             with contextlib.suppress(OSError):
                 (self.folder / path).unlink()

@@ -9,12 +9,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from ttt.errors import InvalidInput
 from ttt.swarm.history.reader import COLUMNS, HistoryReader
 from ttt.swarm.history.summary import keep_extremes
-from ttt.swarm.history.types import Checkpoint, Event, Now, Peer, Picture, Point
+from ttt.swarm.history.types import Checkpoint, Event, Now, Peer, Point, SampleImage
 from ttt.swarm.history.writer import History
 
 MAX_BYTES = 32 << 20
@@ -25,7 +25,7 @@ class _Export(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     format: Literal["ttt-history"]
-    version: Literal[2]
+    version: Literal[2, 3]
     run: str = Field(min_length=1, max_length=200)
     title: str = Field(max_length=500)
     target_batch_size: int = Field(ge=0)
@@ -34,7 +34,10 @@ class _Export(BaseModel):
     peers: list[Peer] = Field(max_length=10_000)
     events: list[Event] = Field(max_length=100_000)
     checkpoints: list[Checkpoint] = Field(max_length=10_000)
-    pictures: list[Picture] = Field(max_length=10_000)
+    sample_images: list[SampleImage] = Field(
+        max_length=10_000,
+        validation_alias=AliasChoices("sample_images", "pictures"),  # "pictures" up to version 2
+    )
 
     @model_validator(mode="after")
     def _columns_of_one_length(self) -> _Export:
@@ -52,7 +55,7 @@ def export(history: HistoryReader, path: Path, *, points: int = 2000, events: in
     kept = keep_extremes(columns["time"], loss, points)
     content = {
         "format": "ttt-history",
-        "version": 2,
+        "version": 3,
         "run": about.run,
         "title": about.title,
         "target_batch_size": about.target_batch_size,
@@ -61,7 +64,7 @@ def export(history: HistoryReader, path: Path, *, points: int = 2000, events: in
         "peers": [{**asdict(peer), "cursor": ""} for peer in history.peers()],
         "events": [asdict(event) for event in reversed(history.events(events))],
         "checkpoints": [asdict(checkpoint) for checkpoint in reversed(history.checkpoints())],
-        "pictures": [asdict(picture) for picture in history.pictures()],
+        "sample_images": [asdict(image) for image in history.sample_images()],
     }
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
     path.write_text(text, encoding="utf-8")
@@ -85,8 +88,8 @@ def restore(source: Path, path: Path) -> None:
             history.add_event(event)
         for checkpoint in content.checkpoints:
             history.add_checkpoint(checkpoint)
-        for picture in content.pictures:
-            history.add_picture(picture)
+        for image in content.sample_images:
+            history.add_sample_image(image)
         if content.now:
             history.set_now(content.now)
 

@@ -16,16 +16,16 @@ from sqlalchemy.exc import DBAPIError
 
 from ttt.errors import SwarmError
 from ttt.swarm.history import schema as tables
-from ttt.swarm.history.types import Checkpoint, Event, Moment, Now, Peer, Picture
+from ttt.swarm.history.types import Checkpoint, Event, Moment, Now, Peer, SampleImage
 
 COLUMNS = ("time", "step", "samples", "loss", "loss_low", "loss_high", "peers", "samples_per_second", "learning_rate")
 MAX_PEERS = 1000
 _MOMENTS: TypeAdapter[tuple[float, float]] = TypeAdapter(tuple[Moment, Moment])
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {
     kind: TypeAdapter(list[kind])  # type: ignore[valid-type]
-    for kind in (Now, Peer, Event, Checkpoint, Picture)
+    for kind in (Now, Peer, Event, Checkpoint, SampleImage)
 }
-_Row = TypeVar("_Row", Now, Peer, Event, Checkpoint, Picture)
+_Row = TypeVar("_Row", Now, Peer, Event, Checkpoint, SampleImage)
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,12 @@ class HistoryReader:
         rows = self._rows(select(tables.checkpoints).order_by(tables.checkpoints.c.time.desc()).limit(limit))
         return self._checked(Checkpoint, [row._asdict() for row in rows])
 
-    def pictures(self, prompt: str | None = None) -> list[Picture]:
+    def sample_images(self, prompt: str | None = None) -> list[SampleImage]:
         """Of all prompts or one, oldest first; those of one time in the order of the run's prompts."""
-        wanted = select(tables.pictures).order_by(tables.pictures.c.time, tables.pictures.c.id)
+        wanted = select(tables.sample_images).order_by(tables.sample_images.c.time, tables.sample_images.c.id)
         if prompt is not None:
-            wanted = wanted.where(tables.pictures.c.prompt == prompt)
-        return self._checked(Picture, [row._asdict() for row in self._rows(wanted)])
+            wanted = wanted.where(tables.sample_images.c.prompt == prompt)
+        return self._checked(SampleImage, [row._asdict() for row in self._rows(wanted)])
 
     def _select_points(self) -> Any:
         return select(*(tables.points.c[name] for name in COLUMNS)).order_by(tables.points.c.time)

@@ -28,7 +28,9 @@ from sqlalchemy.types import TypeEngine
 from ttt.errors import SwarmError
 
 APPLICATION_ID = 0x74747468  # "ttth"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+RENAMED_TABLES_VERSION = 2
+"""Differs from the current version only in that the table `sample_images` was called `pictures`."""
 _MAGIC = b"SQLite format 3\0"
 
 metadata = MetaData()
@@ -104,15 +106,15 @@ checkpoints = Table(
     _required("checksum", String),
     _required("url", String, ""),
 )
-pictures = Table(
-    "pictures",
+sample_images = Table(
+    "sample_images",
     metadata,
     Column("id", Integer, primary_key=True),
     _required("time", Float),
     _required("step", Integer),
     _required("prompt", String),
     _required("path", String),
-    Index("pictures_by_prompt", "prompt", "step"),
+    Index("sample_images_by_prompt", "prompt", "step"),
 )
 
 
@@ -126,8 +128,8 @@ def open_file(path: Path, *, write: bool) -> Engine:
         _recognise(path)
     url = f"sqlite:///{path}" if write else f"sqlite:///file:{_quoted(path)}?mode=ro&uri=true"
     engine = create_engine(url, connect_args={"timeout": 20.0})
+    event.listen(engine, "connect", _prepare_writer if write else _prepare_reader)
     if write:
-        event.listen(engine, "connect", _prepare_writer)
         try:
             metadata.create_all(engine)
         except DBAPIError as error:
@@ -163,7 +165,7 @@ def _recognise(path: Path) -> None:
         raise SwarmError(f"{path} is a SQLite file of another program. Choose another folder, or move it away")
     if version > SCHEMA_VERSION:
         raise SwarmError(f"{path} has version {version}; this program reads {SCHEMA_VERSION}: update the program")
-    if version < SCHEMA_VERSION:
+    if version < RENAMED_TABLES_VERSION:
         raise SwarmError(
             f"{path} has version {version}; this program reads {SCHEMA_VERSION}: choose another folder, or move the "
             "file away to start a new history"
@@ -173,6 +175,10 @@ def _recognise(path: Path) -> None:
 
 
 def _prepare_writer(connection: sqlite3.Connection, _record: object) -> None:
+    if _is_old(connection):
+        connection.execute("DROP INDEX IF EXISTS pictures_by_prompt")
+        connection.execute("ALTER TABLE pictures RENAME TO sample_images")
+        connection.execute("CREATE INDEX sample_images_by_prompt ON sample_images (prompt, step)")
     for pragma in (
         "journal_mode = WAL",
         "synchronous = NORMAL",  # a power cut may cost the last seconds, never the file
@@ -180,6 +186,15 @@ def _prepare_writer(connection: sqlite3.Connection, _record: object) -> None:
         f"user_version = {SCHEMA_VERSION}",
     ):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _prepare_reader(connection: sqlite3.Connection, _record: object) -> None:
+    if _is_old(connection):  # a reader may not change the file; a temporary view lives in its connection alone
+        connection.execute("CREATE TEMP VIEW sample_images AS SELECT * FROM pictures")
+
+
+def _is_old(connection: sqlite3.Connection) -> bool:
+    return bool(connection.execute("PRAGMA user_version").fetchone()[0] == RENAMED_TABLES_VERSION)
 
 
 def _quoted(path: Path) -> str:

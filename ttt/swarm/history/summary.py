@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ttt.swarm.history.reader import HistoryReader
-from ttt.swarm.history.types import Checkpoint, Event, Now, Picture
+from ttt.swarm.history.types import Checkpoint, Event, Now, SampleImage
 from ttt.swarm.process.text import MAX_NAME, clean_text, safe_name
 
 Axis = Literal["time", "samples"]
@@ -48,7 +48,7 @@ class Progress:
     active: bool
     """Whether the monitor wrote within the last two minutes."""
     peers: int
-    helpers: int
+    auxiliary_peers: int
     samples_per_second: float | None
     loss: float | None
     learning_rate: float | None
@@ -79,7 +79,7 @@ class Place:
     first_seen: float
     last_seen: float
     active: bool
-    helper: bool
+    auxiliary: bool
     inflated: bool
     """It claims more than half again of what others can confirm."""
 
@@ -125,7 +125,7 @@ def progress(history: HistoryReader, *, at: float | None = None) -> Progress | N
         eta_seconds=eta,
         active=active,
         peers=now.peers if active else 0,
-        helpers=now.helpers if active else 0,
+        auxiliary_peers=now.auxiliary_peers if active else 0,
         samples_per_second=_short(now.samples_per_second) if active else None,
         loss=_short(now.loss),
         learning_rate=_short(now.learning_rate),
@@ -156,7 +156,7 @@ def leaderboard(history: HistoryReader, *, limit: int = 100, at: float | None = 
             first_seen=peer.first_seen,
             last_seen=peer.last_seen,
             active=peer.last_seen >= heard,
-            helper=peer.auxiliary,
+            auxiliary=peer.auxiliary,
             inflated=peer.claimed_samples > 1.5 * peer.samples + waiting,
         )
         for rank, peer in enumerate(counted, start=1)
@@ -173,11 +173,11 @@ def events(history: HistoryReader, *, limit: int = 50) -> list[Event]:
     return history.events(limit)
 
 
-def pictures(history: HistoryReader, *, per_prompt: int = 12) -> dict[str, list[Picture]]:
-    """Prompt -> its pictures from oldest to newest, thinned evenly; the first and the newest always stay."""
-    found: dict[str, list[Picture]] = {}
-    for picture in history.pictures():
-        found.setdefault(picture.prompt, []).append(picture)
+def sample_images(history: HistoryReader, *, per_prompt: int = 12) -> dict[str, list[SampleImage]]:
+    """Prompt -> its sample images from oldest to newest, thinned evenly; the first and the newest always stay."""
+    found: dict[str, list[SampleImage]] = {}
+    for image in history.sample_images():
+        found.setdefault(image.prompt, []).append(image)
     return {prompt: _evenly(several, per_prompt) for prompt, several in found.items()}
 
 
@@ -205,7 +205,7 @@ def _eta(now: Now, left: int, at: float) -> float | None:
     return round(max(0.0, left / now.samples_per_second - (at - now.time)), 1)
 
 
-def _evenly(items: list[Picture], count: int) -> list[Picture]:
+def _evenly(items: list[SampleImage], count: int) -> list[SampleImage]:
     if len(items) <= count:
         return items
     return [items[index] for index in np.linspace(0, len(items) - 1, count).round().astype(int)]

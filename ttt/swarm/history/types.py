@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 Moment = Annotated[float, Field(ge=0, le=253_402_300_799)]
 """Unix time, up to the year 9999: what can be shown as a date."""
@@ -42,7 +42,7 @@ class Now:
     """Towards the next step."""
     target_batch_size: int
     peers: int
-    helpers: int
+    auxiliary_peers: Annotated[int, Field(validation_alias=AliasChoices("auxiliary_peers", "helpers"))]
     """Auxiliary peers, which average and do not compute."""
     samples_per_second: float | None
     loss: float | None
@@ -97,8 +97,8 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """What the model painted for one of the run's fixed prompts at a checkpoint."""
+class SampleImage:
+    """The image that the model generates for one of the run's fixed prompts at a checkpoint."""
 
     time: Moment
     step: int

@@ -2,7 +2,7 @@
 
 How it thins (`THINNING`): points stay as they are for a day, then one a minute remains, after a week one in ten
 minutes, after a month one an hour; a merged point keeps the extremes of the loss. Contributions are kept by the hour,
-after a month by the day. Events beyond the newest `MAX_EVENTS` go. Peers stay; checkpoints and pictures
+after a month by the day. Events beyond the newest `MAX_EVENTS` go. Peers stay; checkpoints and sample images
 until their keepers forget them.
 """
 
@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ttt.errors import InvalidInput
 from ttt.swarm.history import schema as tables
-from ttt.swarm.history.types import Checkpoint, Event, Now, Peer, Picture, Point
+from ttt.swarm.history.types import Checkpoint, Event, Now, Peer, Point, SampleImage
 
 HISTORY_FILE = "history.sqlite"
 HOUR, DAY = 3600, 86_400
@@ -131,21 +131,21 @@ class History:
                 gone = delete(tables.checkpoints).where(tables.checkpoints.c.path == bindparam("gone"))
                 connection.execute(gone, rows)
 
-    def add_picture(self, picture: Picture) -> None:
+    def add_sample_image(self, image: SampleImage) -> None:
         with self._writing() as connection:
-            connection.execute(insert(tables.pictures), [asdict(picture)])
+            connection.execute(insert(tables.sample_images), [asdict(image)])
 
-    def pictures(self) -> list[Picture]:
+    def sample_images(self) -> list[SampleImage]:
         """All that were kept."""
-        columns = [column for column in tables.pictures.c if column.name != "id"]
+        columns = [column for column in tables.sample_images.c if column.name != "id"]
         with self._writing() as connection:
-            return [Picture(**row._asdict()) for row in connection.execute(select(*columns))]
+            return [SampleImage(**row._asdict()) for row in connection.execute(select(*columns))]
 
-    def forget_pictures(self, paths: Iterable[str]) -> None:
-        """Their files are deleted by whoever painted them."""
+    def forget_sample_images(self, paths: Iterable[str]) -> None:
+        """Their files were deleted."""
         if rows := [{"gone": path} for path in paths]:
             with self._writing() as connection:
-                gone = delete(tables.pictures).where(tables.pictures.c.path == bindparam("gone"))
+                gone = delete(tables.sample_images).where(tables.sample_images.c.path == bindparam("gone"))
                 connection.execute(gone, rows)
 
     def peers(self) -> dict[str, Peer]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ttt.swarm.history.types import Checkpoint, Event, Now, Peer, Picture, Point
+from ttt.swarm.history.types import Checkpoint, Event, Now, Peer, Point, SampleImage
 from ttt.ui.dashboard.plots import evenly
 from ttt.ui.dashboard.runs import HISTORY_FILE
 from ttt.ui.generate.fake import picture
@@ -81,7 +81,7 @@ class Simulation:
         last = self.points[-1]
         return Now(
             time=self.end, step=last.step, samples_accumulated=self.batch * 2 // 3, target_batch_size=self.batch,
-            peers=int(last.peers), helpers=1, samples_per_second=last.samples_per_second, loss=last.loss,
+            peers=int(last.peers), auxiliary_peers=1, samples_per_second=last.samples_per_second, loss=last.loss,
             learning_rate=last.learning_rate,
         )  # fmt: skip
 
@@ -99,22 +99,22 @@ class Simulation:
         yield Event(self.end - 900, "problem", "", "no peer gave its state; the checkpoint waits until one does")
         yield Event(self.end - 300, "left", self.members[-1].peer_id)
 
-    def pictures(self, folder: Path) -> Iterator[Picture]:
-        """Paints that come out of noise, checkpoint by checkpoint; files in folder/pictures."""
-        (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    def sample_images(self, folder: Path) -> Iterator[SampleImage]:
+        """Images that emerge from noise, checkpoint by checkpoint; files in folder/sample_images."""
+        (folder / "sample_images").mkdir(parents=True, exist_ok=True)
         every = list(self.checkpoints())
         for step, checkpoint in enumerate(every):
             for number, prompt in enumerate(PROMPTS):
-                path = f"pictures/step-{checkpoint.step:08d}-{number}.png"
+                path = f"sample_images/step-{checkpoint.step:08d}-{number}.png"
                 noise = Image.effect_noise((128, 128), 90).convert("RGB")
                 clear = ((step + 1) / len(every)) ** 0.7
                 Image.blend(noise, picture(prompt, self.seed, 0), clear).save(folder / path)
-                yield Picture(checkpoint.time, checkpoint.step, prompt, path)
+                yield SampleImage(checkpoint.time, checkpoint.step, prompt, path)
 
     def write(
         self, folder: Path, run: str = "simulated", title: str = "A simulated run", *, painted: bool = True
     ) -> Path:
-        """Make the history as a coordinator would have left it, with pictures or without; returns its file."""
+        """Make the history as a coordinator would have left it, with sample images or without; returns its file."""
         from ttt.swarm.history.writer import History  # locks files, which Windows does otherwise
 
         with History(folder / HISTORY_FILE, run, title=title, target_batch_size=self.batch) as history:
@@ -126,8 +126,8 @@ class Simulation:
                 history.add_event(event)
             for checkpoint in self.checkpoints():
                 history.add_checkpoint(checkpoint)
-            for one in self.pictures(folder) if painted else ():
-                history.add_picture(one)
+            for one in self.sample_images(folder) if painted else ():
+                history.add_sample_image(one)
             history.set_now(self.now())
         return folder / HISTORY_FILE
 

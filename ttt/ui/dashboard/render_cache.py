@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from ttt.swarm.history.types import Picture
+from ttt.swarm.history.types import SampleImage
 from ttt.ui.dashboard import view
 from ttt.ui.dashboard.run_types import RunData, RunSource
 from ttt.ui.dashboard.thumbnails import Thumbnails
@@ -82,8 +82,8 @@ class Board:
         return self._part(drawn.plots, kind + name, lambda: draw(drawn.plotted, name))
 
     def _gallery(self, run: RunData) -> str:
-        def url(picture: Picture) -> str | None:
-            copy = self._thumbnails.of(run.folder, picture.path)
+        def url(image: SampleImage) -> str | None:
+            copy = self._thumbnails.of(run.folder, image.path)
             return None if copy is None else self._file_url(copy)
 
         return view.gallery(run, url)

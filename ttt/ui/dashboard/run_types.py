@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ttt.swarm.history.summary import Axis, Curve, Place, Progress, Series
-from ttt.swarm.history.types import Checkpoint, Event, Picture
+from ttt.swarm.history.types import Checkpoint, Event, SampleImage
 
 NOWHERE = (
     "this server has no run yet. Start one: `make swarm` for a demo on this machine, or "
@@ -41,14 +41,14 @@ class RunData:
     """By credited computing time."""
     checkpoints: Sequence[Checkpoint]
     """Newest first."""
-    pictures: Mapping[str, Sequence[Picture]]
+    sample_images: Mapping[str, Sequence[SampleImage]]
     """Prompt -> oldest first."""
     events: Sequence[Event]
     """Newest first."""
     status: Mapping[str, Any] = field(default_factory=dict)
     """What the endpoint `/swarm_status` answers."""
     folder: Path = Path()
-    """What the paths of pictures are relative to."""
+    """Base of the sample images' paths."""
 
 
 class RunSource(Protocol):

@@ -139,7 +139,7 @@ def read_run(key: str, reader: HistoryReader, folder: Path, stamp: str, at: floa
         curves={(series, over): summary.curve(reader, series, over=over) for series, over in CURVES},
         places=summary.leaderboard(reader, limit=MAX_PLACES, at=at),
         checkpoints=summary.checkpoints(reader),
-        pictures=summary.pictures(reader),
+        sample_images=summary.sample_images(reader),
         events=summary.events(reader),
         status=status,
         folder=folder,

@@ -59,7 +59,7 @@ class DashboardTab:
                 self.everybody = gr.Checkbox(value=False, label="Show everybody", elem_id="everybody")
             self.parts["leaderboard"] = gr.HTML(value="")
         with gr.Column(elem_classes="ttt-card", elem_id="gallery"):
-            gr.HTML(value="<h2>Pictures over time</h2>")
+            gr.HTML(value="<h2>Sample images</h2>")
             self.parts["gallery"] = gr.HTML(value="")
         with gr.Column(elem_classes="ttt-card", elem_id="checkpoints"):
             gr.HTML(value="<h2>Checkpoints</h2>")
@@ -151,12 +151,12 @@ def main() -> None:
 
     folder = Path(tempfile.mkdtemp(prefix="ttt-dashboard-"))
     Simulation(end=time.time()).write(folder / "runs" / "simulated")
-    board = Board(RunFolders(folder / "runs"), Thumbnails(folder / "pictures"), file_url)
+    board = Board(RunFolders(folder / "runs"), Thumbnails(folder / "thumbnails"), file_url)
     with gr.Blocks(title="Dashboard", analytics_enabled=False) as page:
         live = DashboardTab(board).live
         live.while_alone(page)
     page.launch(
-        theme=theme.theme(), css=theme.css(), head=theme.head(), allowed_paths=[str(folder / "pictures")],
+        theme=theme.theme(), css=theme.css(), head=theme.head(), allowed_paths=[str(folder / "thumbnails")],
         ssr_mode=False,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Pictures of a history made fit to be served: checked, re-encoded, named by their content. Knows no gradio.
+"""Sample images of a history made fit to be served: checked, re-encoded, named by their content. Knows no gradio.
 
 A history may come from a stranger: its paths are followed only inside its own folder, and a file is served only as
 what Pillow read out of it.
@@ -27,7 +27,7 @@ class Thumbnails:
         self._lock = threading.Lock()
 
     def of(self, folder: Path, path: str) -> Path | None:
-        """The copy of folder/path, made now if need be; None for what is missing, outside or no picture."""
+        """The copy of folder/path, made now if need be; None for what is missing, outside or not an image."""
         try:
             base, file = folder.resolve(), (folder / path).resolve()
             about = file.stat()

@@ -8,7 +8,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from ttt.swarm.history.summary import Axis, Curve, Place, Progress, Series
-from ttt.swarm.history.types import Checkpoint, Event, Picture
+from ttt.swarm.history.types import Checkpoint, Event, SampleImage
 from ttt.swarm.process.text import clean_text
 from ttt.ui.dashboard import plots
 from ttt.ui.dashboard.plots import SAMPLES, STEPS, TIME, moment, number
@@ -19,8 +19,8 @@ Order = Literal["seconds", "samples"]
 ORDERS: dict[Order, str] = {"seconds": "Computing time", "samples": "Samples"}
 SHORT_LIST = 20
 """Lines of the leaderboard before one asks for all."""
-PictureUrl = Callable[[Picture], str | None]
-"""Address of a picture; None where there is none to show."""
+SampleImageUrl = Callable[[SampleImage], str | None]
+"""Address of a sample image; None where there is none to show."""
 
 LOSS = plots.Axis("Loss", "number", lambda value: f"{value:.3f}")
 PEERS = plots.Axis("Peers", "whole", lambda value: f"{value:.0f}")
@@ -107,7 +107,7 @@ def _tiles(run: RunData, p: Progress) -> str:
         ("Samples", number(samples, 4)),
         ("Samples/s", number(p.samples_per_second)),
         ("Active peers", f"{p.peers:,}"),
-        *([("Helpers", f"{p.helpers:,}")] if p.helpers else []),
+        *([("Auxiliary peers", f"{p.auxiliary_peers:,}")] if p.auxiliary_peers else []),
         ("Contributors", f"{run.status.get('contributors', len(run.places)):,}"),
         ("Learning rate", number(p.learning_rate)),
     ]
@@ -172,8 +172,8 @@ def _place(rank: int, place: Place) -> str:
     marks = ""
     if place.active:
         marks += '<span class="ttt-here">active</span>'
-    if place.helper:
-        marks += '<span class="ttt-tag">helper</span>'
+    if place.auxiliary:
+        marks += '<span class="ttt-tag">auxiliary</span>'
     if place.inflated:
         marks += '<span class="ttt-tag">claims more</span>'
     cells = (
@@ -220,27 +220,28 @@ def _checkpoint(one: Checkpoint) -> str:
     return f'<tr><th scope="row">{moment(one.time)}</th>{"".join(f"<td>{c}</td>" for c in cells)}<td>{link}</td></tr>'
 
 
-def gallery(run: RunData, url: PictureUrl) -> str:
+def gallery(run: RunData, url: SampleImageUrl) -> str:
     """For each fixed prompt what the model painted, checkpoint by checkpoint."""
-    strips = [strip for prompt, several in run.pictures.items() if (strip := _strip(prompt, several, url))]
+    strips = [strip for prompt, several in run.sample_images.items() if (strip := _strip(prompt, several, url))]
     if not strips:
-        return '<p class="ttt-small">No pictures of its checkpoints yet.</p>'
+        return '<p class="ttt-small">No sample images yet.</p>'
     return "".join(strips)
 
 
-def _strip(prompt: str, several: Sequence[Picture], url: PictureUrl) -> str:
-    shown = "".join(_picture(prompt, one, address) for one in several if (address := url(one)))
+def _strip(prompt: str, several: Sequence[SampleImage], url: SampleImageUrl) -> str:
+    shown = "".join(_sample_image(prompt, one, address) for one in several if (address := url(one)))
     title = escape(clean_text(prompt, 200), quote=True)
     if not shown:
         return ""
     return (
         f'<section class="ttt-strip" aria-label="{title}"><h3>“{title}”</h3>'
-        f'<div class="ttt-scroll" tabindex="0" role="region" aria-label="Pictures of “{title}”"><ol>{shown}</ol></div>'
+        f'<div class="ttt-scroll" tabindex="0" role="region" aria-label="Sample images of “{title}”">'
+        f"<ol>{shown}</ol></div>"
         "</section>"
     )
 
 
-def _picture(prompt: str, one: Picture, address: str) -> str:
+def _sample_image(prompt: str, one: SampleImage, address: str) -> str:
     alt = escape(f"{clean_text(prompt, 200)}, painted after {one.step:,} steps", quote=True)
     return (
         f'<li><img src="{escape(address, quote=True)}" alt="{alt}" width="128" height="128" loading="lazy">'
