@@ -8,10 +8,12 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlencode
 
+import gradio as gr
+
 from calculator.page import from_query as calculator_link
 from calculator.tab import build_tab
 from ttt.errors import TTTError
-from ttt.ui.app import Live, Tab, create_app, launch_options
+from ttt.ui.app import Tab, TabRefresh, create_app, launch_options
 from ttt.ui.contribute.api import add_peer_endpoints
 from ttt.ui.contribute.auth import Owner
 from ttt.ui.contribute.form import Asked
@@ -23,59 +25,58 @@ from ttt.ui.dashboard.runs import RunFolders
 from ttt.ui.dashboard.tab import DashboardTab
 from ttt.ui.dashboard.thumbnails import Thumbnails
 from ttt.ui.generate.api import add_endpoint
-from ttt.ui.generate.models import ModelShelf, Painter, load_real, sources
+from ttt.ui.generate.models import ImageGenerator, ModelRegistry, load_pipeline, sources
 from ttt.ui.generate.results import ResultStore
-from ttt.ui.generate.service import Studio
+from ttt.ui.generate.service import GenerationService
 from ttt.ui.generate.tab import GenerateTab
-from ttt.ui.generate.view import file_url
-from ttt.ui.settings import Settings, passing_folder, read_settings
+from ttt.ui.html import file_url
+from ttt.ui.settings import Settings, read_settings, temporary_folder
 
 EXAMPLE_RUN = Path(__file__).parent / "examples" / "run"
-"""The history of a finished run, for who has none yet."""
+"""History of a finished run, shown while there is no other."""
 
 
-def main(arguments: list[str] | None = None, load: Callable[[str], Painter] | None = None) -> None:
-    """Serve until Ctrl-C; what a setting has wrong is one line and exit code 2."""
+def main(arguments: list[str] | None = None, load: Callable[[str], ImageGenerator] | None = None) -> None:
+    """Serve until Ctrl-C. A wrong setting prints one line and exits with code 2."""
     try:
         settings = read_settings(arguments)
-        serve(settings, load or partial(load_real, dtype=settings.dtype))
-    except (TTTError, OSError) as error:  # a port that is taken, a folder that cannot be written
+        serve(settings, load or partial(load_pipeline, dtype=settings.dtype))
+    except (TTTError, OSError) as error:  # OSError: a port in use, a folder that is not writable
         sys.stderr.write(f"Error: {error}\n")
         raise SystemExit(2) from None
 
 
-def serve(settings: Settings, load: Callable[[str], Painter]) -> None:
-    offered = sources(settings.bundles)
-    shelf = ModelShelf(offered, load)
-    studio = Studio(shelf, ResultStore(settings.results_folder()))
-    first = settings.first_model([source.key for source in offered])
-    shelf.request(first)
+def serve(settings: Settings, load: Callable[[str], ImageGenerator]) -> None:
+    models = ModelRegistry(sources(settings.bundles), load)
+    service = GenerationService(models, ResultStore(settings.results_folder()))
+    first = settings.first_model(models.keys)
+    models.request(first)
 
-    def generate() -> None:
-        GenerateTab(studio, first)
-        add_endpoint(studio, first)
+    def generate(page: gr.Blocks) -> None:
+        GenerateTab(page, service, first)
+        add_endpoint(page, service, first)
 
-    thumbnails = Thumbnails(passing_folder("thumbnails"))
+    thumbnails = Thumbnails(temporary_folder("thumbnails"))
     board = Board(RunFolders(settings.runs, example=EXAMPLE_RUN), thumbnails, file_url)
 
-    def dashboard() -> Live:
+    def dashboard(page: gr.Blocks) -> TabRefresh:
         add_endpoints(board.source)
-        return DashboardTab(board).live
+        return DashboardTab(board).refresh
 
     owner, asked = Owner(), Asked(run=settings.run, initial_peers=" ".join(settings.initial_peers))
     desk = PeerDesk(settings.volunteer_folder(), asked, bound_to=settings.peer_ends_with)
 
-    def contribute() -> Live:
+    def contribute(page: gr.Blocks) -> TabRefresh:
         add_peer_endpoints(desk, owner)
-        return ContributeTab(desk, owner).live
+        return ContributeTab(page, desk, owner).refresh
 
     tabs = [
         Tab("Generate", generate),
         Tab("Contribute", contribute),
-        Tab("Dashboard", dashboard, claims=lambda query: "run" in query),
-        Tab("Memory", build_tab, claims=lambda query: calculator_link(urlencode(query)) is not None),
+        Tab("Dashboard", dashboard, matches_query=lambda query: "run" in query),
+        Tab("Memory", lambda page: build_tab(), lambda query: calculator_link(urlencode(query)) is not None),
     ]
-    create_app(tabs).launch(**launch_options(settings, studio.store, thumbnails.root))
+    create_app(tabs).launch(**launch_options(settings, service.store.root, thumbnails.root))
 
 
 if __name__ == "__main__":

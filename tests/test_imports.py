@@ -37,7 +37,9 @@ GENERATION = {
 }
 SWARM = ["config", "process", "dht", "averaging", "training", "history", "peer", "coordinator", "cli"]
 """The packages of `ttt.swarm`, each of which imports only those before it (`peer` and `coordinator` not each other)."""
+UI_BASE = ["settings", "theme", "frame_policy", "html", "fake_images"]
 TABS = ["generate", "contribute", "dashboard"]
+"""Tabs do not import each other."""
 
 MAY_IMPORT: dict[str, set[str]] = {
     # package or module: what it may import of this repository, itself aside; the longest name that fits counts
@@ -60,11 +62,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "ttt.swarm": set(),
     "ttt.ui": set(),
-    **dict.fromkeys(("ttt.ui.settings", "ttt.ui.theme", "ttt.ui.frame_policy"), BASE),
-    "ttt.ui.app": BASE | {"ttt.ui.settings", "ttt.ui.theme", "ttt.ui.frame_policy", "ttt.ui.generate"},
+    **dict.fromkeys((f"ttt.ui.{name}" for name in UI_BASE), BASE),
+    "ttt.ui.app": BASE | {f"ttt.ui.{name}" for name in UI_BASE},
     **{
         f"ttt.ui.{tab}": BASE | FILES | GENERATION | {"ttt.swarm", "calculator"}
-        | {f"ttt.ui.{other}" for other in ("app", "settings", "theme", "generate")}
+        | {f"ttt.ui.{shared}" for shared in ("app", "settings", "html", "fake_images")}
         for tab in TABS
     },
     "ttt.__main__": BASE | FILES | GENERATION | {"ttt.data", "ttt.train", "ttt.swarm"},

@@ -15,13 +15,13 @@ import gradio as gr
 import httpx2
 
 from ttt.swarm.history.writer import History
-from ttt.ui.app import Live
+from ttt.ui.app import TabRefresh
 from ttt.ui.dashboard import runs
 from ttt.ui.dashboard.render_cache import Board
 from ttt.ui.dashboard.runs import RunFolders
 from ttt.ui.dashboard.tab import DashboardTab
 from ttt.ui.dashboard.thumbnails import Thumbnails
-from ttt.ui.generate.view import file_url
+from ttt.ui.html import file_url
 
 VISITORS, AT_ONCE = 100, 8
 
@@ -48,12 +48,12 @@ def measure(history: History, folder: Path, repeats: int, news: Callable[[Histor
     runs.CHECK_SECONDS = 0.0  # every question finds out whether something changed
     with tempfile.TemporaryDirectory() as pictures:
         with gr.Blocks(analytics_enabled=False) as page:
-            live = DashboardTab(Board(RunFolders(folder), Thumbnails(Path(pictures)), file_url)).live
-            live.while_alone(page)
+            refresh = DashboardTab(Board(RunFolders(folder), Thumbnails(Path(pictures)), file_url)).refresh
+            refresh.keep_running(page)
         launched = {"prevent_thread_lock": True, "quiet": True, "ssr_mode": False, "_frontend": False}
         _, url, _ = page.launch(server_port=_free_port(), **launched)  # type: ignore[arg-type]
         try:
-            return _ask(url, _event(page, live), history, repeats, news)
+            return _ask(url, _event(page, refresh), history, repeats, news)
         finally:
             page.close(verbose=False)
 
@@ -64,8 +64,8 @@ def _free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def _event(page: gr.Blocks, live: Live) -> int:
-    return next(number for number, fn in page.fns.items() if (live.clock._id, "tick") in fn.targets)
+def _event(page: gr.Blocks, refresh: TabRefresh) -> int:
+    return next(number for number, fn in page.fns.items() if (refresh.timer._id, "tick") in fn.targets)
 
 
 def _ask(url: str, event: int, history: History, repeats: int, news: Callable[[History], None]) -> dict[str, float]:

@@ -19,10 +19,10 @@ import ttt.ui.generate.tab
 from ttt.errors import BundleError, Cancelled
 from ttt.sampling.params import SamplingParams
 from ttt.types import Progress
-from ttt.ui.generate.fake import FakePainter
+from ttt.ui.generate.fake import FakeGenerator
 
 
-class DiaryPainter(FakePainter):
+class DiaryGenerator(FakeGenerator):
     def __init__(self, diary: Path) -> None:
         super().__init__()
         self._diary = diary
@@ -34,7 +34,7 @@ class DiaryPainter(FakePainter):
     def stream(self, prompt: str, params: SamplingParams, cancel: threading.Event | None = None) -> Iterator[Progress]:
         self._note("start", prompt)
         try:
-            yield from FakePainter(delay=10.0 if "very slow" in prompt else 1.5 if "slow" in prompt else 0.02).stream(
+            yield from FakeGenerator(delay=10.0 if "very slow" in prompt else 1.5 if "slow" in prompt else 0.02).stream(
                 prompt, params, cancel
             )
             self._note("end", prompt)
@@ -47,11 +47,11 @@ def main() -> None:
     diary = Path(sys.argv[1])
     ttt.ui.generate.tab.GRACE_SECONDS = 10.0  # a machine that runs tests may take long to reload a page
 
-    def load(target: str) -> DiaryPainter:
+    def load(target: str) -> DiaryGenerator:
         time.sleep(1.0)
         if target != "demo":
             raise BundleError(f"{target} is half-downloaded: dalle.safetensors has 10 bytes of 100; fetch it again")
-        return DiaryPainter(diary)
+        return DiaryGenerator(diary)
 
     app.main(sys.argv[2:], load)
 

@@ -1,4 +1,4 @@
-"""The page around the tabs: heading, tabs, and how they are served. Knows no models."""
+"""The page around the tabs: heading, tab bar, and how it is served. Imports no tab."""
 
 from __future__ import annotations
 
@@ -13,118 +13,139 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
+from ttt.errors import InvalidInput
 from ttt.ui import theme
-from ttt.ui.frame_policy import Framing, framers
-from ttt.ui.generate.results import ResultStore
+from ttt.ui.frame_policy import FramePolicy, allowed_frame_ancestors
 from ttt.ui.settings import Settings
 
 TITLE = "Training Transformers Together"
-LEAD = "Paint pictures from a prompt, train the model that paints them together with others, plan one of your own."
+LEAD = "Generate images from text, help train the model that generates them, and check what your own GPU can train."
 MAX_UPLOAD = "20mb"
 CACHE_SECONDS = (3600, 24 * 3600)
-"""How often Gradio's own copies of files are swept, and how old they are then."""
+"""How often Gradio deletes its own copies of files, and the age from which it does."""
 
 Query = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Live:
-    """What happens while a tab is the one shown."""
+class TabRefresh:
+    """How a tab is kept up to date while it is the one shown."""
 
-    clock: gr.Timer
-    """Made inactive; it ticks while the tab is shown, and no longer."""
-    refresh: Mapping[str, Any]
-    """Arguments of the event that brings the tab up to date when it is opened."""
+    timer: gr.Timer
+    """Created inactive; runs only while the tab is shown."""
+    event: Mapping[str, Any]
+    """Arguments of the event that updates the tab when it is opened."""
 
-    def while_alone(self, page: gr.Blocks) -> None:
-        """There are no tabs: always."""
-        page.load(**self.refresh)
-        page.load(fn=lambda: gr.Timer(active=True), outputs=[self.clock], api_visibility="undocumented")
+    def keep_running(self, page: gr.Blocks) -> None:
+        """For a page without tabs."""
+        page.load(**self.event)
+        page.load(fn=lambda: gr.Timer(active=True), outputs=[self.timer], api_visibility="undocumented")
 
 
 @dataclass(frozen=True)
 class Tab:
     name: str
-    build: Callable[[], Live | None]
-    """Makes the components inside the current gr.Blocks."""
-    claims: Callable[[Query], bool] = lambda query: False
-    """Whether an address is meant for this tab, which then is the one shown."""
+    build: Callable[[gr.Blocks], TabRefresh | None]
+    """Creates the components inside the page, which is the current context."""
+    matches_query: Callable[[Query], bool] = lambda query: False
+    """True if an address with this query is a link to the tab, which is then shown first."""
 
 
 def create_app(tabs: Sequence[Tab]) -> gr.Blocks:
-    """The page; with a single tab there is no tab bar."""
+    """The page; a single tab gets no tab bar."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=CACHE_SECONDS) as app:
         gr.HTML(value=f"<h1>{TITLE}</h1><p>{LEAD}</p>", elem_id="masthead")
         if len(tabs) == 1:
-            if (live := tabs[0].build()) is not None:
-                live.while_alone(app)
+            if (refresh := tabs[0].build(app)) is not None:
+                refresh.keep_running(app)
         else:
             _lay_out_tabs(app, tabs)
-    # Requests take turns at our own desk, which knows the users; Gradio's queue only carries messages.
+    # Our own job queue serves the users in turn; Gradio's queue only carries messages.
     app.queue(default_concurrency_limit=None, max_size=256)
     return app
 
 
+def run_standalone(tab: Tab, *served: Path) -> None:
+    """Serve one tab alone, for development; served: folders whose files the page shows."""
+    look: dict[str, Any] = {"theme": theme.theme(), "css": theme.css(), "head": theme.head()}
+    create_app([tab]).launch(**look, allowed_paths=[str(folder) for folder in served], ssr_mode=False)
+
+
 def _lay_out_tabs(app: gr.Blocks, tabs: Sequence[Tab]) -> None:
-    shown: list[gr.Tab] = []
-    lives: list[Live | None] = []
+    panels: list[gr.Tab] = []
+    refreshes: list[TabRefresh | None] = []
     with gr.Tabs(elem_id="tabs") as bar:
         for tab in tabs:
-            with gr.Tab(label=tab.name, id=tab.name.lower()) as place:
-                lives.append(tab.build())
-            shown.append(place)
-    _switch_clocks(shown, lives)
+            with gr.Tab(label=tab.name, id=tab.name.lower()) as panel:
+                refreshes.append(tab.build(app))
+            panels.append(panel)
+    _switch_timers(panels, refreshes)
 
-    def choose(request: gr.Request) -> Any:
+    def select_linked_tab(request: gr.Request) -> Any:
         query = dict(request.query_params)
-        claimed = [tab.name.lower() for tab in tabs if tab.name.lower() == query.get("tab") or tab.claims(query)]
-        return gr.Tabs(selected=claimed[0]) if claimed else gr.skip()
+        linked = [tab.name.lower() for tab in tabs if tab.name.lower() == query.get("tab") or tab.matches_query(query)]
+        return gr.Tabs(selected=linked[0]) if linked else gr.skip()
 
-    app.load(fn=choose, outputs=[bar], api_visibility="undocumented", show_progress="hidden")
+    app.load(fn=select_linked_tab, outputs=[bar], api_visibility="undocumented", show_progress="hidden")
 
 
-def _switch_clocks(places: Sequence[gr.Tab], lives: Sequence[Live | None]) -> None:
-    """A timer would tick for ever once its tab was opened: only that of the tab shown may."""
-    clocks = [live.clock for live in lives if live is not None]
-    for place, own in zip(places, lives, strict=True):
-        active = [own is not None and clock is own.clock for clock in clocks]
-        if clocks:
-            place.select(
-                fn=partial(_set_clocks, active),
-                outputs=clocks,
+def _switch_timers(panels: Sequence[gr.Tab], refreshes: Sequence[TabRefresh | None]) -> None:
+    """A timer keeps ticking once its tab has been opened: activate only that of the tab shown."""
+    timers = [refresh.timer for refresh in refreshes if refresh is not None]
+    for panel, refresh in zip(panels, refreshes, strict=True):
+        active = [refresh is not None and timer is refresh.timer for timer in timers]
+        if timers:
+            panel.select(
+                fn=partial(_set_timers, active),
+                outputs=timers,
                 queue=False,
                 show_progress="hidden",
                 api_visibility="undocumented",
             )
-        if own is not None:
-            place.select(**own.refresh)
+        if refresh is not None:
+            panel.select(**refresh.event)
 
 
-def _set_clocks(active: Sequence[bool]) -> Any:
-    timers = [gr.Timer(active=one) for one in active]
+def _set_timers(active: Sequence[bool]) -> Any:
+    timers = [gr.Timer(active=state) for state in active]
     return timers[0] if len(timers) == 1 else timers
 
 
-def launch_options(settings: Settings, store: ResultStore, *served: Path) -> dict[str, Any]:
-    """No sharing, no monitoring, no run history; only finished results, and these folders, are served as files."""
+def launch_options(settings: Settings, *served: Path) -> dict[str, Any]:
+    """No sharing, no monitoring, no run history; only files below the served folders are public.
+
+    Raises InvalidInput if such a folder contains what must stay private.
+    """
+    _refuse_private_folders(served, (Path.cwd(), settings.runs, settings.volunteer_folder()))
     return {
         "server_name": settings.host,
         "server_port": settings.port or None,
         "theme": theme.theme(),
         "css": theme.css(),
         "head": theme.head(),
-        "allowed_paths": [str(store.root), *map(str, served)],
+        "allowed_paths": [str(folder) for folder in served],
         "max_file_size": MAX_UPLOAD,
         "max_threads": 100,
         "share": False,
         "enable_monitoring": False,
         "run_history": False,
         "ssr_mode": False,
-        "app_kwargs": {"middleware": [Middleware(Framing, allowed=framers(os.environ))]},
+        "app_kwargs": {"middleware": [Middleware(FramePolicy, allowed=allowed_frame_ancestors(os.environ))]},
         "pwa": False,
         "mcp_server": find_spec("mcp") is not None,
         "footer_links": ["api", "gradio", "settings"],
-        # Gradio asks its own page once, for 3 s, and gives up with advice about sharing. A machine that is busy loading
-        # a model needs longer, and behind a proxy the question may never arrive.
+        # Gradio requests its own page once at start and, after 3 s without an answer, gives up with advice about
+        # sharing. A machine that is busy loading a model takes longer, and behind a proxy the request may never arrive.
         "_frontend": False,
     }
+
+
+def _refuse_private_folders(served: Sequence[Path], private: Sequence[Path]) -> None:
+    """Gradio serves every file below an allowed path; runs and peers keep their private keys in their folders."""
+    for folder in served:
+        for secret in private:
+            if secret.resolve().is_relative_to(folder.resolve()):
+                raise InvalidInput(
+                    f"every file below {folder} would be public, {secret} included; choose another folder for the "
+                    "results (--results)"
+                )

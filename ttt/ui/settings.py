@@ -1,4 +1,7 @@
-"""What the person who starts the server decides: command line and environment. Knows no gradio and no model."""
+"""Settings of the server: one declaration each, read from the command line and the environment. Independent of Gradio.
+
+`python app.py --help` lists them. An empty environment variable (usual in compose files and Spaces) counts as unset.
+"""
 
 from __future__ import annotations
 
@@ -8,43 +11,89 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ttt.config import DTYPE_NAMES
 from ttt.errors import BundleError
 
-DEFAULT_PORT = 7860
 DTYPES = ("auto", *DTYPE_NAMES)
-RUNS = Path("runs")
-"""Where `python -m ttt coordinator` and `peer` keep theirs."""
+Folder = Annotated[Path, AfterValidator(Path.expanduser)]
+SPACE_HOST = "0.0.0.0"
+"""Address to listen on in a Space, whose proxy is another machine."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    host: str = "127.0.0.1"
-    port: int = DEFAULT_PORT
-    model: str = ""
-    """Chosen and loaded when the server starts; empty: the first bundle, else the demo."""
-    bundles: tuple[str, ...] = ()
-    """Bundle folders that visitors may choose."""
-    dtype: str = "auto"
-    """Precision of painting, as `TextToImage` takes it."""
-    results: Path | None = None
-    """Where finished results are kept; None: a folder that goes with the server."""
-    runs: Path = RUNS
-    """Folder with the runs of this machine, for the dashboard."""
-    run: str = ""
-    """Run file, or its URL, that volunteers join from this page."""
-    initial_peers: tuple[str, ...] = ()
-    """Its addresses."""
-    peer_folder: Path | None = None
-    """Of the peer that is started here; None: among the runs."""
-    peer_ends_with: int = 0
-    """Process with which that peer ends; 0: it outlives all."""
+def _setting(
+    default: Any,
+    help: str,
+    *,
+    variable: str = "",
+    option: str = "",
+    separator: str = "",
+    metavar: str = "",
+    choices: Sequence[str] = (),
+    **limits: Any,
+) -> Any:
+    """A field with its command line option (by default its name) and its environment variable.
+
+    separator: between the values in the environment variable, for fields that hold several.
+    """
+    source: dict[str, Any] = {"variable": variable, "option": option, "separator": separator, "metavar": metavar}
+    source |= {"enum": list(choices)} if choices else {}
+    return Field(default=default, description=help, json_schema_extra=source, **limits)
+
+
+class Settings(BaseModel):
+    """What the person who starts the server chooses."""
+
+    model_config = ConfigDict(frozen=True)
+
+    host: str = _setting("127.0.0.1", f"address to listen on (in a Space: {SPACE_HOST})", variable="GRADIO_SERVER_NAME")
+    port: int = _setting(7860, "port to listen on; 0: any free one", variable="GRADIO_SERVER_PORT", ge=0, le=65_535)
+    model: str = _setting(
+        "",
+        "model chosen at first: demo, published or a bundle's folder name; default: the first bundle, else demo",
+        variable="TTT_MODEL",
+    )
+    bundles: tuple[str, ...] = _setting(
+        (), "bundle folder that visitors may choose; repeatable",
+        variable="TTT_BUNDLE", option="bundle", separator=os.pathsep, metavar="PATH",
+    )  # fmt: skip
+    dtype: str = _setting(
+        "auto", "precision of generating; int8 is fastest for large models on CPUs, and a little less exact",
+        variable="TTT_DTYPE", choices=DTYPES,
+    )  # fmt: skip
+    results: Folder | None = _setting(
+        None, "folder to keep finished results in; default: a folder that is deleted when the server ends",
+        variable="TTT_RESULTS", metavar="FOLDER",
+    )  # fmt: skip
+    runs: Folder = _setting(
+        Path("runs"), "folder with the runs that the dashboard shows", variable="TTT_RUNS", metavar="FOLDER"
+    )
+    run: str = _setting("", "run file, or its URL, that visitors can contribute to", variable="TTT_RUN")
+    initial_peers: tuple[str, ...] = _setting(
+        (), "address of that run, as its coordinator prints it; repeatable",
+        variable="TTT_INITIAL_PEERS", option="initial-peer", separator=" ", metavar="ADDRESS",
+    )  # fmt: skip
+    peer_folder: Folder | None = _setting(
+        None, "folder for the files of this machine's peer; default: volunteer in the folder of runs",
+        variable="TTT_PEER_FOLDER", metavar="FOLDER",
+    )  # fmt: skip
+    peer_ends_with: int = _setting(
+        0, "stop the peer when the process of this id ends; 0: keep it until Stop", metavar="PID", ge=0
+    )
+
+    @field_validator("dtype")
+    @classmethod
+    def _known_dtype(cls, dtype: str) -> str:
+        if dtype not in DTYPES:
+            raise ValueError
+        return dtype
 
     def first_model(self, offered: Sequence[str]) -> str:
-        """The key of the model to start with; BundleError when it is not among those offered."""
+        """The key of the model to start with; BundleError if it is not among those offered."""
         if not self.model:
             return offered[len(offered) - len(self.bundles)] if self.bundles else "demo"
         if self.model not in offered:
@@ -55,104 +104,73 @@ class Settings:
         return self.peer_folder if self.peer_folder is not None else self.runs / "volunteer"
 
     def results_folder(self) -> Path:
-        return self.results if self.results is not None else passing_folder("results")
+        return self.results if self.results is not None else temporary_folder("results")
 
 
-def passing_folder(name: str) -> Path:
-    """A folder that goes with the server."""
+def temporary_folder(name: str) -> Path:
+    """A new folder that is deleted when the process ends."""
     folder = tempfile.mkdtemp(prefix=f"ttt-{name}-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
 
 
 def read_settings(arguments: Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> Settings:
-    """The command line wins over the environment; on a Space the server listens to all addresses."""
-    env = os.environ if environment is None else environment
-    on_space = bool(env.get("SPACE_ID"))
-    parser = argparse.ArgumentParser(prog="app.py", description="Generate pictures from text, in a web page.")
-    host = env.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if on_space else "127.0.0.1")
-    parser.add_argument("--host", default=host, help="address to listen on (default: %(default)s)")
-    port = env.get("GRADIO_SERVER_PORT", str(DEFAULT_PORT))
-    parser.add_argument("--port", type=_port, default=port, help="port to listen on (default: %(default)s)")
-    parser.add_argument(
-        "--model",
-        default=env.get("TTT_MODEL"),
-        help="model that is chosen at first: demo, published, or the name of a --bundle's folder "
-        "(default: the first --bundle if there is one, else demo; or $TTT_MODEL)",
-    )
-    parser.add_argument(
-        "--bundle",
-        action="append",
-        metavar="PATH",
-        help=f"bundle folder that visitors may choose; repeatable (or $TTT_BUNDLE, separated by {os.pathsep!r})",
-    )
-    parser.add_argument(
-        "--dtype",
-        type=_dtype,
-        default=env.get("TTT_DTYPE") or "auto",
-        help=f"precision of painting: {', '.join(DTYPES)}; int8 paints large models fastest on CPUs, a little less "
-        "exactly (default: %(default)s; or $TTT_DTYPE)",
-    )
-    parser.add_argument(
-        "--results",
-        type=Path,
-        default=env.get("TTT_RESULTS"),
-        help="folder to keep finished results in (or $TTT_RESULTS)",
-    )
-    parser.add_argument(
-        "--runs",
-        type=Path,
-        default=env.get("TTT_RUNS") or RUNS,
-        help="folder with the runs that the dashboard shows (default: %(default)s; or $TTT_RUNS)",
-    )
-    parser.add_argument(
-        "--run",
-        default=env.get("TTT_RUN", ""),
-        help="run file, or its URL, that one can contribute to from this page (or $TTT_RUN)",
-    )
-    parser.add_argument(
-        "--initial-peer",
-        action="append",
-        metavar="ADDRESS",
-        help="address of that run, as its coordinator prints it; repeatable (or $TTT_INITIAL_PEERS, with spaces)",
-    )
-    parser.add_argument(
-        "--peer-folder",
-        type=Path,
-        default=env.get("TTT_PEER_FOLDER"),
-        help="folder of the peer that is started here (default: volunteer among the runs; or $TTT_PEER_FOLDER)",
-    )
-    parser.add_argument(
-        "--peer-ends-with",
-        type=int,
-        default=0,
-        metavar="PID",
-        help="that peer ends with this process (default: it goes on until Stop)",
-    )
-    given = parser.parse_args(arguments)
-    bundles = given.bundle or [path for path in env.get("TTT_BUNDLE", "").split(os.pathsep) if path]
-    return Settings(
-        host=given.host,
-        port=given.port,
-        model=given.model or "",
-        bundles=tuple(bundles),
-        dtype=given.dtype,
-        results=given.results,
-        runs=given.runs,
-        run=given.run,
-        initial_peers=tuple(given.initial_peer or env.get("TTT_INITIAL_PEERS", "").split()),
-        peer_folder=given.peer_folder,
-        peer_ends_with=given.peer_ends_with,
-    )
+    """The command line wins over the environment. A wrong value prints its range and exits with code 2."""
+    variables = os.environ if environment is None else environment
+    env = {name: value.strip() for name, value in variables.items() if value.strip()}
+    parser = argparse.ArgumentParser(prog="app.py", description="Training Transformers Together, as a web page.")
+    given: dict[str, Any] = {"host": SPACE_HOST} if env.get("SPACE_ID") else {}
+    origin: dict[str, str] = {}
+    for name, field in Settings.model_fields.items():
+        source = _source(name)
+        several = bool(source["separator"])
+        parser.add_argument(
+            source["option"],
+            dest=name,
+            action="append" if several else "store",
+            metavar=source["metavar"] or None,
+            help=_help(name, field.description or ""),
+        )
+        if (text := env.get(source["variable"])) is not None:
+            given[name] = [part for part in text.split(source["separator"]) if part] if several else text
+            origin[name] = "$" + source["variable"]
+    for name, value in vars(parser.parse_args(arguments)).items():
+        if value:
+            given[name] = value
+            origin[name] = _source(name)["option"]
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        name = str(wrong["loc"][0])
+        parser.error(f"{origin[name]} must be {_allowed(name)}, got {wrong['input']!r}")
 
 
-def _dtype(text: str) -> str:
-    if text not in DTYPES:
-        raise argparse.ArgumentTypeError(f"must be one of {', '.join(DTYPES)}, got {text!r}")
-    return text
+def _source(name: str) -> dict[str, str]:
+    extra = Settings.model_fields[name].json_schema_extra
+    assert isinstance(extra, dict)
+    option = "--" + (str(extra["option"]) or name.replace("_", "-"))
+    return {**{key: str(value) for key, value in extra.items()}, "option": option}
 
 
-def _port(text: str) -> int:
-    if not text.isdecimal() or not 0 <= int(text) <= 65_535:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 65535, got {text!r}")
-    return int(text)
+def _allowed(name: str) -> str:
+    schema = Settings.model_json_schema()["properties"][name]
+    if "enum" in schema:
+        return f"one of {', '.join(schema['enum'])}"
+    low, high = schema.get("minimum"), schema.get("maximum")
+    return f"a whole number from {low} to {high}" if high is not None else f"a whole number of at least {low}"
+
+
+def _help(name: str, description: str) -> str:
+    field, source = Settings.model_fields[name], _source(name)
+    schema = Settings.model_json_schema()["properties"][name]
+    parts = [
+        *([f"one of {', '.join(schema['enum'])}"] if "enum" in schema else []),
+        *([f"default: {field.default}"] if field.default not in (None, "", (), 0) else []),
+        *([f"or ${source['variable']}" + _separated(source["separator"])] if source["variable"] else []),
+    ]
+    return (description + (f" ({'; '.join(parts)})" if parts else "")).replace("%", "%%")
+
+
+def _separated(separator: str) -> str:
+    return {"": "", " ": ", separated by spaces"}.get(separator, f", separated by {separator!r}")

@@ -28,7 +28,7 @@ from ttt.swarm.history.writer import HISTORY_FILE, History
 from ttt.ui.dashboard.render_cache import Board
 from ttt.ui.dashboard.runs import RunFolders
 from ttt.ui.dashboard.thumbnails import Thumbnails
-from ttt.ui.generate.view import file_url
+from ttt.ui.html import file_url
 
 PROMPTS = ["a red circle", "--a green <b>star</b>"]
 SETTINGS = SampleImagesSection(prompts=PROMPTS, candidates=2, keep=2)

@@ -153,7 +153,7 @@ def test_the_tab_runs_alone_with_a_fake() -> None:
 
     desk = FakeDesk()
     with gr.Blocks(analytics_enabled=False) as page:
-        ContributeTab(desk, Owner({})).live.while_alone(page)
+        ContributeTab(page, desk, Owner({})).refresh.keep_running(page)
     desk.start(desk.defaults)
     assert desk.view().phase == "running"
     with pytest.raises(InvalidInput, match="runs already"):

@@ -23,7 +23,7 @@ from ttt.ui.dashboard.runs import HISTORY_FILE, RunFolders
 from ttt.ui.dashboard.tab import DashboardTab
 from ttt.ui.dashboard.thumbnails import Thumbnails
 from ttt.ui.dashboard.view import PLOTS
-from ttt.ui.generate.view import file_url
+from ttt.ui.html import file_url
 
 END = 1_795_000_000.0
 EVIL = "<img src=x onerror=alert(1)>\"'`&{}</script>"

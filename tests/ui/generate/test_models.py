@@ -1,4 +1,4 @@
-"""The shelf: loading in the background, states, retries, reasons."""
+"""The model registry: loading in the background, states, retries, reasons."""
 
 from __future__ import annotations
 
@@ -10,60 +10,60 @@ import pytest
 
 from tests.ui.generate.test_queue import until
 from ttt.errors import BundleError, InvalidInput
-from ttt.ui.generate.fake import FakePainter
-from ttt.ui.generate.models import ModelShelf, Painter, sources
+from ttt.ui.generate.fake import FakeGenerator
+from ttt.ui.generate.models import ImageGenerator, ModelRegistry, sources
 
 
-def test_loading_never_blocks_and_waiters_are_told() -> None:
+def test_loading_never_blocks_and_calls_back() -> None:
     go, loads = threading.Event(), []
 
-    def load(target: str) -> Painter:
+    def load(target: str) -> ImageGenerator:
         loads.append(target)
         go.wait(5)
-        return FakePainter()
+        return FakeGenerator()
 
-    shelf, got = ModelShelf(sources(), load), []
+    models, generators = ModelRegistry(sources(), load), []
     started = time.monotonic()
-    assert shelf.state("demo").status == "idle"
-    shelf.when_ready("demo", got.append, lambda reason: None)
-    shelf.request("demo")
-    assert shelf.state("demo").status == "loading"
+    assert models.state("demo").status == "idle"
+    models.when_ready("demo", generators.append, lambda reason: None)
+    models.request("demo")
+    assert models.state("demo").status == "loading"
     assert time.monotonic() - started < 0.5
-    assert not got
+    assert not generators
     go.set()
-    until(lambda: shelf.state("demo").status == "ready")
-    until(lambda: len(got) == 1)
+    until(lambda: models.state("demo").status == "ready")
+    until(lambda: len(generators) == 1)
     assert loads == ["demo"]
-    shelf.when_ready("demo", got.append, lambda reason: None)
-    assert got[0] is got[1]
+    models.when_ready("demo", generators.append, lambda reason: None)
+    assert generators[0] is generators[1]
 
 
-def test_a_failed_model_says_why_and_is_tried_again() -> None:
+def test_a_failed_model_says_why_and_is_retried() -> None:
     broken = [True]
 
-    def load(target: str) -> Painter:
+    def load(target: str) -> ImageGenerator:
         if broken[0]:
             raise BundleError("vqgan.safetensors is missing")
-        return FakePainter()
+        return FakeGenerator()
 
-    shelf, told = ModelShelf(sources(), load), []
-    shelf.when_ready("published", lambda painter: None, told.append)
-    until(lambda: shelf.state("published").status == "failed")
-    until(lambda: told == ["vqgan.safetensors is missing"])
-    assert shelf.state("demo").status == "idle"
+    models, reasons = ModelRegistry(sources(), load), []
+    models.when_ready("published", lambda generator: None, reasons.append)
+    until(lambda: models.state("published").status == "failed")
+    until(lambda: reasons == ["vqgan.safetensors is missing"])
+    assert models.state("demo").status == "idle"
     broken[0] = False
-    shelf.request("published")
-    until(lambda: shelf.state("published").status == "ready")
+    models.request("published")
+    until(lambda: models.state("published").status == "ready")
 
 
 def test_an_unexpected_error_is_a_failed_model_not_a_dead_thread() -> None:
-    def load(target: str) -> Painter:
-        raise MemoryError("no room")
+    def load(target: str) -> ImageGenerator:
+        raise MemoryError("out of memory")
 
-    shelf = ModelShelf(sources(), load)
-    shelf.request("demo")
-    until(lambda: shelf.state("demo").status == "failed")
-    assert "MemoryError" in shelf.state("demo").reason
+    models = ModelRegistry(sources(), load)
+    models.request("demo")
+    until(lambda: models.state("demo").status == "failed")
+    assert "MemoryError" in models.state("demo").reason
 
 
 def test_bundles_get_names_of_their_own(tmp_path: Path) -> None:
@@ -73,8 +73,8 @@ def test_bundles_get_names_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["nope", "", None, 3, "x" * 10_000])
-def test_an_unknown_model_lists_those_there_are(wrong: object) -> None:
-    shelf = ModelShelf(sources(), lambda target: FakePainter())
-    with pytest.raises(InvalidInput, match="demo, published") as told:
-        shelf.source(wrong)
-    assert len(str(told.value)) < 200
+def test_an_unknown_model_lists_the_known_ones(wrong: object) -> None:
+    models = ModelRegistry(sources(), lambda target: FakeGenerator())
+    with pytest.raises(InvalidInput, match="demo, published") as refused:
+        models.source(wrong)
+    assert len(str(refused.value)) < 200

@@ -1,4 +1,4 @@
-"""The desk: turns, places, stopping, and what happens when nobody watches."""
+"""The job queue: turns, positions, stopping, and what happens when no client is watching."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from ttt.errors import Cancelled, InvalidInput
-from ttt.ui.generate.queue import Busy, Desk, Job, Update, Work
+from ttt.ui.generate.queue import Job, JobFunction, JobQueue, QueueFull, Update
 
 
 def until(true: Callable[[], object], seconds: float = 5) -> None:
@@ -20,13 +20,13 @@ def until(true: Callable[[], object], seconds: float = 5) -> None:
 
 
 class Bench:
-    """Work that waits to be let go, and the order in which it was begun."""
+    """Work that waits until `go` is set, and the order in which it was started."""
 
     def __init__(self) -> None:
         self.order: list[str] = []
         self.go = threading.Event()
 
-    def work(self, name: str) -> Work:
+    def work(self, name: str) -> JobFunction:
         def run(job: Job) -> None:
             self.order.append(name)
             while not self.go.wait(0.01):
@@ -37,11 +37,11 @@ class Bench:
         return run
 
 
-def test_users_take_turns_and_are_told_their_place() -> None:
-    desk, bench = Desk(), Bench()
-    jobs = {name: desk.open(name[0]) for name in ("a1", "a2", "a3", "b1", "c1", "b2")}
+def test_users_take_turns_and_see_their_position() -> None:
+    queue, bench = JobQueue(), Bench()
+    jobs = {name: queue.create(name[0]) for name in ("a1", "a2", "a3", "b1", "c1", "b2")}
     for name, job in jobs.items():
-        desk.enqueue(job, bench.work(name))
+        queue.enqueue(job, bench.work(name))
         until(lambda: bench.order == ["a1"])
     ahead = {name: job.update.ahead for name, job in jobs.items() if job.update.phase == "waiting"}
     assert ahead == {"a2": 1, "b1": 2, "c1": 3, "a3": 4, "b2": 5}
@@ -50,24 +50,24 @@ def test_users_take_turns_and_are_told_their_place() -> None:
     assert bench.order == ["a1", "a2", "b1", "c1", "a3", "b2"]
 
 
-def test_who_asks_later_but_less_is_served_before_the_rest_of_who_asks_most() -> None:
-    desk, bench = Desk(), Bench()
-    mine = [desk.open("a") for _ in range(3)]
+def test_a_user_with_one_job_is_served_before_the_rest_of_a_user_with_many() -> None:
+    queue, bench = JobQueue(), Bench()
+    mine = [queue.create("a") for _ in range(3)]
     for i, job in enumerate(mine):
-        desk.enqueue(job, bench.work(f"a{i}"))
+        queue.enqueue(job, bench.work(f"a{i}"))
     until(lambda: bench.order == ["a0"])
-    other = desk.open("b")
-    desk.enqueue(other, bench.work("b"))
+    other = queue.create("b")
+    queue.enqueue(other, bench.work("b"))
     bench.go.set()
     until(lambda: other.update.ended and all(job.update.ended for job in mine))
     assert bench.order.index("b") < bench.order.index("a2")
 
 
 def test_stop_ends_one_job_alone_and_others_move_up() -> None:
-    desk, bench = Desk(), Bench()
-    running, waiting, last = (desk.open(user) for user in "abc")
+    queue, bench = JobQueue(), Bench()
+    running, waiting, last = (queue.create(user) for user in "abc")
     for name, job in (("running", running), ("waiting", waiting), ("last", last)):
-        desk.enqueue(job, bench.work(name))
+        queue.enqueue(job, bench.work(name))
     until(lambda: bench.order == ["running"])
     until(lambda: last.update.ahead == 2)
     waiting.stop()
@@ -83,7 +83,7 @@ def test_stop_ends_one_job_alone_and_others_move_up() -> None:
 
 
 def test_after_the_end_and_backwards_nothing_changes() -> None:
-    job = Desk().open("a")
+    job = JobQueue().create("a")
     job.publish(Update("working", fraction=0.5))
     began = job.update.since
     job.publish(Update("waiting", ahead=3))
@@ -103,24 +103,24 @@ def test_after_the_end_and_backwards_nothing_changes() -> None:
         (None, "The model stopped without a result."),
     ],
 )
-def test_a_failure_ends_its_job_and_the_desk_goes_on(raised: Exception | None, message: str) -> None:
-    desk, bench = Desk(), Bench()
+def test_a_failure_ends_its_job_and_the_queue_continues(raised: Exception | None, message: str) -> None:
+    queue, bench = JobQueue(), Bench()
 
     def fail(job: Job) -> None:
         if raised:
             raise raised
 
-    broken, fine = desk.open("a"), desk.open("a")
+    broken, fine = queue.create("a"), queue.create("a")
     bench.go.set()
-    desk.enqueue(broken, fail)
-    desk.enqueue(fine, bench.work("fine"))
+    queue.enqueue(broken, fail)
+    queue.enqueue(fine, bench.work("fine"))
     until(lambda: fine.update.ended)
     assert (broken.update.phase, broken.update.message) == ("failed", message)
     assert fine.update.result == "fine"
 
 
-def test_a_watcher_sees_the_news_and_a_heartbeat() -> None:
-    job = Desk().open("a")
+def test_a_watcher_sees_updates_and_a_heartbeat() -> None:
+    job = JobQueue().create("a")
     watching = job.watch(heartbeat=0.01)
     first = next(watching)
     assert next(watching) is first  # a heartbeat
@@ -131,7 +131,7 @@ def test_a_watcher_sees_the_news_and_a_heartbeat() -> None:
 
 
 def test_closing_the_last_watcher_stops_the_work_at_once_without_grace() -> None:
-    job = Desk().open("a")
+    job = JobQueue().create("a")
     one, two = job.watch(0.01), job.watch(0.01)
     next(one), next(two)
     one.close()
@@ -141,13 +141,13 @@ def test_closing_the_last_watcher_stops_the_work_at_once_without_grace() -> None
 
 
 def test_grace_lets_a_reloaded_page_come_back() -> None:
-    desk = Desk()
-    left, returned = desk.open("a", grace=0.2), desk.open("b", grace=0.2)
+    queue = JobQueue()
+    left, returned = queue.create("a", grace=0.2), queue.create("b", grace=0.2)
     for job in (left, returned):
         watcher = job.watch(0.01)
         next(watcher)
         watcher.close()
-    found = desk.find(returned.id)
+    found = queue.find(returned.id)
     assert found is returned
     watcher = found.watch(0.01)
     next(watcher)
@@ -155,22 +155,22 @@ def test_grace_lets_a_reloaded_page_come_back() -> None:
     assert not returned.cancel.is_set()
 
 
-def test_ids_cannot_be_guessed_and_strangers_find_nothing() -> None:
-    desk = Desk()
-    ids = {desk.open(str(i)).id for i in range(20)}
+def test_ids_cannot_be_guessed_and_other_values_find_nothing() -> None:
+    queue = JobQueue()
+    ids = {queue.create(str(i)).id for i in range(20)}
     assert len(ids) == 20
     assert min(map(len, ids)) >= 24
     for wrong in ("", "x", None, 3, {"a": 1}, ["b"]):
-        assert desk.find(wrong) is None
+        assert queue.find(wrong) is None
 
 
 def test_too_many_requests_are_refused_with_the_number_allowed() -> None:
-    desk = Desk(max_waiting=3, max_per_user=2)
-    mine = [desk.open("a") for _ in range(2)]
-    with pytest.raises(Busy, match="2 requests"):
-        desk.open("a")
-    desk.open("b")
-    with pytest.raises(Busy, match="3 requests"):
-        desk.open("c")
+    queue = JobQueue(max_pending=3, max_per_user=2)
+    mine = [queue.create("a") for _ in range(2)]
+    with pytest.raises(QueueFull, match="already have 2 requests"):
+        queue.create("a")
+    queue.create("b")
+    with pytest.raises(QueueFull, match="3 requests"):
+        queue.create("c")
     mine[0].stop()
-    desk.open("a")
+    queue.create("a")

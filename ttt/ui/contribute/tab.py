@@ -13,14 +13,14 @@ import gradio as gr
 
 from ttt.errors import TTTError
 from ttt.swarm.training.requirements import Demand
-from ttt.ui.app import Live
+from ttt.ui import html
+from ttt.ui.app import Tab, TabRefresh, run_standalone
 from ttt.ui.contribute import setup_view as words
 from ttt.ui.contribute import status_view as live
 from ttt.ui.contribute.auth import Owner, Verdict, caller_of
 from ttt.ui.contribute.form import FIELDS, Asked, reach_of, read
 from ttt.ui.contribute.redact import redact
 from ttt.ui.contribute.service import Desk, with_defaults
-from ttt.ui.generate import view as plain
 
 TICK_SECONDS = 1.0
 Changes = dict[Any, Any]
@@ -29,10 +29,10 @@ Changes = dict[Any, Any]
 class ContributeTab:
     """Components of the tab and what happens when they are used."""
 
-    def __init__(self, desk: Desk, owner: Owner) -> None:
+    def __init__(self, page: gr.Blocks, desk: Desk, owner: Owner) -> None:
         self.desk, self.owner = desk, owner
         self._lay_out()
-        self._wire()
+        self._wire(page)
 
     def _lay_out(self) -> None:
         space = self.owner.space
@@ -102,10 +102,9 @@ class ContributeTab:
                     info="Its port is open to the Internet.",
                 )  # fmt: skip
                 self.port = _number("Port", "0: any", "peer-port", whole=True)
-        by_name = vars(self)
-        self.form = [by_name[name] for name in FIELDS]
+        self.form = [getattr(self, name) for name in FIELDS]
 
-    def _wire(self) -> None:
+    def _wire(self, page: gr.Blocks) -> None:
         # Values are checked by our own messages, so that Gradio hands them over as they come.
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "undocumented", "preprocess": False}
         pressed = [self.told, *self._moving()]
@@ -115,19 +114,17 @@ class ContributeTab:
         self.password.submit(fn=self.show, inputs=[self.password, *self.form], outputs=self._all(), **hidden)
         for edited in (self.run, self.initial_peers, self.gpu_gib, self.reachable):
             edited.change(fn=self.judge, inputs=[self.given, *self.form], outputs=[self.place], **hidden)
-        root = gr.context.Context.root_block
-        assert root is not None
-        root.load(fn=self.show, inputs=[self.given, *self.form], outputs=self._all(), **hidden)
+        page.load(fn=self.show, inputs=[self.given, *self.form], outputs=self._all(), **hidden)
         self.clock.tick(fn=self.tick, inputs=[self.given], outputs=self._moving(), **hidden)
 
     @property
-    def live(self) -> Live:
-        """What happens while the tab is the one shown."""
-        refresh = {
+    def refresh(self) -> TabRefresh:
+        """Keeps the tab up to date while it is shown."""
+        event = {
             "fn": self.tick, "inputs": [self.given], "outputs": self._moving(), "show_progress": "hidden",
             "api_visibility": "undocumented", "preprocess": False,
         }  # fmt: skip
-        return Live(self.clock, refresh)
+        return TabRefresh(self.clock, event)
 
     def _moving(self) -> list[Any]:
         return [self.status, self.limits, self.trouble, self.log_box, self.log, self.start, self.pause, self.stop]
@@ -162,7 +159,7 @@ class ContributeTab:
                 act()
             except TTTError as error:
                 told = redact(str(error))
-        message = gr.HTML(value=plain.problem(told), visible=True) if told else gr.HTML(value="", visible=False)
+        message = gr.HTML(value=html.problem(told), visible=True) if told else gr.HTML(value="", visible=False)
         return {self.told: message, **self._now(verdict)}
 
     def show(self, request: gr.Request, password: str, *values: Any) -> Changes:
@@ -241,13 +238,9 @@ def _number(label: str, info: str, elem_id: str, *, whole: bool = False) -> gr.N
 
 
 def main() -> None:
-    """The tab alone, with a peer that is made up."""
-    from ttt.ui import theme
     from ttt.ui.contribute.fake import FakeDesk
 
-    with gr.Blocks(title="Contribute", analytics_enabled=False) as page:
-        ContributeTab(FakeDesk(), Owner()).live.while_alone(page)
-    page.launch(theme=theme.theme(), css=theme.css(), head=theme.head())
+    run_standalone(Tab("Contribute", lambda page: ContributeTab(page, FakeDesk(), Owner()).refresh))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from PIL import Image
 from ttt.swarm.history.types import Checkpoint, Event, Now, Peer, Point, SampleImage
 from ttt.ui.dashboard.plots import evenly
 from ttt.ui.dashboard.runs import HISTORY_FILE
-from ttt.ui.generate.fake import picture
+from ttt.ui.fake_images import draw_image
 
 PROMPTS = ("a red circle above a blue square", "a small green star on a white background", "a big orange heart")
 DEVICES = ("NVIDIA GeForce RTX 3060, 12 GB", "Tesla T4, 15 GB", "NVIDIA A100, 40 GB", "CPU, 8 cores")
@@ -108,7 +108,7 @@ class Simulation:
                 path = f"sample_images/step-{checkpoint.step:08d}-{number}.png"
                 noise = Image.effect_noise((128, 128), 90).convert("RGB")
                 clear = ((step + 1) / len(every)) ** 0.7
-                Image.blend(noise, picture(prompt, self.seed, 0), clear).save(folder / path)
+                Image.blend(noise, draw_image(prompt, self.seed, 0), clear).save(folder / path)
                 yield SampleImage(checkpoint.time, checkpoint.step, prompt, path)
 
     def write(

@@ -8,11 +8,12 @@ from typing import Any
 import gradio as gr
 
 from ttt.errors import InvalidInput, TTTError
-from ttt.ui.app import Live
+from ttt.ui.app import Tab, TabRefresh, run_standalone
 from ttt.ui.dashboard import view
 from ttt.ui.dashboard.render_cache import FIGURE, TABLE, Board, Part
 from ttt.ui.dashboard.run_types import NOWHERE
 from ttt.ui.dashboard.view import ORDERS, PLOTS
+from ttt.ui.html import file_url
 
 REFRESH_SECONDS = 5.0
 """A coordinator writes about every ten."""
@@ -72,7 +73,7 @@ class DashboardTab:
 
     def _wire(self) -> None:
         inputs = [self.run, self.order, self.everybody, self.opened, self.seen]
-        self.refresh: dict[str, Any] = {
+        self._show_event: dict[str, Any] = {
             "fn": self.show,
             "inputs": inputs,
             "outputs": [self.run, self.body, self.seen, *self.parts.values()],
@@ -81,20 +82,20 @@ class DashboardTab:
             "show_progress": "hidden",
             "api_visibility": "undocumented",
         }
-        self.clock.tick(**self.refresh)
+        self.clock.tick(**self._show_event)
         for chosen in (self.run, self.order, self.everybody):
-            chosen.input(**self.refresh)
+            chosen.input(**self._show_event)
         self.run.input(fn=None, inputs=[self.run], js="(run) => { window.ttt?.addressOf({ tab: 'dashboard', run }); }")
         hidden: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "undocumented"}
         for name, table in self.tables.items():
             where: dict[str, Any] = {"inputs": [self.opened], "outputs": [self.opened], **hidden}
-            table.expand(fn=partial(_with, name), **where).then(**self.refresh)
+            table.expand(fn=partial(_with, name), **where).then(**self._show_event)
             table.collapse(fn=partial(_without, name), **where)
 
     @property
-    def live(self) -> Live:
-        """What happens while the tab is the one shown."""
-        return Live(self.clock, self.refresh)
+    def refresh(self) -> TabRefresh:
+        """Keeps the tab up to date while it is shown."""
+        return TabRefresh(self.clock, self._show_event)
 
     def show(
         self, run: Any, order: Any, everybody: Any, opened: Any, seen: Any, request: gr.Request | None = None
@@ -138,27 +139,18 @@ def _without(name: str, opened: Any) -> list[str]:
 
 
 def main() -> None:
-    """The tab alone, with a simulated run."""
-    import tempfile
     import time
-    from pathlib import Path
 
-    from ttt.ui import theme
     from ttt.ui.dashboard.fake import Simulation
     from ttt.ui.dashboard.runs import RunFolders
     from ttt.ui.dashboard.thumbnails import Thumbnails
-    from ttt.ui.generate.view import file_url
+    from ttt.ui.settings import temporary_folder
 
-    folder = Path(tempfile.mkdtemp(prefix="ttt-dashboard-"))
+    folder = temporary_folder("dashboard")
     Simulation(end=time.time()).write(folder / "runs" / "simulated")
-    board = Board(RunFolders(folder / "runs"), Thumbnails(folder / "thumbnails"), file_url)
-    with gr.Blocks(title="Dashboard", analytics_enabled=False) as page:
-        live = DashboardTab(board).live
-        live.while_alone(page)
-    page.launch(
-        theme=theme.theme(), css=theme.css(), head=theme.head(), allowed_paths=[str(folder / "thumbnails")],
-        ssr_mode=False,
-    )  # fmt: skip
+    thumbnails = Thumbnails(folder / "thumbnails")
+    board = Board(RunFolders(folder / "runs"), thumbnails, file_url)
+    run_standalone(Tab("Dashboard", lambda page: DashboardTab(board).refresh), thumbnails.root)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from ttt.swarm.process.text import clean_text
 from ttt.ui.dashboard import plots
 from ttt.ui.dashboard.plots import SAMPLES, STEPS, TIME, moment, number
 from ttt.ui.dashboard.run_types import NOWHERE, RunData
-from ttt.ui.generate.view import duration
+from ttt.ui.html import duration
 
 Order = Literal["seconds", "samples"]
 ORDERS: dict[Order, str] = {"seconds": "Computing time", "samples": "Samples"}

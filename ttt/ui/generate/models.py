@@ -1,4 +1,4 @@
-"""Which models the server offers and their state; loads them in the background. Knows no gradio and no torch."""
+"""Registry of the models the server offers: loads them in the background. Independent of Gradio and of torch."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Painter(Protocol):
-    """What a tab needs of a model; `ttt.pipeline.TextToImage` is one, `ttt.ui.generate.fake.FakePainter` another."""
+class ImageGenerator(Protocol):
+    """What the service needs of a model: `ttt.pipeline.TextToImage` or `ttt.ui.generate.fake.FakeGenerator`."""
 
     def stream(
         self, prompt: str, params: SamplingParams, cancel: threading.Event | None = None
@@ -29,52 +29,55 @@ class Painter(Protocol):
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A model that can be chosen."""
 
     key: str
-    """Its name in the form, in the address and in the API."""
+    """Its name in the form, in links and in the API."""
     label: str
     target: str
     """What `TextToImage.from_pretrained` takes."""
     about: str = ""
 
 
-def sources(bundles: Sequence[str] = ()) -> tuple[Source, ...]:
+def sources(bundles: Sequence[str] = ()) -> tuple[ModelSource, ...]:
     """The demo, the published model, and the bundle folders the server was started with."""
-    known = [
-        Source("demo", "Demo (small, ships with the app)", "demo", "Knows coloured shapes and how they are placed."),
-        Source("published", "Published model (from the Hub)", PUBLISHED, "1.1 B-parameter compute, needs a download."),
+    offered = [
+        ModelSource(
+            "demo", "Demo model: coloured shapes (built in)", "demo", "Knows coloured shapes and their positions, only."
+        ),
+        ModelSource("published", "2021 model: photos and art (from the Hub)", PUBLISHED, "Downloads once, then loads."),
     ]
-    taken = {source.key for source in known}
+    taken = {source.key for source in offered}
     for bundle in bundles:
         name = Path(bundle).resolve().name or "bundle"
         key = next(k for k in (name, *(f"{name}-{i}" for i in range(2, 1000))) if k not in taken)
         taken.add(key)
-        known.append(Source(key, f"{key} (bundle on this server)", str(bundle), "A bundle of this server's owner."))
-    return tuple(known)
+        label = f"{key} (bundle on this server)"
+        offered.append(ModelSource(key, label, str(bundle), "Added by this server's owner."))
+    return tuple(offered)
 
 
-Status = Literal["idle", "loading", "ready", "failed"]
+LoadStatus = Literal["idle", "loading", "ready", "failed"]
 
 
 @dataclass(frozen=True)
 class ModelState:
-    status: Status
+    status: LoadStatus
     reason: str = ""
-    """Why it failed, in words for the user."""
+    """Why loading failed, for the user."""
     since: float = field(default_factory=time.monotonic)
 
 
-class ModelShelf:
-    """Loads models when they are first asked for, one at a time, off every request's path."""
+class ModelRegistry:
+    """Loads models when they are first requested, one at a time, in the background."""
 
-    def __init__(self, offered: Sequence[Source], load: Callable[[str], Painter]) -> None:
+    def __init__(self, offered: Sequence[ModelSource], load: Callable[[str], ImageGenerator]) -> None:
         self.sources = tuple(offered)
         self._load = load
         self._states = {source.key: ModelState("idle") for source in offered}
-        self._painters: dict[str, Painter] = {}
-        self._callers: dict[str, list[tuple[Callable[[Painter], None], Callable[[str], None]]]] = {}
+        self._generators: dict[str, ImageGenerator] = {}
+        self._callbacks: dict[str, list[tuple[Callable[[ImageGenerator], None], Callable[[str], None]]]] = {}
         self._lock = threading.Lock()
         self._one_at_a_time = threading.Lock()
 
@@ -82,62 +85,62 @@ class ModelShelf:
     def keys(self) -> list[str]:
         return [source.key for source in self.sources]
 
-    def source(self, key: object) -> Source:
-        """The model of this name; InvalidInput that lists the names when there is none."""
+    def source(self, key: object) -> ModelSource:
+        """The model of this name; InvalidInput lists the names if there is none."""
         for source in self.sources:
             if source.key == key:
                 return source
-        shown = repr(key) if len(repr(key)) <= 60 else "that"
+        shown = repr(key) if len(repr(key)) <= 60 else "of that name"
         raise InvalidInput(f"there is no model {shown}; this server has: {', '.join(self.keys)}")
 
     def state(self, key: str) -> ModelState:
         return self._states[self.source(key).key]
 
     def request(self, key: str) -> None:
-        """Start loading unless it is loaded or under way; a failed one is tried again."""
-        self.when_ready(key, lambda painter: None, lambda reason: None)
+        """Start loading unless it is loaded or being loaded; retry if it failed."""
+        self.when_ready(key, lambda generator: None, lambda reason: None)
 
-    def when_ready(self, key: str, ready: Callable[[Painter], None], failed: Callable[[str], None]) -> None:
-        """Call `ready(painter)` as soon as the model is there (perhaps at once), or `failed(reason)`."""
+    def when_ready(self, key: str, ready: Callable[[ImageGenerator], None], failed: Callable[[str], None]) -> None:
+        """Call `ready(generator)` as soon as the model is loaded, which may be now, or `failed(reason)`."""
         source = self.source(key)
         with self._lock:
-            painter = self._painters.get(key)
-            if painter is None:
-                self._callers.setdefault(key, []).append((ready, failed))
+            generator = self._generators.get(key)
+            if generator is None:
+                self._callbacks.setdefault(key, []).append((ready, failed))
                 if self._states[key].status != "loading":
                     self._states[key] = ModelState("loading")
                     threading.Thread(target=self._fetch, args=(source,), name=f"ttt-load-{key}", daemon=True).start()
-        if painter is not None:
-            ready(painter)
+        if generator is not None:
+            ready(generator)
 
-    def _fetch(self, source: Source) -> None:
+    def _fetch(self, source: ModelSource) -> None:
         started = time.monotonic()
-        painter, reason = None, ""
+        generator, reason = None, ""
         try:
             with self._one_at_a_time:
-                painter = self._load(source.target)
+                generator = self._load(source.target)
         except TTTError as error:
             reason = str(error)
         except Exception as error:
-            log.exception("loading %s failed", source.key)
+            log.exception("loading the model %s failed", source.key)
             reason = f"{type(error).__name__}: {error}"
         with self._lock:
-            callers = self._callers.pop(source.key, [])
-            if painter is not None:
-                self._painters[source.key] = painter
+            callbacks = self._callbacks.pop(source.key, [])
+            if generator is not None:
+                self._generators[source.key] = generator
                 self._states[source.key] = ModelState("ready")
             else:
                 self._states[source.key] = ModelState("failed", reason)
         log.info("model %s: %s after %.1f s", source.key, reason or "ready", time.monotonic() - started)
-        for ready, failed in callers:
-            if painter is not None:
-                ready(painter)
+        for ready, failed in callbacks:
+            if generator is not None:
+                ready(generator)
             else:
                 failed(reason)
 
 
-def load_real(target: str, dtype: str = "auto") -> Painter:
-    """The real model; imported here because torch takes seconds, which the page must not wait for."""
+def load_pipeline(target: str, dtype: str = "auto") -> ImageGenerator:
+    """The real model. Imported here because torch takes seconds to import, and the page must not wait for it."""
     from ttt.pipeline import TextToImage
 
     return TextToImage.from_pretrained(target, dtype=dtype)

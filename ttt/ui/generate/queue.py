@@ -1,4 +1,4 @@
-"""Who works when: one request at a time, users in turn, each stoppable alone. Knows no model, files or gradio."""
+"""Job queue: runs one job at a time and serves the users in turn. Independent of Gradio, the model and files."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from ttt.errors import Cancelled, TTTError
 
 log = logging.getLogger(__name__)
 
-MAX_WAITING = 64
-MAX_WAITING_PER_USER = 4
-KEEP_FINISHED = 200
+MAX_PENDING = 64
+MAX_PENDING_PER_USER = 4
+MAX_REMEMBERED = 200
 GRACE_SECONDS = 4.0
-"""How long a request outlives its page: long enough for a reload to find it again."""
+"""How long a job outlives its page: long enough for a reload to find it again."""
 
 Phase = Literal["loading", "waiting", "working", "finished", "failed", "stopped"]
 ENDED: frozenset[Phase] = frozenset({"finished", "failed", "stopped"})
 _ORDER: dict[Phase, int] = {"loading": 0, "waiting": 1, "working": 2, "finished": 3, "failed": 3, "stopped": 3}
 
 
-class Busy(TTTError):
-    """Too many requests are waiting already."""
+class QueueFull(TTTError):
+    """Too many jobs are pending."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """The latest that is known of a request; a newer one replaces it whole."""
+    """The state of a job; a newer update replaces it completely."""
 
     phase: Phase
     message: str = ""
-    """What is being loaded, or why it failed."""
+    """What is being loaded, or why the job failed."""
     ahead: int = 0
-    """Requests that will be served before this one."""
+    """Jobs that will be served before this one."""
     stage: str = ""
     fraction: float = 0.0
-    sheet: bytes | None = None
-    """The newest contact sheet as JPEG."""
+    preview: bytes | None = None
+    """The newest preview as JPEG."""
     result: str | None = None
     """Id of the stored result, once finished."""
     since: float = field(default_factory=time.monotonic)
@@ -62,7 +62,7 @@ class Job:
         self.cancel = threading.Event()
         self._grace = grace
         self._on_stop = on_stop
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
         self._update = Update("loading")
         self._version = 0
         self._watchers = 0
@@ -72,36 +72,36 @@ class Job:
         return self._update
 
     def publish(self, update: Update) -> None:
-        """Replace the latest update; a phase that is over never returns, and after the end nothing changes."""
-        with self._news:
+        """Replace the latest update. An earlier phase never returns, and after the end nothing changes."""
+        with self._changed:
             if self._update.ended or _ORDER[update.phase] < _ORDER[self._update.phase]:
                 return
             if update.phase == self._update.phase:
                 update = replace(update, since=self._update.since)
             self._update = update
             self._version += 1
-            self._news.notify_all()
+            self._changed.notify_all()
 
     def stop(self) -> None:
-        """End this request alone, whether it waits or works."""
+        """End this job alone, whether it waits or works."""
         self.cancel.set()
-        self.publish(Update("stopped", fraction=self._update.fraction, sheet=self._update.sheet))
+        self.publish(Update("stopped", fraction=self._update.fraction, preview=self._update.preview))
         if self._on_stop:
             self._on_stop(self)
 
     def watch(self, heartbeat: float = 0.5) -> Iterator[Update]:
-        """Yield every update, and at each heartbeat the same one again; closing the last watcher stops the work.
+        """Yield every update, and the same one again at each heartbeat. Closing the last watcher stops the job.
 
-        The heartbeat is what lets a server notice, between two yields, that nobody listens any more.
+        The heartbeat lets a server notice, between two yields, that the client has disconnected.
         """
-        with self._news:
+        with self._changed:
             self._watchers += 1
         try:
             seen = -1
             while True:
-                with self._news:
+                with self._changed:
                     if self._version == seen:
-                        self._news.wait(heartbeat)
+                        self._changed.wait(heartbeat)
                     seen, update = self._version, self._update
                 yield update
                 if update.ended:
@@ -110,52 +110,52 @@ class Job:
             self._leave()
 
     def _leave(self) -> None:
-        with self._news:
+        with self._changed:
             self._watchers -= 1
-            deserted = self._watchers == 0 and not self._update.ended
-        if not deserted:
+            abandoned = self._watchers == 0 and not self._update.ended
+        if not abandoned:
             return
         if self._grace == 0:
             self.stop()
             return
-        timer = threading.Timer(self._grace, self._stop_if_deserted)
+        timer = threading.Timer(self._grace, self._stop_if_abandoned)
         timer.daemon = True
         timer.start()
 
-    def _stop_if_deserted(self) -> None:
-        with self._news:
-            deserted = self._watchers == 0 and not self._update.ended
-        if deserted:
+    def _stop_if_abandoned(self) -> None:
+        with self._changed:
+            abandoned = self._watchers == 0 and not self._update.ended
+        if abandoned:
             self.stop()
 
 
-Work = Callable[[Job], None]
-"""Does the job's work: publishes updates, the last of which ends it; minds `job.cancel`."""
+JobFunction = Callable[[Job], None]
+"""Does the work of a job: publishes updates, the last of which ends it, and checks `job.cancel`."""
 
 
-class Desk:
-    """A queue for each user and one worker: the users take turns, whoever asks most waits longest."""
+class JobQueue:
+    """One queue per user and one worker thread. Users take turns, so many requests of one do not delay the others."""
 
-    def __init__(self, *, max_waiting: int = MAX_WAITING, max_per_user: int = MAX_WAITING_PER_USER) -> None:
-        self._max_waiting = max_waiting
+    def __init__(self, *, max_pending: int = MAX_PENDING, max_per_user: int = MAX_PENDING_PER_USER) -> None:
+        self._max_pending = max_pending
         self._max_per_user = max_per_user
-        self._lines: OrderedDict[str, deque[tuple[Job, Work]]] = OrderedDict()
+        self._pending_by_user: OrderedDict[str, deque[tuple[Job, JobFunction]]] = OrderedDict()
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._running: Job | None = None
-        self._bell = threading.Condition()
+        self._wakeup = threading.Condition()
         self._worker: threading.Thread | None = None
 
-    def open(self, user: str, *, grace: float = 0.0) -> Job:
-        """A new request of this user, not in the queue yet; Busy when there are too many."""
-        with self._bell:
+    def create(self, user: str, *, grace: float = 0.0) -> Job:
+        """A new job of this user, not queued yet. Raises QueueFull if there are too many."""
+        with self._wakeup:
             alive = [job for job in self._jobs.values() if not job.update.ended]
-            if len(alive) >= self._max_waiting:
-                raise Busy(f"{len(alive)} requests are waiting, which is the most this server takes; try again later")
+            if len(alive) >= self._max_pending:
+                raise QueueFull(f"{len(alive)} requests are waiting, the most this server accepts; try again later")
             if sum(job.user == user for job in alive) >= self._max_per_user:
-                raise Busy(f"you have {self._max_per_user} requests waiting or running, which is the most at a time")
-            job = Job(user, grace=grace, on_stop=self._withdraw)
+                raise QueueFull(f"you already have {self._max_per_user} requests waiting or running, the most allowed")
+            job = Job(user, grace=grace, on_stop=self._remove)
             self._jobs[job.id] = job
-            while len(self._jobs) > KEEP_FINISHED:
+            while len(self._jobs) > MAX_REMEMBERED:
                 oldest = next((key for key, old in self._jobs.items() if old.update.ended), None)
                 if oldest is None:
                     break
@@ -163,71 +163,71 @@ class Desk:
         return job
 
     def find(self, job_id: object) -> Job | None:
-        """The request with this (unguessable) id, if it is still known."""
+        """The job of this (unguessable) id, or None if it is unknown."""
         return self._jobs.get(job_id) if isinstance(job_id, str) else None
 
-    def enqueue(self, job: Job, work: Work) -> None:
-        """Put the job at the end of its user's line."""
-        with self._bell:
+    def enqueue(self, job: Job, function: JobFunction) -> None:
+        """Put the job at the end of its user's queue."""
+        with self._wakeup:
             if job.update.ended:
                 return
-            self._lines.setdefault(job.user, deque()).append((job, work))
+            self._pending_by_user.setdefault(job.user, deque()).append((job, function))
             if self._worker is None:
-                self._worker = threading.Thread(target=self._serve, name="ttt-desk", daemon=True)
+                self._worker = threading.Thread(target=self._work, name="ttt-job-queue", daemon=True)
                 self._worker.start()
-            self._bell.notify_all()
-        self._tell_places()
+            self._wakeup.notify_all()
+        self._publish_positions()
 
-    def in_turn(self) -> list[Job]:
-        """The waiting jobs, in the order in which they will be served: one of each user, then again."""
-        with self._bell:
-            lines = [[job for job, _ in line] for line in self._lines.values()]
-        rounds = max(map(len, lines), default=0)
-        return [line[i] for i in range(rounds) for line in lines if i < len(line)]
+    def service_order(self) -> list[Job]:
+        """The pending jobs in the order in which they will be served: one of each user, then the next of each."""
+        with self._wakeup:
+            queues = [[job for job, _ in pending] for pending in self._pending_by_user.values()]
+        rounds = max(map(len, queues), default=0)
+        return [queue[i] for i in range(rounds) for queue in queues if i < len(queue)]
 
-    def _tell_places(self) -> None:
-        ahead = 1 if self._running is not None else 0
-        for index, job in enumerate(self.in_turn()):
-            job.publish(Update("waiting", ahead=index + ahead))
+    def _publish_positions(self) -> None:
+        running = 1 if self._running is not None else 0
+        for index, job in enumerate(self.service_order()):
+            job.publish(Update("waiting", ahead=index + running))
 
-    def _withdraw(self, job: Job) -> None:
-        with self._bell:
-            line = self._lines.get(job.user)
-            if line is not None:
-                kept = deque(item for item in line if item[0] is not job)
-                if kept:
-                    self._lines[job.user] = kept
+    def _remove(self, job: Job) -> None:
+        with self._wakeup:
+            pending = self._pending_by_user.get(job.user)
+            if pending is not None:
+                others = deque(item for item in pending if item[0] is not job)
+                if others:
+                    self._pending_by_user[job.user] = others
                 else:
-                    del self._lines[job.user]
-        self._tell_places()
+                    del self._pending_by_user[job.user]
+        self._publish_positions()
 
-    def _next(self) -> tuple[Job, Work]:
-        with self._bell:
-            while not self._lines:
-                self._bell.wait()
-            user, line = self._lines.popitem(last=False)
-            item = line.popleft()
-            if line:
-                self._lines[user] = line  # back to the end: the others come first
+    def _next(self) -> tuple[Job, JobFunction]:
+        with self._wakeup:
+            while not self._pending_by_user:
+                self._wakeup.wait()
+            user, pending = self._pending_by_user.popitem(last=False)
+            item = pending.popleft()
+            if pending:
+                self._pending_by_user[user] = pending  # to the end: the other users come first
             self._running = item[0]
             return item
 
-    def _serve(self) -> None:
+    def _work(self) -> None:
         while True:
-            job, work = self._next()
-            self._tell_places()
-            run_work(job, work)
-            with self._bell:
+            job, function = self._next()
+            self._publish_positions()
+            run_job(job, function)
+            with self._wakeup:
                 self._running = None
 
 
-def run_work(job: Job, work: Work) -> None:
-    """Run the work and see to it that the job ends, whatever happens."""
+def run_job(job: Job, function: JobFunction) -> None:
+    """Run the function and make sure that the job ends, whatever happens."""
     if job.cancel.is_set():
         return
     job.publish(Update("working", stage="reading"))
     try:
-        work(job)
+        function(job)
         job.publish(Update("failed", message="The model stopped without a result."))
     except Cancelled:
         job.stop()

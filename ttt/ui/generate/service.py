@@ -1,4 +1,4 @@
-"""A request from the form's values to the stored result: model, queue, painting. Knows no gradio and no torch."""
+"""Carries out a request: loads the model, queues the job, generates, stores the result. Independent of Gradio."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ttt.tokenizer import check_prompt
-from ttt.ui.generate.models import ModelShelf, Painter
-from ttt.ui.generate.queue import Desk, Job, Update
+from ttt.ui.generate.models import ImageGenerator, ModelRegistry
+from ttt.ui.generate.queue import Job, JobQueue, Update
 from ttt.ui.generate.results import ResultStore
 
 if TYPE_CHECKING:
@@ -18,43 +18,43 @@ if TYPE_CHECKING:
     from ttt.sampling.params import SamplingParams
     from ttt.types import Progress
 
-SHEET_WIDTH = 1024
+PREVIEW_WIDTH = 1024
 
 
-class Studio:
-    """What a tab or an endpoint needs to have pictures painted."""
+class GenerationService:
+    """What the tab and the endpoint need to have images generated."""
 
-    def __init__(self, shelf: ModelShelf, store: ResultStore, desk: Desk | None = None) -> None:
-        self.shelf = shelf
+    def __init__(self, models: ModelRegistry, store: ResultStore, queue: JobQueue | None = None) -> None:
+        self.models = models
         self.store = store
-        self.desk = desk or Desk()
+        self.queue = queue or JobQueue()
 
     def submit(self, user: str, prompt: str, params: SamplingParams, model: str, *, grace: float = 0.0) -> Job:
-        """Queue a request, behind the loading of its model if need be; InvalidInput when it cannot be done."""
+        """Queue a request once its model is loaded. Raises InvalidInput if the prompt or the model is wrong."""
         prompt = check_prompt(prompt)
-        source = self.shelf.source(model)
-        job = self.desk.open(user, grace=grace)
+        source = self.models.source(model)
+        job = self.queue.create(user, grace=grace)
         job.publish(Update("loading", message=source.label))
 
-        def ready(painter: Painter) -> None:
-            self.desk.enqueue(job, partial(self._paint, painter, prompt, params, model))
+        def ready(generator: ImageGenerator) -> None:
+            self.queue.enqueue(job, partial(self._generate, generator, prompt, params, model))
 
         def failed(reason: str) -> None:
-            job.publish(Update("failed", message=f"The model “{source.key}” cannot be used: {reason}"))
+            job.publish(Update("failed", message=f"The model “{source.key}” could not be loaded: {reason}"))
 
-        self.shelf.when_ready(source.key, ready, failed)
+        self.models.when_ready(source.key, ready, failed)
         return job
 
-    def _paint(self, painter: Painter, prompt: str, params: SamplingParams, model: str, job: Job) -> None:
+    def _generate(self, generator: ImageGenerator, prompt: str, params: SamplingParams, model: str, job: Job) -> None:
         started = time.monotonic()
-        sheet: bytes | None = None
+        preview: bytes | None = None
         last: Progress | None = None
-        for last in painter.stream(prompt, params, job.cancel):
+        for last in generator.stream(prompt, params, job.cancel):
             if job.cancel.is_set():
                 return
             if last.sheet is not None:
-                sheet = jpeg(last.sheet)
-            job.publish(Update("working", stage=last.stage, fraction=last.fraction, sheet=sheet))
+                preview = jpeg(last.sheet)
+            job.publish(Update("working", stage=last.stage, fraction=last.fraction, preview=preview))
         if last is None or last.stage != "done":
             return
         result = self.store.save(
@@ -65,13 +65,14 @@ class Studio:
             ranking=last.ranking,
             seconds=time.monotonic() - started,
         )
-        job.publish(Update("finished", fraction=1.0, sheet=sheet, result=result.id))
+        job.publish(Update("finished", fraction=1.0, preview=preview, result=result.id))
 
 
-def jpeg(sheet: Image) -> bytes:
-    """A preview that a slow line can carry."""
-    if sheet.width > SHEET_WIDTH:
-        sheet = sheet.resize((SHEET_WIDTH, max(1, round(sheet.height * SHEET_WIDTH / sheet.width))), reducing_gap=2.0)
+def jpeg(preview: Image) -> bytes:
+    """The preview, small enough for a slow connection."""
+    if preview.width > PREVIEW_WIDTH:
+        size = (PREVIEW_WIDTH, max(1, round(preview.height * PREVIEW_WIDTH / preview.width)))
+        preview = preview.resize(size, reducing_gap=2.0)
     buffer = io.BytesIO()
-    sheet.convert("RGB").save(buffer, "JPEG", quality=80)
+    preview.convert("RGB").save(buffer, "JPEG", quality=80)
     return buffer.getvalue()

@@ -1,38 +1,27 @@
-"""Updates and results as HTML and as words: pure functions. Everything that came from outside is escaped."""
+"""Updates and results as text and HTML: pure functions that escape whatever comes from outside."""
 
 from __future__ import annotations
 
 import base64
 from html import escape
-from urllib.parse import quote
 
 from ttt.ui.generate import form as forms
-from ttt.ui.generate.models import ModelState, Source
+from ttt.ui.generate.models import ModelSource, ModelState
 from ttt.ui.generate.queue import Update
 from ttt.ui.generate.results import RANKED_COLUMNS, Result
+from ttt.ui.html import duration, file_url, problem, progress_bar
 
 STAGES = {
     "reading": "Reading the prompt",
-    "painting": "Painting",
-    "decoding": "Turning codes into pictures",
-    "ranking": "Ranking with CLIP",
+    "painting": "Generating",
+    "decoding": "Decoding",
+    "ranking": "Choosing the best",
     "done": "Done",
 }
 
 
-def duration(seconds: float) -> str:
-    """A time to wait, as precise as one can know it."""
-    if seconds < 1:
-        return "less than a second"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
 def remaining(update: Update, now: float) -> float | None:
-    """Seconds left by the pace so far; None while nothing can be said."""
+    """Estimated seconds left at the pace so far; None while it is too early to say."""
     elapsed = now - update.since
     if update.phase != "working" or update.fraction < 0.01 or elapsed < 0.5:
         return None
@@ -40,38 +29,32 @@ def remaining(update: Update, now: float) -> float | None:
 
 
 def headline(update: Update, now: float) -> tuple[str, str]:
-    """What is going on, and how long it will take."""
+    """The state of the request, and how long it will take."""
     if update.phase == "loading":
         return f"Loading the model: {update.message}", f"{now - update.since:.0f} s so far"
     if update.phase == "waiting":
-        place = update.ahead + 1
         if update.ahead == 0:
-            return "Next in the queue", "starting"
-        before = "1 request" if update.ahead == 1 else f"{update.ahead} requests"
-        return f"Place {place} in the queue", f"{before} before yours"
+            return "You are next", ""
+        return ("One request" if update.ahead == 1 else f"{update.ahead} requests") + " ahead of yours", ""
     if update.phase == "working":
         left = remaining(update, now)
         name = STAGES.get(update.stage, update.stage.capitalize())
-        return f"{name}, {update.fraction:.0%}", "" if left is None else f"about {duration(left)} left"
+        eta = "" if left is None else "almost done" if left < 1 else f"about {duration(left)} left"
+        return f"{name}, {update.fraction:.0%}", eta
     if update.phase == "stopped":
-        return "Stopped", ""
+        return "Stopped. Press Generate to start again.", ""
     return ("Done", "") if update.phase == "finished" else ("Failed", "")
 
 
 def status(update: Update, now: float) -> str:
-    """The line with the bar above the pictures."""
+    """The line and the progress bar above the images."""
     if update.phase == "failed":
         return problem(update.message)
     left, right = headline(update, now)
     percent = round(update.fraction * 100)
-    busy = " ttt-busy" if update.phase in ("loading", "waiting") else ""
-    value = "" if busy else f' aria-valuenow="{percent}"'
-    bar = (
-        f'<div class="ttt-bar{busy}" role="progressbar" aria-label="Progress" aria-valuemin="0" aria-valuemax="100"'
-        f'{value} aria-valuetext="{escape(left)}"><span style="width:{percent}%"></span></div>'
-    )
-    if update.phase == "stopped":
-        bar = ""
+    bar = ""
+    if update.phase != "stopped":
+        bar = progress_bar("Progress", None if update.phase in ("loading", "waiting") else percent, left)
     return (
         f'<div class="ttt-status"><p><strong>{escape(left)}</strong><span class="ttt-eta">{escape(right)}</span></p>'
         f"{bar}</div>"
@@ -79,45 +62,33 @@ def status(update: Update, now: float) -> str:
 
 
 def announcement(update: Update) -> str:
-    """The same for a screen reader, which wants to hear less often: each stage, each quarter."""
+    """The state for a screen reader, which should speak less often: at each stage and each quarter."""
     if update.phase == "working":
         name = STAGES.get(update.stage, update.stage)
         return escape(f"{name}, {int(update.fraction * 4) * 25} percent")
     if update.phase == "failed":
         return ""  # the message itself is an alert
     if update.phase == "finished":
-        return "Done. The best pictures are shown."
+        return "Done. The best images are shown."
     return escape(headline(update, update.since)[0])
 
 
-def problem(message: str) -> str:
-    return f'<div class="ttt-problem" role="alert"><strong>That did not work.</strong> {escape(message)}</div>'
-
-
-def note(message: str) -> str:
-    return f'<div class="ttt-note" role="status">{escape(message)}</div>' if message else ""
-
-
 def placeholder() -> str:
-    """The empty stage: where the candidates will appear."""
-    return '<div class="ttt-empty"><p>The candidates appear here while they are painted.</p></div>'
+    """Shown where the images will appear."""
+    return '<div class="ttt-empty"><p>Your images will appear here.</p></div>'
 
 
-def sheet(update: Update) -> str:
-    """The contact sheet as it is now."""
-    if update.sheet is None:
+def preview(update: Update) -> str:
+    """The candidates so far."""
+    if update.preview is None:
         return placeholder()
-    data = base64.b64encode(update.sheet).decode("ascii")
-    alt = f"All candidates on one sheet, {update.fraction:.0%} done"
+    data = base64.b64encode(update.preview).decode("ascii")
+    alt = f"Preview of all candidates, {update.fraction:.0%} done"
     return f'<img class="ttt-sheet" decoding="sync" alt="{alt}" src="data:image/jpeg;base64,{data}">'
 
 
-def file_url(path: object) -> str:
-    return "gradio_api/file=" + quote(str(path))
-
-
 def result(result: Result) -> str:
-    """The best pictures with their scores, what made them, and all candidates ranked."""
+    """The best images with their scores and settings, and all candidates ranked."""
     figures = "".join(_figure(result, rank) for rank in range(len(result.best)))
     params = result.params
     link = escape(forms.to_query(result.prompt, params, result.model), quote=True)
@@ -129,28 +100,29 @@ def result(result: Result) -> str:
     ]
     listed = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
     return (
-        f'<section class="ttt-result" aria-label="Best pictures" data-result="{escape(result.id, quote=True)}">'
+        f'<section class="ttt-result" aria-label="Best images" data-result="{escape(result.id, quote=True)}">'
         f'<h2>“{escape(result.prompt)}”</h2><div class="ttt-best">{figures}</div><dl class="ttt-facts">{listed}</dl>'
-        f'<p class="ttt-actions"><a class="ttt-button" href="{file_url(result.archive)}" download="pictures.zip">'
+        f'<p class="ttt-actions"><a class="ttt-button" href="{file_url(result.archive)}" '
+        f'download="{escape(result.archive.name)}">'
         f'Download ZIP</a><button type="button" class="ttt-button ttt-copy" data-link="{link}">Copy link</button></p>'
         f"{_ranking(result)}</section>"
     )
 
 
 def _figure(result: Result, rank: int) -> str:
-    picture = result.best[rank]
-    url = file_url(result.path(picture.file))
+    image = result.best[rank]
+    url = file_url(result.path(image.file))
     alt = escape(f"{result.prompt}, rank {rank + 1}", quote=True)
-    name = escape(picture.file, quote=True)
+    name = escape(image.file, quote=True)
     return (
         f'<figure><img src="{url}" alt="{alt}"><figcaption><span>#{rank + 1}</span>'
-        f'<span>CLIP {picture.score:.2f}</span><a href="{url}" download="{name}" '
-        f'aria-label="Download picture {rank + 1}">PNG</a></figcaption></figure>'
+        f'<span>CLIP {image.score:.2f}</span><a href="{url}" download="{name}" '
+        f'aria-label="Save image {rank + 1}">Save</a></figcaption></figure>'
     )
 
 
 def _ranking(result: Result) -> str:
-    """All candidates as tiles cut by the browser out of one JPEG, which is fetched when they are opened."""
+    """All candidates as tiles that the browser cuts out of one JPEG, which it fetches when they are opened."""
     count = len(result.ranking)
     columns = min(RANKED_COLUMNS, max(1, count))
     rows = -(-count // columns)
@@ -161,10 +133,10 @@ def _ranking(result: Result) -> str:
         f"{i + 1} · {score:.1f}</li>"
         for i, (candidate, score) in enumerate(result.ranking)
     )
-    # A rule, not a custom property: there a relative address would be read against the style sheet's own.
+    # A rule instead of a custom property, in which a relative URL would be resolved against the style sheet.
     style = f"#all-{result.id} span{{background-image:url('{url}');background-size:{columns * 100}% {rows * 100}%}}"
     return (
-        f'<details class="ttt-all" id="all-{result.id}"><summary>Show all {count}, ranked</summary>'
+        f'<details class="ttt-all" id="all-{result.id}"><summary>See all {count}, ranked</summary>'
         f"<style>{style}</style><ol>{tiles}</ol></details>"
     )
 
@@ -173,15 +145,15 @@ def _percent(index: int, count: int) -> str:
     return f"{100 * index / (count - 1):.4g}%" if count > 1 else "0%"
 
 
-def model_line(source: Source, state: ModelState, now: float) -> str:
+def model_line(source: ModelSource, state: ModelState, now: float) -> str:
     """The state of the chosen model."""
-    words = {
-        "idle": "Not loaded yet.",
-        "loading": f"Loading… {now - state.since:.0f} s. Requests wait until it is ready.",
-        "ready": "Ready.",
-        "failed": f"Cannot be used: {state.reason}",
+    text = {
+        "idle": f"Not loaded yet. {source.about}",
+        "loading": f"Loading ({now - state.since:.0f} s). Your request starts as soon as it is ready.",
+        "ready": f"Ready. {source.about}",
+        "failed": f"Could not load the model: {state.reason}",
     }[state.status]
     return (
         f'<p class="ttt-model" data-state="{state.status}"><span class="ttt-dot" aria-hidden="true"></span>'
-        f"<span>{escape(words)} {escape(source.about)}</span></p>"
+        f"<span>{escape(text)}</span></p>"
     )
