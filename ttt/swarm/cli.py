@@ -15,10 +15,12 @@ RUNS = Path("runs")
 
 def _prepare() -> None:
     """Before anything slow, and before hivemind speaks."""
+    from ttt.swarm.averaging import check_hivemind
     from ttt.swarm.process.lifecycle import check_machine
     from ttt.swarm.process.reporter import quiet_hivemind
 
     check_machine()
+    check_hivemind()
     quiet_hivemind()
 
 

@@ -19,7 +19,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.support.waiting import run_async
-from ttt.swarm.averaging.allreduce import Aggregator, CheckedContainer, CheckedReducer, Findings, WeightedMean, misfit
+from ttt.swarm.averaging.allreduce import (
+    Aggregator,
+    AllReduceReport,
+    CheckedPartContainer,
+    PartReducer,
+    WeightedMean,
+    validate_tensor,
+)
 
 Sent = list[tuple[Tensor, float]]
 GOOD = [(torch.tensor([1.0, 2.0]), 3.0), (torch.tensor([5.0, 4.0]), 1.0)]
@@ -28,15 +35,15 @@ AVERAGE = torch.tensor([2.0, 2.5])
 
 def reduce(
     parts: Sequence[Sent], *, max_weight: float = 100.0, aggregator: Aggregator | None = None, shape: int = 2
-) -> tuple[list[Tensor], Findings]:
+) -> tuple[list[Tensor], AllReduceReport]:
     """parts: for each part, what each sender sends. Returns the averages as the first sender gets them."""
-    findings = Findings()
+    findings = AllReduceReport()
 
     async def everybody() -> list[Tensor]:
         own = [torch.zeros(shape) for _ in parts]
         senders = [f"peer {index}" for index in range(len(parts[0]))]
-        reducer = CheckedReducer(
-            own, senders, max_weight=max_weight, aggregator=aggregator or WeightedMean(), findings=findings
+        reducer = PartReducer(
+            own, senders, max_weight=max_weight, aggregator=aggregator or WeightedMean(), report=findings
         )
 
         async def send(index: int) -> list[Tensor]:
@@ -54,7 +61,7 @@ def reduce(
 def test_the_mean_is_weighted_by_samples() -> None:
     averages, findings = reduce([GOOD, GOOD])
     assert all(torch.allclose(average, AVERAGE) for average in averages)
-    assert findings.weights == {"peer 0": 3.0, "peer 1": 1.0} and not findings.bad_parts
+    assert findings.weights == {"peer 0": 3.0, "peer 1": 1.0} and not findings.rejected_parts
 
 
 @pytest.mark.parametrize(
@@ -66,10 +73,10 @@ def test_the_mean_is_weighted_by_samples() -> None:
         ((torch.tensor([[1.0, 2.0]]), 1.0), "its shape is not [2]"),
         ((torch.tensor([1.0, 2.0], dtype=torch.float64), 1.0), "its type is not torch.float32"),
         ((torch.tensor([1, 2]), 1.0), "its type is not torch.float32"),
-        ((torch.tensor([1.0, 2.0]), 1e9), "its weight is above 100, all that one peer can have computed"),
-        ((torch.tensor([1.0, 2.0]), -1.0), "its weight is no positive number"),
-        ((torch.tensor([1.0, 2.0]), math.nan), "its weight is no positive number"),
-        ((torch.tensor([1.0, 2.0]), math.inf), "its weight is no positive number"),
+        ((torch.tensor([1.0, 2.0]), 1e9), "its weight is above 100, the most that one peer can have computed"),
+        ((torch.tensor([1.0, 2.0]), -1.0), "its weight is not a finite number of at least 0"),
+        ((torch.tensor([1.0, 2.0]), math.nan), "its weight is not a finite number of at least 0"),
+        ((torch.tensor([1.0, 2.0]), math.inf), "its weight is not a finite number of at least 0"),
     ],
 )
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -78,7 +85,7 @@ def test_a_bad_part_is_left_out_and_told(bad: tuple[Tensor, float], reason: str,
     part.insert(place, bad)
     averages, findings = reduce([part, part])
     assert all(torch.allclose(average, AVERAGE) for average in averages)
-    assert dict(findings.bad_parts) == {(f"peer {place}", reason): 2}
+    assert dict(findings.rejected_parts) == {(f"peer {place}", reason): 2}
     assert sorted(findings.weights.values()) == [1.0, 3.0]
 
 
@@ -87,7 +94,7 @@ def test_one_bad_part_does_not_spoil_the_senders_others() -> None:
     averages, findings = reduce([GOOD, bad, GOOD])
     assert torch.allclose(averages[1], GOOD[0][0])
     assert torch.allclose(averages[0], AVERAGE) and torch.allclose(averages[2], AVERAGE)
-    assert sum(findings.bad_parts.values()) == 1
+    assert sum(findings.rejected_parts.values()) == 1
 
 
 def test_weights_of_zero_divide_nothing_by_zero() -> None:
@@ -106,8 +113,8 @@ def test_where_nothing_can_be_used_the_average_is_zero() -> None:
 
 def test_a_sender_that_goes_away_is_not_waited_for() -> None:
     async def everybody() -> Tensor:
-        reducer = CheckedReducer(
-            [torch.zeros(2)], ["a", "b"], max_weight=9.0, aggregator=WeightedMean(), findings=Findings()
+        reducer = PartReducer(
+            [torch.zeros(2)], ["a", "b"], max_weight=9.0, aggregator=WeightedMean(), report=AllReduceReport()
         )
         waiting = asyncio.create_task(reducer.accumulate_part(0, 0, GOOD[0][0], weight=3.0))
         await asyncio.sleep(0)
@@ -147,8 +154,8 @@ def test_whatever_comes_the_average_is_finite_and_of_the_right_shape(sent: list)
         tensor = torch.tensor(values)
         parts.append((tensor if dtype == torch.float32 else tensor.nan_to_num(0, 1, 1).clamp(-9, 9).to(dtype), weight))
     (average,), findings = reduce([parts])
-    assert misfit(average, [2], torch.float32) == ""
-    good = [(t, w) for t, w in parts if not misfit(t, [2], torch.float32) and 0 <= w <= 100]
+    assert validate_tensor(average, [2], torch.float32) == ""
+    good = [(t, w) for t, w in parts if not validate_tensor(t, [2], torch.float32) and 0 <= w <= 100]
     assert len(findings.weights) == len(good)
     if good:
         stacked = torch.stack([t for t, _ in good])
@@ -161,11 +168,11 @@ def test_whatever_comes_the_average_is_finite_and_of_the_right_shape(sent: list)
     "answer", [torch.full((4,), math.nan), torch.zeros(3), torch.zeros(4, dtype=torch.float64), torch.zeros(2, 2)]
 )
 def test_an_average_that_does_not_fit_leaves_what_we_had(answer: Tensor) -> None:
-    async def collect() -> tuple[list[Tensor], int, Findings]:
-        findings = Findings()
-        container = CheckedContainer(
+    async def collect() -> tuple[list[Tensor], int, AllReduceReport]:
+        findings = AllReduceReport()
+        container = CheckedPartContainer(
             [torch.arange(8.0)], (0.5, 0.5), part_size_bytes=16, return_deltas=True, peers=["me", "eve"],
-            findings=findings,
+            report=findings,
         )  # fmt: skip
         container.register_processed_part(0, 0, torch.ones(4))
         container.register_processed_part(1, 0, answer)
@@ -174,4 +181,4 @@ def test_an_average_that_does_not_fit_leaves_what_we_had(answer: Tensor) -> None
 
     deltas, failed, findings = run_async(collect())
     assert deltas[0].tolist() == [1.0] * 4 + [0.0] * 4
-    assert failed == 4 and {peer for peer, _ in findings.bad_results} == {"eve"}
+    assert failed == 4 and {peer for peer, _ in findings.rejected_averages} == {"eve"}

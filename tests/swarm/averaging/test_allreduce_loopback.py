@@ -19,7 +19,7 @@ from hivemind.averaging import DecentralizedAverager
 from hivemind.averaging.allreduce import AllReduceRunner
 
 from ttt.swarm.averaging import allreduce as reducer
-from ttt.swarm.averaging.allreduce import Findings
+from ttt.swarm.averaging.allreduce import AllReduceReport
 
 SIZE, MAX_WEIGHT = 50_000, 64.0
 HONEST = {"a": (1.0, 8.0), "b": (2.0, 16.0), "c": (3.0, 8.0)}
@@ -65,7 +65,7 @@ class Watched(DecentralizedAverager):
     async def _run_allreduce_inplace_(self, tensors: Any, group_info: Any, group_id: Any = None, **kwargs: Any) -> None:
         future = self._running_groups[group_info.group_id]
         await super()._run_allreduce_inplace_(tensors, group_info, group_id, max_weight=MAX_WEIGHT, **kwargs)
-        self.found_by.send(future.result().findings)
+        self.found_by.send(future.result().report)
 
 
 for one in (Liar, Watched):  # a peer calls others by the name of its class
@@ -93,9 +93,9 @@ def make(cls: type[DecentralizedAverager], dht: hivemind.DHT, value: float) -> D
 
 @contextmanager
 def swarm(
-    monkeypatch: pytest.MonkeyPatch, liar: type[AllReduceRunner] = reducer.CheckedRunner, *, client: bool = False
+    monkeypatch: pytest.MonkeyPatch, liar: type[AllReduceRunner] = reducer.CheckedAllReduce, *, client: bool = False
 ) -> Iterator[dict[str, Any]]:
-    monkeypatch.setattr(hivemind_averager, "AllReduceRunner", reducer.CheckedRunner)
+    monkeypatch.setattr(hivemind_averager, "AllReduceRunner", reducer.CheckedAllReduce)
     first = hivemind.DHT(start=True)
     dhts, averagers = [first], {}
     addresses = first.get_visible_maddrs()
@@ -114,7 +114,7 @@ def swarm(
             dht.shutdown()
 
 
-def average(averagers: dict[str, Any], weight_of_liar: float) -> dict[str, Findings]:
+def average(averagers: dict[str, Any], weight_of_liar: float) -> dict[str, AllReduceReport]:
     weights = {name: weight for name, (_, weight) in HONEST.items()} | {"liar": weight_of_liar}
     steps = {name: one.step(weight=weights[name], wait=False, timeout=40) for name, one in averagers.items()}
     for name in HONEST:
@@ -136,7 +136,7 @@ def tensors_of(averager: DecentralizedAverager) -> torch.Tensor:
     ("value", "weight", "reason"),
     [
         (float("nan"), 8.0, "it holds NaN or infinity"),
-        (5.0, 1e9, "its weight is above 64, all that one peer can have computed"),
+        (5.0, 1e9, "its weight is above 64, the most that one peer can have computed"),
     ],
 )
 def test_a_lying_sender_is_left_out(value: float, weight: float, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,7 @@ def test_parts_of_the_wrong_shape_stall_nobody(monkeypatch: pytest.MonkeyPatch) 
         findings = average(averagers, 8.0)
         for name in HONEST:
             assert torch.allclose(tensors_of(averagers[name]), torch.tensor(MEAN), atol=1e-5)
-            assert {why.partition("[")[0] for _, why in findings[name].bad_parts} == {"its shape is not "}
+            assert {why.partition("[")[0] for _, why in findings[name].rejected_parts} == {"its shape is not "}
 
 
 def test_averages_that_do_not_fit_are_not_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,9 +170,9 @@ def test_averages_that_do_not_fit_are_not_taken_over(monkeypatch: pytest.MonkeyP
             averaged, kept = (found - mean).abs() < 1e-5, found == value
             assert bool((averaged | kept).all())
             assert 0 < int(kept.sum()) < 0.5 * SIZE
-            assert list(findings[name].bad_results) == [(liar, "it holds NaN or infinity")]
+            assert list(findings[name].rejected_averages) == [(liar, "it holds NaN or infinity")]
 
 
-def assert_left_out(averagers: dict[str, Any], findings: Findings, reason: str) -> None:
-    assert list(findings.bad_parts) == [(str(averagers["liar"].peer_id), reason)]
+def assert_left_out(averagers: dict[str, Any], findings: AllReduceReport, reason: str) -> None:
+    assert list(findings.rejected_parts) == [(str(averagers["liar"].peer_id), reason)]
     assert findings.weights == {str(averagers[n].peer_id): w for n, (_, w) in HONEST.items()}

@@ -16,12 +16,11 @@ import hivemind
 import torch
 
 from tests.support.waiting import wait_for
-from ttt.swarm.averaging.averagers import Reporting
-from ttt.swarm.averaging.hivemind_options import RUN_THRESHOLD, compression
-from ttt.swarm.averaging.traffic import SENT
+from ttt.swarm.averaging.averagers import GuardedAverager
+from ttt.swarm.averaging.hivemind_options import MIN_8_BIT_ELEMENTS, compression
 from ttt.swarm.config.run_config import Compression
 
-LARGE, SMALL = 2 * RUN_THRESHOLD, RUN_THRESHOLD - 1
+LARGE, SMALL = 2 * MIN_8_BIT_ELEMENTS, MIN_8_BIT_ELEMENTS - 1
 BYTES = {"8-bit": 1, "blockwise-8-bit": 1, "16-bit": 2, "none": 4}
 ERROR = {"8-bit": 0.01, "blockwise-8-bit": 0.02, "16-bit": 1e-3, "none": 1e-6}
 """Mean error of elements of about 1: without an exchange it is 0.56. Seen: 0.0032, 0.0089, 0.00007 and 0."""
@@ -45,7 +44,7 @@ def test_the_mean_arrives(nodes: list[hivemind.DHT], name: Compression) -> None:
     with ExitStack() as stack:
         peers = []
         for dht, tensors in zip(nodes, values, strict=True):
-            peer = Reporting(
+            peer = GuardedAverager(
                 [tensor.clone() for tensor in tensors], dht, start=True, prefix=f"exchange-{name}",
                 min_matchmaking_time=3.0, request_timeout=1.0, next_chunk_timeout=5.0, allreduce_timeout=20.0,
                 compression=compression(name),
@@ -66,5 +65,5 @@ def test_the_mean_arrives(nodes: list[hivemind.DHT], name: Compression) -> None:
         assert report.clean and report.group_size == 2
         small = SMALL * (4 if name == "none" else 2)
         sent = LARGE * BYTES[name] + small  # half of it to be averaged there, the other half averaged here
-        assert wait_for(lambda: peers[0].traffic[SENT] > sent, 10)
-        assert peers[0].traffic[SENT] < 1.05 * sent
+        assert wait_for(lambda: peers[0].traffic.sent.value > sent, 10)
+        assert peers[0].traffic.sent.value < 1.05 * sent

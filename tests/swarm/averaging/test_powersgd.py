@@ -94,9 +94,9 @@ def test_a_newcomer_gets_the_factors_unless_they_are_broken(peers: list[SwarmPow
     theirs.copy_(torch.rand_like(theirs))
     donor.allow_state_sharing = True
     assert wait_for(lambda: bool(get_record(newcomer.dht, "sgd_grad_averager.all_averagers")), 20)
-    assert newcomer.load_state_from_peers(timeout=8, newest=0)
+    assert newcomer.load_state_from_peers(timeout=8, credible=0)
     assert torch.equal(ours, theirs)
     kept = ours.clone()
     theirs[0, 0] = float("inf")
-    assert not newcomer.load_state_from_peers(timeout=8, newest=0)
+    assert not newcomer.load_state_from_peers(timeout=8, credible=0)
     assert torch.equal(ours, kept)

@@ -13,7 +13,7 @@ if sys.platform != "linux":
     pytest.skip("hivemind is for Linux alone", allow_module_level=True)
 
 from ttt.swarm.averaging import progress as module
-from ttt.swarm.averaging.progress import Claim, believed_epoch, judge
+from ttt.swarm.averaging.progress import Claim, assess_claims, credible_epoch
 
 NOW = 1_760_000_000.0
 
@@ -37,21 +37,21 @@ NOW = 1_760_000_000.0
     ],
 )
 def test_a_claim_counts_when_others_are_near(epochs: list[int], believed: int) -> None:
-    assert believed_epoch(epochs) == believed
+    assert credible_epoch(epochs) == believed
 
 
 def test_of_two_the_one_ahead_is_believed_as_far_as_time_allows() -> None:
-    assert believed_epoch([12, 7]) == 7
-    assert believed_epoch([12, 7], patience=3) == 7
-    assert believed_epoch([12, 7], patience=4) == 12
-    assert believed_epoch([10**6, 7], patience=3600) == 7
-    assert believed_epoch([12, 7, 7], patience=4) == 7  # of three, two decide
+    assert credible_epoch([12, 7]) == 7
+    assert credible_epoch([12, 7], max_lead=3) == 7
+    assert credible_epoch([12, 7], max_lead=4) == 12
+    assert credible_epoch([10**6, 7], max_lead=3600) == 7
+    assert credible_epoch([12, 7, 7], max_lead=4) == 7  # of three, two decide
 
 
 @given(st.lists(st.integers(0, 1000), min_size=3, max_size=30), st.integers(0, 10**8))
 def test_one_liar_moves_the_swarm_by_one_step_at_most(honest: list[int], lie: int) -> None:
-    assert believed_epoch([*honest, lie]) <= max(honest) + 1
-    assert believed_epoch(honest) in honest
+    assert credible_epoch([*honest, lie]) <= max(honest) + 1
+    assert credible_epoch(honest) in honest
 
 
 def claim(name: str, epoch: int, samples: int = 10, **more: Any) -> Claim:
@@ -61,22 +61,22 @@ def claim(name: str, epoch: int, samples: int = 10, **more: Any) -> Claim:
 
 def test_samples_of_believed_peers_add_up_to_a_batch_at_most() -> None:
     claims = [claim("a", 7, 30), claim("b", 7, 20), claim("c", 6, 50), claim("eve", 10**6, 99)]
-    state, kept = judge(claims, target_batch_size=64, now=NOW)
+    state, kept = assess_claims(claims, target_batch_size=64, now=NOW)
     assert (state.epoch, state.samples_accumulated, state.peers, state.refused) == (7, 50, 3, ("eve",))
     assert [one.peer_id for one in kept] == ["a", "b", "c"]
-    state, _ = judge([*claims[:2], claim("eve", 7, 10**15)], target_batch_size=64, now=NOW)
+    state, _ = assess_claims([*claims[:2], claim("eve", 7, 10**15)], target_batch_size=64, now=NOW)
     assert state.samples_accumulated == 64
 
 
 def test_clients_do_not_lead() -> None:
     claims = [claim("a", 7), claim("b", 7), *(claim(f"c{i}", 99, client_mode=True) for i in range(5))]
-    state, _ = judge(claims, target_batch_size=64, now=NOW)
+    state, _ = assess_claims(claims, target_batch_size=64, now=NOW)
     assert (state.epoch, state.clients) == (7, 0)
-    state, _ = judge([claim("c", 5, client_mode=True)], target_batch_size=64, now=NOW)
+    state, _ = assess_claims([claim("c", 5, client_mode=True)], target_batch_size=64, now=NOW)
     assert state.epoch == 5
 
 
 def test_speeds_and_times_are_cut_down_to_what_can_be() -> None:
     wild = claim("eve", 7, samples_per_second=1e9, time=0.0)
-    _, (kept,) = judge([wild], target_batch_size=64, now=NOW)
-    assert kept.samples_per_second == 64 and NOW - kept.time == module.OLDEST_SECONDS
+    _, (kept,) = assess_claims([wild], target_batch_size=64, now=NOW)
+    assert kept.samples_per_second == 64 and NOW - kept.time == module.MAX_AGE_SECONDS

@@ -29,7 +29,7 @@ from tests.support.waiting import run_async, wait_for
 from ttt.errors import Cancelled, CheckpointError
 from ttt.swarm.averaging.hivemind_options import make_state_server
 from ttt.swarm.averaging.state_averager import SwarmStateAverager
-from ttt.swarm.averaging.state_transfer import STATE_FORMAT, IncomingState, in_order
+from ttt.swarm.averaging.state_transfer import STATE_FORMAT, IncomingState, rank_donors
 from ttt.swarm.averaging.training_state import OptimizerSpec, parameter_names, snapshot
 from ttt.swarm.config.run_config import AveragingSection
 from ttt.swarm.dht.access import AllowAll
@@ -167,7 +167,7 @@ def swarm() -> Iterator[Swarm]:
 def test_a_newcomer_gets_the_honest_state(swarm: Swarm, lie: str) -> None:
     newcomer = swarm.newcomer
     newcomer.load(fresh(newcomer, epoch=EPOCH - 1))
-    newcomer.believed = lambda: NEWEST  # as the swarm's progress says: the liar is asked first, every time
+    newcomer.credible_epoch = lambda: NEWEST  # as the swarm's progress says: the liar is asked first, every time
     swarm.liar.lie.value, before = list(LIES).index(lie), swarm.liar.asked.value
     assert newcomer.load_state_from_peers(timeout=8)
     assert swarm.liar.asked.value == before + 1
@@ -179,7 +179,7 @@ def test_where_nobody_trains_the_donors_vouch_for_each_other(swarm: Swarm) -> No
     """No progress is reported: what one donor alone claims is not believed."""
     newcomer = swarm.newcomer
     newcomer.load(fresh(newcomer, epoch=0))
-    newcomer.believed = lambda: None
+    newcomer.credible_epoch = lambda: None
     swarm.liar.lie.value = list(LIES).index("a little ahead")
     assert newcomer.load_state_from_peers(timeout=8)
     assert newcomer.local_epoch == EPOCH
@@ -188,9 +188,9 @@ def test_where_nobody_trains_the_donors_vouch_for_each_other(swarm: Swarm) -> No
 def test_a_donor_may_take_the_time_that_its_state_needs(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
     newcomer = swarm.newcomer
     newcomer.load(fresh(newcomer, epoch=EPOCH - 1))
-    newcomer.believed = lambda: NEWEST
+    newcomer.credible_epoch = lambda: NEWEST
     swarm.liar.lie.value, before = len(LIES), swarm.liar.asked.value
-    monkeypatch.setattr("ttt.swarm.averaging.state_transfer.SLOWEST_DONOR", 10_000)
+    monkeypatch.setattr("ttt.swarm.averaging.state_transfer.MIN_BYTES_PER_SECOND", 10_000)
     assert newcomer.load_state_from_peers(timeout=1)
     assert swarm.liar.asked.value == before + 1
     assert not any(bool((tensor == 0.25).all()) for tensor in parameters(newcomer)), "it gave up too early"
@@ -227,14 +227,14 @@ def test_an_older_state_than_ours_is_not_taken(swarm: Swarm) -> None:
 def test_a_silent_donor_does_not_keep_a_peer_that_is_asked_to_leave(swarm: Swarm) -> None:
     newcomer = swarm.newcomer
     newcomer.load(fresh(newcomer, epoch=0))
-    newcomer.believed = lambda: NEWEST
-    newcomer.stopped = lambda: True
+    newcomer.credible_epoch = lambda: NEWEST
+    newcomer.stop_requested = lambda: True
     swarm.liar.lie.value = list(LIES).index("silence")
     try:
         with pytest.raises(Cancelled):
             newcomer.load_state_from_peers(timeout=8)
     finally:
-        newcomer.stopped = lambda: False
+        newcomer.stop_requested = lambda: False
 
 
 def parameters(averager: SwarmStateAverager) -> list[torch.Tensor]:
@@ -272,10 +272,10 @@ def test_an_endless_tensor_is_noticed_at_its_length() -> None:
 
 def test_liars_do_not_always_come_first() -> None:
     donors = {"liar": 1e30, "ada": 7.0, "bob": 7.0, "old": 5.0, "none": math.nan}
-    orders = [in_order(donors, 7, {}) for _ in range(200)]
+    orders = [rank_donors(donors, 7, {}) for _ in range(200)]
     assert {order[0] for order in orders} == {"liar", "ada", "bob"}
     assert all(order[3:] == ["old"] for order in orders)
-    orders = [in_order(donors, 7, {"liar": 1}) for _ in range(50)]
+    orders = [rank_donors(donors, 7, {"liar": 1}) for _ in range(50)]
     assert {order[0] for order in orders} == {"ada", "bob"} and {order[2] for order in orders} == {"liar"}
 
 

@@ -20,8 +20,7 @@ from hivemind.utils import get_dht_time
 from hivemind.utils.crypto import RSAPrivateKey
 
 from tests.swarm.peers import BanFile, record
-from ttt.swarm.averaging import progress as module
-from ttt.swarm.averaging.progress import CautiousTracker, parse_claims, read_progress
+from ttt.swarm.averaging.progress import RobustProgressTracker, parse_claims, read_progress
 from ttt.swarm.dht.records import metrics_key, owner_of, publish, read_all
 from ttt.swarm.dht.validation import RecordRules, StrictSignatures, drop_only_bad_entries
 
@@ -128,7 +127,7 @@ def test_one_lie_freezes_nobody(swarm: Swarm) -> None:
     assert len(heard) == 3
     told = tracker._parse_swarm_progress_data(heard)
     assert (told.epoch, told.samples_accumulated, told.num_peers) == (7, 50, 2)
-    believing = super(CautiousTracker, tracker)._parse_swarm_progress_data(heard)
+    believing = super(RobustProgressTracker, tracker)._parse_swarm_progress_data(heard)
     assert believing.epoch == 10**6  # what this is for
 
 
@@ -159,7 +158,7 @@ def test_a_banned_peer_is_heard_no_more(swarm: Swarm) -> None:
 
 
 def make_tracker(swarm: Swarm, epoch: int = 0) -> Any:
-    tracker = CautiousTracker(swarm.ada.dht, RUN, TARGET, private_key=swarm.ada.key, start=False)
+    tracker = RobustProgressTracker(swarm.ada.dht, RUN, TARGET, private_key=swarm.ada.key, start=False)
     tracker.local_progress.epoch = epoch
     return tracker
 
@@ -192,7 +191,7 @@ def test_the_tracker_survives_what_is_no_claim(swarm: Swarm) -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The tracker's, in seconds."""
     seconds = [100.0]
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    monkeypatch.setattr(RobustProgressTracker, "clock", staticmethod(lambda: seconds[0]))
     return seconds
 
 
@@ -236,6 +235,6 @@ def test_who_is_ahead_of_two_others_knows_it(swarm: Swarm) -> None:
         )
         tracker._parse_swarm_progress_data(heard)
         tracker.fetched_global_progress_this_epoch.set()
-        assert tracker.runs_ahead is ahead
+        assert tracker.is_ahead is ahead
     tracker._parse_swarm_progress_data(answer((swarm.ada, swarm.ada.claim(9)), (swarm.bob, swarm.bob.claim(3))))
-    assert not tracker.runs_ahead, "of two nobody can tell"
+    assert not tracker.is_ahead, "of two nobody can tell"

@@ -89,10 +89,10 @@ def test_where_nobody_holds_a_later_state_an_older_one_is_taken(
     averager = recovery.optimizer.state_averager
     kept = replace(averager.state(copy=True), epoch=2)
 
-    def take_state(lowest: int, newest: int | None, timeout: float | None) -> TrainingState | None:
-        return kept if lowest <= kept.epoch else None
+    def download_state(min_epoch: int, credible: int | None, timeout: float | None) -> TrainingState | None:
+        return kept if min_epoch <= kept.epoch else None
 
-    monkeypatch.setattr(averager, "take_state", take_state)
+    monkeypatch.setattr(averager, "download_state", download_state)
     monkeypatch.setattr(averager, "local_epoch", 7)
     spoil(recovery)
     recovery.check_parameters()

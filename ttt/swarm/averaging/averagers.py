@@ -1,54 +1,66 @@
-"""hivemind's averagers as this project runs them: measured, gated, and one group an epoch. Knows no model.
+"""hivemind's averagers as this project runs them: with guarded entry points, checked input, and a report of each round.
 
-What differs from hivemind 1.1.12, and why:
-- peers look for a group of their own epoch. hivemind's groups carry none, so that with delayed steps rounds of
-  different epochs match each other, wait for one another until the timeout, and are logged as a success;
-- every round reports what really arrived, since an exchange that moved nothing is logged as a success too;
-- the access is asked who may join a group, send a part, or download the state; what comes is checked before it is used;
-- an auxiliary peer sends nothing of its own; hivemind forgets to tell its all-reduce who is one.
+An averager is a process of its own. Methods that begin with `rpc_` and `_` run there unless they say otherwise; the
+others run in the process that trains. The two share memory (`traffic`) and pipes (`_outer_pipe` of hivemind's for
+commands, `_reports` for `RoundRecord`s). Classes are patched in the averager's process only.
+
+What differs from hivemind 1.1.12, and why, is listed in docs/hivemind.md.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import multiprocessing as mp
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, AsyncIterator  # noqa: UP035 (hivemind reads the annotations of rpc_* and knows these alone)
 
 import hivemind.averaging.averager as hivemind_averager
 import torch
-from hivemind.averaging.allreduce import AveragingMode
+from hivemind.averaging.averager import DecentralizedAverager
 from hivemind.averaging.control import StepControl
 from hivemind.averaging.group_info import GroupInfo
 from hivemind.compression import CompressionInfo
 from hivemind.optim.grad_averager import GradientAverager
 from hivemind.optim.power_sgd_averager import PowerSGDGradientAverager
-from hivemind.p2p import P2PContext
+from hivemind.p2p import P2PContext, PeerID
 from hivemind.proto import averaging_pb2
-from hivemind.utils import get_logger
+from hivemind.utils import MPFuture, get_logger
+from hivemind.utils.asyncio import aiter_with_timeout
 from torch import Tensor
 
-from ttt.swarm.averaging.allreduce import Aggregator
-from ttt.swarm.averaging.downloads import Downloads
+from ttt.errors import Cancelled
+from ttt.swarm.averaging.allreduce import Aggregator, CheckedAllReduce, Traffic, count
 from ttt.swarm.averaging.group_messages import gathered_epoch, parse_gathered
-from ttt.swarm.averaging.matchmaking import EpochMatchmaking, MeasuredRunner
-from ttt.swarm.averaging.state_transfer import STATE_FORMAT, Taking, state_bytes
-from ttt.swarm.averaging.traffic import RECEIVED, SENT, STATE_SENT, count, count_into
+from ttt.swarm.averaging.matchmaking import EpochMatchmaking
+from ttt.swarm.averaging.state_transfer import (
+    MAX_ATTEMPT_TIMEOUTS,
+    STATE_FORMAT,
+    StateDownloader,
+    UploadSlots,
+    max_transfer_seconds,
+    state_bytes,
+)
+from ttt.swarm.averaging.training_state import TrainingState
 from ttt.swarm.dht.access import AccessPolicy, Action, AllowAll
+from ttt.swarm.dht.node import parse_donors
 from ttt.swarm.process.lifecycle import become_child
 from ttt.swarm.process.status import RoundRecord
 
 logger = get_logger(__name__)
+POLL_SECONDS = 0.5
+"""How soon a download notices that the peer is asked to stop."""
 
 
-class Reporting(Taking):
-    """An averager that tells how each round went, asks the access, and checks what comes."""
+class GuardedAverager(DecentralizedAverager):
+    """An averager that asks the access policy, checks what it receives, limits uploads, and reports each round."""
 
     kind = "gradients"
     matchmaking: type[EpochMatchmaking] = EpochMatchmaking
+    stop_requested: Callable[[], bool] = staticmethod(lambda: False)
+    """Returns True when the peer is asked to leave, which ends the wait for a download."""
 
     def __init__(
         self,
@@ -59,35 +71,44 @@ class Reporting(Taking):
         threads: int = 1,
         **kwargs: Any,
     ) -> None:
-        """max_weight: what no groupmate can honestly weigh; aggregator: makes one average of the parts."""
+        """max_weight: parts of a groupmate with a larger weight are left out; aggregator: averages the parts; threads:
+        of torch in the averager's process."""
         self.access, self.threads = access or AllowAll(), threads
         self.max_weight, self.aggregator = max_weight, aggregator
-        self.reports, self._report = mp.Pipe(duplex=False)
-        self.traffic: Any = mp.Array("q", 4)
-        self._runners: list[MeasuredRunner] = []
-        self._failures, self._downloads = Counter(), Downloads()
-        super().__init__(*args, **kwargs)
+        self.traffic = Traffic()
+        self._reports, self._report_sender = mp.Pipe(duplex=False)
+        self._runners: list[CheckedAllReduce] = []
+        self._upload_slots = UploadSlots()
+        self._downloader = StateDownloader(self._request_state, access=self.access, traffic=self.traffic)
+        super().__init__(*args, **kwargs)  # may start the process, so it comes last
+
+    def expected_state(self) -> dict[str, Any]:
+        """Return name -> tensor or number of our own state, which a donor's must match. Implemented by each kind."""
+        raise NotImplementedError
 
     def run(self) -> None:
         become_child(self._parent_pid)
-        # hivemind takes both from its module: here, in the averager's own process, that is nobody else's.
+        # hivemind looks both classes up in its module. This is the averager's own process: nothing else uses them here.
         hivemind_averager.Matchmaking = self.matchmaking
-        hivemind_averager.AllReduceRunner = MeasuredRunner
+        hivemind_averager.AllReduceRunner = CheckedAllReduce
         torch.set_num_threads(self.threads)
-        count_into(self.traffic)
         self.matchmaking_kwargs["access"] = self.access
         super().run()
 
+    # Averaging rounds
+
     def take_reports(self) -> list[RoundRecord]:
-        """Rounds that ended since the last call."""
-        found = []
+        """Return the rounds that ended since the last call (in the training process)."""
+        records = []
         with contextlib.suppress(EOFError, OSError):
-            while self.reports.poll():
-                found.append(RoundRecord.model_validate(self.reports.recv()))
-        return found
+            while self._reports.poll():
+                records.append(RoundRecord.model_validate(self._reports.recv()))
+        return records
 
     async def _aggregate_with_group(self, group_info: GroupInfo, *args: Any, **kwargs: Any) -> Any:
-        began, before, failed = time.time(), list(self.traffic), ""
+        """Run a round and report how it went: hivemind logs a round in which nothing was exchanged as a success."""
+        started, failed = time.time(), ""
+        sent, received = self.traffic.sent.value, self.traffic.received.value
         self._runners = []
         try:
             return await super()._aggregate_with_group(group_info, *args, **kwargs)
@@ -98,40 +119,53 @@ class Reporting(Taking):
             failed = str(error)[:300]
             raise
         finally:
-            self._report.send(self._told(group_info, began, before, failed))
+            self._report_sender.send(
+                {
+                    **self._describe_round(group_info),
+                    "time": time.time(),
+                    "seconds": time.time() - started,
+                    "sent_bytes": self.traffic.sent.value - sent,
+                    "received_bytes": self.traffic.received.value - received,
+                    "failed": failed,
+                }
+            )
 
-    def _told(self, group: GroupInfo, began: float, before: list[int], failed: str) -> dict[str, Any]:
-        size = sum(runner.tensor_part_container.total_size for runner in self._runners)
-        lost = sum(runner.tensor_part_container.failed_size for runner in self._runners)
-        reducers = [runner.tensor_part_reducer for runner in self._runners]
+    def _describe_round(self, group: GroupInfo) -> dict[str, Any]:
+        """Summarise the all-reduces of the round, one or (PowerSGD) two, as fields of a `RoundRecord`."""
+        runners = self._runners
+        size = sum(runner.tensor_part_container.total_size for runner in runners)
+        lost = sum(runner.tensor_part_container.failed_size for runner in runners)
+        reducers = [runner.tensor_part_reducer for runner in runners]
         expected = sum(reducer.num_parts * reducer.num_senders for reducer in reducers)
         arrived = sum(sum(reducer.num_parts_received) for reducer in reducers)
+        rejections = {f"{peer}: {reason}" for runner in runners for peer, reason in runner.report.rejections()}
         return {
             "kind": self.kind,
             "step": gathered_epoch(group.gathered[group.peer_ids.index(self.peer_id)]),
-            "time": time.time(),
-            "seconds": time.time() - began,
             "group_size": len(group.peer_ids),
             "received": 1 - lost / size if size else 0.0,
             "gathered": arrived / expected if expected else 1.0,
-            "sent_bytes": self.traffic[SENT] - before[SENT],
-            "received_bytes": self.traffic[RECEIVED] - before[RECEIVED],
             "peers": sorted(str(peer) for peer in group.peer_ids),
-            "weights": {peer: weight for runner in self._runners for peer, weight in runner.findings.weights.items()},
-            "refused": sorted({f"{peer}: {why}" for runner in self._runners for peer, why in runner.refused()})[:16],
-            "failed": failed,
+            "weights": {peer: weight for runner in runners for peer, weight in runner.report.weights.items()},
+            "refused": sorted(rejections)[:16],
         }
 
     async def _run_allreduce_inplace_(
         self, tensors: Sequence[Tensor], group_info: GroupInfo, group_id: bytes | None = None, **kwargs: Any
     ) -> None:
-        running = self._running_groups[group_info.group_id if group_id is None else group_id]
+        future = self._running_groups[group_info.group_id if group_id is None else group_id]
+        # hivemind does not pass on the modes, so its all-reduce takes an auxiliary peer for one that sends.
+        modes = tuple(gathered.mode for gathered in map(parse_gathered, group_info.gathered) if gathered is not None)
+        kwargs |= {
+            "max_weight": self.max_weight, "aggregator": self.aggregator, "traffic": self.traffic, "modes": modes,
+        }  # fmt: skip
         try:
-            kwargs |= {"max_weight": self.max_weight, "aggregator": self.aggregator, "modes": _modes(group_info)}
             await super()._run_allreduce_inplace_(tensors, group_info, group_id, **kwargs)
         finally:
-            if running.done() and not running.cancelled() and running.exception() is None:
-                self._runners.append(running.result())
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self._runners.append(future.result())
+
+    # Entry points for other peers
 
     async def rpc_join_group(
         self, request: averaging_pb2.JoinRequest, context: P2PContext
@@ -156,18 +190,17 @@ class Reporting(Taking):
     ) -> AsyncIterator[averaging_pb2.DownloadData]:
         if not self.allow_state_sharing or not self._may(context, Action.STATE_DOWNLOAD):
             return
-        with self._downloads.place(str(context.remote_id), state_bytes(self.expected_state())) as free:
-            if not free:
+        with self._upload_slots.acquire(str(context.remote_id), state_bytes(self.expected_state())) as acquired:
+            if not acquired:
                 return
             async for message in super().rpc_download_state(request, context):
-                count(STATE_SENT, message)
+                count(self.traffic.state_sent, message)
                 yield message
 
     async def _get_current_state_from_host_process(self) -> Any:
-        """Whoever asked and has gone keeps the place until the copy is made, or could have any number made."""
-        answer = asyncio.ensure_future(super()._get_current_state_from_host_process())
-        self._downloads.owe(answer)
-        return await asyncio.shield(answer)
+        snapshot = asyncio.ensure_future(super()._get_current_state_from_host_process())
+        self._upload_slots.hold_until(snapshot)
+        return await asyncio.shield(snapshot)  # the training process finishes it even if the client disconnects
 
     def _may(self, context: P2PContext, action: Action) -> bool:
         decision = self.access.allows(str(context.remote_id), action)
@@ -175,27 +208,77 @@ class Reporting(Taking):
             logger.warning(f"{context.remote_id} may not {action.value}: {decision.reason}")
         return bool(decision)
 
+    # Downloading a state
 
-class SwarmGradientAverager(Reporting, GradientAverager):
-    """Averages the gradients of one epoch; `current_epoch` tells which."""
+    def download_state(self, min_epoch: int, credible: int | None, timeout: float | None) -> TrainingState | None:
+        """Return a donor's state of step `min_epoch` or later, or None if no donor has one that fits.
+
+        Runs in the training process. credible: the credible step of the swarm; None where no peer reports progress.
+        timeout: seconds for one donor, beyond those that a state of this size may take. Raises
+        Cancelled when asked to stop meanwhile.
+        """
+        future = MPFuture()
+        if timeout is not None:
+            timeout += max_transfer_seconds(state_bytes(self.expected_state()))
+        arguments = {"future": future, "timeout": timeout, "min_epoch": min_epoch, "credible": credible}
+        self._outer_pipe.send(("_load_state_from_peers", [], arguments))
+        # One timeout more than the averager's process takes, which has to find the donors first.
+        deadline = math.inf if timeout is None else time.monotonic() + (MAX_ATTEMPT_TIMEOUTS + 1) * timeout
+        while time.monotonic() < deadline:
+            try:
+                return future.result(POLL_SECONDS)
+            except TimeoutError:
+                if self.stop_requested():
+                    raise Cancelled("stopped while downloading the state from another peer") from None
+        return None
+
+    async def _load_state_from_peers(
+        self, future: MPFuture, timeout: float | None = None, min_epoch: int = 0, credible: int | None = None
+    ) -> None:
+        state = None
+        try:
+            key = f"{self._matchmaking.group_key_manager.prefix}.all_averagers"
+            answer = await asyncio.wait_for(self.dht.get(key, latest=True, return_future=True), timeout)
+            donors = parse_donors(answer.value if answer is not None else None)
+            donors.pop(self.peer_id, None)
+            state = await self._downloader.download(
+                donors, self.expected_state, min_epoch=min_epoch, credible=credible, timeout=timeout
+            )
+        except Exception as error:
+            logger.warning(f"The donors of the state could not be found: {error!r}")
+        finally:
+            future.set_result(state)
+
+    async def _request_state(self, donor: PeerID) -> AsyncIterator[averaging_pb2.DownloadData]:
+        stub = self.get_stub(self._p2p, donor, namespace=self.prefix)
+        stream = await stub.rpc_download_state(averaging_pb2.DownloadRequest())
+        return aiter_with_timeout(stream, self.next_chunk_timeout)
+
+
+class SwarmGradientAverager(GuardedAverager, GradientAverager):
+    """Averages the gradients of one step, `current_epoch()`."""
 
     current_epoch: Callable[[], int] = staticmethod(lambda: 0)
 
     def schedule_step(self, scheduled_time: float | None = None, **kwargs: Any) -> StepControl:
-        kwargs.setdefault("gather", self.current_epoch())
+        kwargs.setdefault("gather", self.current_epoch())  # matchmaking makes it part of the group key
         return super().schedule_step(scheduled_time, **kwargs)
 
 
 class SwarmPowerSGDAverager(SwarmGradientAverager, PowerSGDGradientAverager):
-    """The same in factors of low rank (Vogels et al. 2019), with what it left out added to the next step."""
+    """Averages gradients as factors of low rank and carries the error over to the next step (Vogels et al. 2019)."""
 
     async def _aggregate_with_group(self, group_info: GroupInfo, *args: Any, **kwargs: Any) -> Any:
-        """A failed round must not leave its gradients in what is carried over, nor NaN stay there for ever."""
-        carried = [feedback.clone() for feedback in self._ms]
+        """Run a round; undo the error feedback (hivemind's `_ms`) of a failed one, and clear it if it is not finite.
+
+        hivemind adds the gradients to the feedback before the round. After a failure the optimizer uses them as they
+        are, so that they would count twice; and a NaN would stay in the feedback for the rest of the run.
+        """
+        saved = [feedback.clone() for feedback in self._ms]
         try:
             return await super()._aggregate_with_group(group_info, *args, **kwargs)
         except BaseException:
-            for feedback, before in zip(self._ms, carried, strict=True):
+            for feedback, before in zip(self._ms, saved, strict=True):
                 feedback.copy_(before)
             raise
         finally:
@@ -207,14 +290,17 @@ class SwarmPowerSGDAverager(SwarmGradientAverager, PowerSGDGradientAverager):
         return {f"factor/{number}": factor for number, factor in enumerate(self._qs)}
 
     def get_current_state(self) -> tuple[dict[str, Any], list[Tensor], list[CompressionInfo]]:
-        """The factors that all peers have in common, in the same form as parameters."""
+        """Return the factors that all peers share, in the format of a state."""
         with torch.no_grad(), self.lock_averaged_tensors:
             tensors = [factor.clone() for factor in self._qs]
         return describe_state(self.current_epoch(), list(self.expected_state()), {}, tensors)
 
-    def load_state_from_peers(self, timeout: float | None = None, newest: int | None = None) -> bool:
-        """Whether somebody gave factors that fit; without them the first rounds say a little less."""
-        state = self.take_state(0, newest, timeout)
+    def load_state_from_peers(self, timeout: float | None = None, credible: int | None = None) -> bool:
+        """Load the factors of another peer; return False if none has any that fit.
+
+        Without them the first rounds only approximate the gradients less well.
+        """
+        state = self.download_state(0, credible, timeout)
         if state is None:
             return False
         with torch.no_grad(), self.lock_averaged_tensors:
@@ -226,12 +312,7 @@ class SwarmPowerSGDAverager(SwarmGradientAverager, PowerSGDGradientAverager):
 def describe_state(
     epoch: int, names: Sequence[str], scalars: dict[str, Any], tensors: list[Tensor]
 ) -> tuple[dict[str, Any], list[Tensor], list[CompressionInfo]]:
-    """What a newcomer gets: numbers, tensors, and how to compress each."""
+    """Return what hivemind sends to a client: metadata, tensors, and how to compress each (not at all)."""
     infos = [CompressionInfo.from_tensor(tensor, key=i) for i, tensor in enumerate(tensors)]
     metadata = {"format": STATE_FORMAT, "epoch": epoch, "names": list(names), "scalars": scalars}
     return metadata, tensors, infos
-
-
-def _modes(group: GroupInfo) -> tuple[AveragingMode, ...]:
-    """Of each member; matchmaking has read them all before."""
-    return tuple(gathered.mode for gathered in map(parse_gathered, group.gathered) if gathered is not None)

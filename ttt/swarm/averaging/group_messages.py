@@ -1,11 +1,17 @@
-"""What the members of an averaging group say of themselves, and what a leader says of a group. Knows no network.
+"""Validation of the messages that form an averaging group. Independent of the network.
 
-Both come from strangers: whatever cannot be read is refused here, before anything is done with it.
+Every member gathers a few bytes, `Gathered`, which its leader passes on to all others:
+
+    follower -> leader    JoinRequest(gather=..., client_mode=...)                   check_join_request
+    leader -> follower    MessageFromLeader(BEGIN_ALLREDUCE, ordered_peer_ids=...,   check_group, check_members
+                                            gathered=...)
+
+Both come from strangers, so they are checked here before anything else reads them. The checks return the reason why a
+message is refused, or "" if it is valid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hivemind.averaging.allreduce import AveragingMode
@@ -23,22 +29,26 @@ GROUP_ID_BYTES = range(8, 65)
 
 
 def group_key(prefix: str, epoch: int) -> str:
-    """Where in the DHT the peers of one averager look for a group of one epoch."""
+    """Return the DHT key under which the peers of one averager find each other for one step.
+
+    hivemind's key has group bits instead of the step; the ending ".0b" is what its `is_valid_group` demands.
+    """
     return f"{prefix}-{epoch}.0b"
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """What one member tells all others before a round."""
+    """What one member states to all others before a round."""
 
     mode: AveragingMode
     epoch: int
 
 
 def parse_gathered(data: bytes) -> Gathered | None:
-    """hivemind's `[bandwidth, mode, epoch]`; None for anything else.
+    """Parse hivemind's `[bandwidth, mode, epoch]`; return None for anything else.
 
-    Peers of a run name no bandwidth: whoever did could make itself the one that averages everything.
+    The bandwidth must be None: hivemind gives a peer with more of it a larger share to reduce, so a peer that claimed
+    an extreme one would average everything.
     """
     if len(data) > MAX_GATHERED_BYTES:
         return None
@@ -48,65 +58,61 @@ def parse_gathered(data: bytes) -> Gathered | None:
         if bandwidth is not None or type(mode) is not int or type(epoch) is not int or not 0 <= epoch <= MAX_STEP:
             return None
         return Gathered(AveragingMode(mode), epoch)
-    except Exception:  # msgpack has a dozen errors for broken bytes
+    except Exception:  # msgpack raises a dozen different errors for malformed bytes
         return None
 
 
 def gathered_epoch(data: bytes) -> int:
-    """The epoch, or 0 for nonsense."""
+    """Return the step, or 0 if the data is invalid."""
     gathered = parse_gathered(data)
     return gathered.epoch if gathered else 0
 
 
-def why_not_follow(request: averaging_pb2.JoinRequest, epoch: int) -> str:
-    """Why a follower cannot be taken into a group of this epoch; "" where it can."""
+def check_join_request(request: averaging_pb2.JoinRequest, epoch: int) -> str:
+    """Return why a follower cannot join a group of this step, or ""."""
     gathered = parse_gathered(request.gather)
     if gathered is None:
-        return "what it says of itself cannot be read"
+        return "its gathered data is invalid"
     if gathered.epoch != epoch:
         return f"it averages step {gathered.epoch}, not {epoch}"
     if (gathered.mode == AveragingMode.CLIENT) != request.client_mode:
-        return "it contradicts itself on whether others can reach it"
+        return "it contradicts itself on whether it is a client"
     return ""
 
 
-def why_not_join(
+def check_group(
     message: averaging_pb2.MessageFromLeader,
     *,
     leader: PeerID,
     own: PeerID,
     own_data: bytes,
 ) -> str:
-    """Why the group that a leader announces cannot be one of ours; "" where it can."""
+    """Return why the group that a leader announces is invalid, or "". own_data: what this peer gathered."""
     members, gathered = list(message.ordered_peer_ids), list(message.gathered)
     if not 2 <= len(members) == len(gathered) <= MAX_MEMBERS or len(message.group_id) not in GROUP_ID_BYTES:
-        return "it is not as large as it says"
+        return "its numbers of members and of gathered data do not fit, or its id is malformed"
     if len(set(members)) != len(members) or any(len(member) not in ID_BYTES for member in members):
-        return "its members cannot be told apart"
+        return "its members' ids are malformed or not unique"
     ids = [PeerID(member) for member in members]
     if own not in ids or leader not in ids:
-        return "we, or its leader, are not in it"
+        return "it lacks its leader or this peer"
     if gathered[ids.index(own)] != own_data:
-        return "what we said of ourselves was changed"
-    return _why_not_members(ids, gathered, gathered_epoch(own_data))
+        return "the data gathered by this peer was changed"
+    epoch, modes = gathered_epoch(own_data), []
+    for peer, data in zip(ids, gathered, strict=True):
+        parsed = parse_gathered(data)
+        if parsed is None or parsed.epoch != epoch:
+            return f"the gathered data of {peer} is invalid, or of another step"
+        modes.append(parsed.mode)
+    return "" if any(mode != AveragingMode.CLIENT for mode in modes) else "all members are clients: none can reduce"
 
 
-def why_not_together(message: averaging_pb2.MessageFromLeader, *, own: PeerID, access: AccessPolicy) -> str:
-    """Which member of an announced group may not be in one of ours, and why; "" where all may.
+def check_members(message: averaging_pb2.MessageFromLeader, *, own: PeerID, access: AccessPolicy) -> str:
+    """Return which member of an announced group our access policy refuses, or "".
 
-    Its leader need not have asked the same gate. Only for groups that `why_not_join` has nothing against.
+    The leader may apply another policy. Only for groups that pass `check_group`.
     """
     for peer in map(PeerID, message.ordered_peer_ids):
         if peer != own and not (decision := access.allows(str(peer), Action.JOIN_GROUP)):
             return f"{peer} may not {Action.JOIN_GROUP.value}: {decision.reason}"
     return ""
-
-
-def _why_not_members(ids: Sequence[PeerID], gathered: Sequence[bytes], epoch: int) -> str:
-    modes = []
-    for peer, data in zip(ids, gathered, strict=True):
-        parsed = parse_gathered(data)
-        if parsed is None or parsed.epoch != epoch:
-            return f"what {peer} says of itself cannot be read, or is of another step"
-        modes.append(parsed.mode)
-    return "" if any(mode != AveragingMode.CLIENT for mode in modes) else "nobody in it could average"

@@ -1,7 +1,4 @@
-"""How a run's settings become hivemind's: compression, options of the averagers, the coordinator's keeper of the state.
-
-Knows no training.
-"""
+"""Maps the settings of a run to hivemind's: compression, and the options of both averagers. Independent of training."""
 
 from __future__ import annotations
 
@@ -22,28 +19,32 @@ from ttt.swarm.averaging.training_state import OptimizerSpec
 from ttt.swarm.config.run_config import AveragingSection, Compression
 from ttt.swarm.dht.access import AccessPolicy
 
-RUN_THRESHOLD = 2**16
-"""Elements from which a tensor is sent in 8 bits (Borzunov et al. 2022, section 3.2)."""
+MIN_8_BIT_ELEMENTS = 2**16
+"""Smaller tensors are sent in 16 bits (Borzunov et al. 2022, section 3.2)."""
 
 
 def compression(name: Compression) -> CompressionBase:
-    """Of the run's settings; made before the averagers, which are forked from this process."""
+    """Return the compression of a run's settings. Call it before the averagers are made, which fork this process."""
     if name == "none":
         return NoCompression()
-    if name == "blockwise-8-bit":  # its import takes longer than a round waits for a part
+    if name == "blockwise-8-bit":
+        # hivemind imports it at the first use, in the averager's process, which takes longer than chunk_timeout.
         import bitsandbytes.functional  # noqa: F401
     large = {
         "8-bit": Uniform8BitQuantization(),
         "blockwise-8-bit": BlockwiseQuantization(),
         "16-bit": Float16Compression(),
     }[name]
-    return SizeAdaptiveCompression(threshold=RUN_THRESHOLD, less=Float16Compression(), greater_equal=large)
+    return SizeAdaptiveCompression(threshold=MIN_8_BIT_ELEMENTS, less=Float16Compression(), greater_equal=large)
 
 
 def averager_options(
     settings: AveragingSection, access: AccessPolicy | None, max_weight: float = 1.0
 ) -> dict[str, Any]:
-    """Of both averagers, beyond what hivemind's Optimizer passes on. Parameters weigh 1 each, gradients by samples."""
+    """Return the options of an averager that hivemind's Optimizer does not pass on.
+
+    max_weight: parameters have weight 1, gradients the number of their samples.
+    """
     return {
         "max_weight": max_weight,
         "request_timeout": settings.request_timeout,
@@ -60,7 +61,7 @@ def make_state_server(
     settings: AveragingSection,
     access: AccessPolicy | None,
 ) -> SwarmStateAverager:
-    """Holds and offers the state without ever training or averaging: the coordinator's."""
+    """Return the coordinator's averager, which holds and serves the state, and never trains or averages."""
     return SwarmStateAverager(
         dht=dht,
         optimizer=spec.build_optimizer,

@@ -1,6 +1,7 @@
-"""Holds parameters and optimizer: averages the parameters, offers the state, takes it from others. Knows no model.
+"""The averager of the training state: averages parameters, serves the state to others, and loads theirs.
 
-A peer offers its state only once it has one, and names its tensors, so that nothing is matched by position alone.
+It holds the optimizer and the (offloaded) parameters. hivemind's averager serves a state as soon as it starts, and
+matches tensors by position; this one serves none until the peer has loaded one, and names every tensor.
 """
 
 from __future__ import annotations
@@ -15,33 +16,36 @@ from hivemind.utils import get_logger
 from torch import Tensor
 
 from ttt.errors import CheckpointError
-from ttt.swarm.averaging.averagers import Reporting, describe_state
-from ttt.swarm.averaging.progress import newest_believable
+from ttt.swarm.averaging.averagers import GuardedAverager, describe_state
+from ttt.swarm.averaging.progress import read_credible_epoch
 from ttt.swarm.averaging.training_state import TrainingState, entries, restore, snapshot
 
 logger = get_logger(__name__)
 
 
-class SwarmStateAverager(Reporting, TrainingStateAverager):
-    """One a process; `believed` tells how far the swarm can be, as a bound for what donors say."""
+class SwarmStateAverager(GuardedAverager, TrainingStateAverager):
+    """The one state averager of a peer or coordinator."""
 
     kind = "state"
 
     def __init__(self, *args: Any, names: Sequence[str], on_step: Callable[[int], None] | None = None, **kwargs: Any):
-        """names: of the parameters, in the optimizer's order; on_step: told the epoch after each optimizer step."""
+        """names: of the parameters, in the optimizer's order; on_step: called with the epoch after each optimizer
+        step, on the thread that makes it."""
         self.names, self._on_step = list(names), on_step
         super().__init__(*args, **kwargs)
         run = self.prefix.removesuffix("_state_averager")
-        self.believed: Callable[[], int | None] = lambda: newest_believable(self.dht, run)
+        self.credible_epoch: Callable[[], int | None] = lambda: read_credible_epoch(self.dht, run)
+        """Returns the credible step of the swarm, an upper bound for the claims of donors."""
 
     def state(self, *, copy: bool = False) -> TrainingState:
         with torch.no_grad(), self.lock_averaged_tensors:
             return snapshot(self.optimizer, self.names, self.local_epoch, copy=copy)
 
     def load(self, state: TrainingState) -> None:
-        """Take over a state; CheckpointError, and nothing changed, where it does not fit."""
+        """Load a state. Raises CheckpointError and changes nothing if it does not fit."""
         with self.lock_averaged_tensors:
             restore(self.optimizer, self.names, state)
+        # The state is now in the optimizer's copy of the parameters; hivemind keeps two more in sync with it.
         if self.offload_optimizer:
             self._apply_optimizer_parameters_()
         if not self.reuse_tensors:
@@ -53,18 +57,19 @@ class SwarmStateAverager(Reporting, TrainingStateAverager):
         return dict(entries(self.optimizer, self.names))
 
     def get_current_state(self) -> tuple[dict[str, Any], list[Tensor], list[CompressionInfo]]:
-        """What a newcomer gets, in this process."""
+        """Return what a client downloads; called in the training process."""
         state = self.state(copy=True)
         return describe_state(state.epoch, list(state.tensors), state.scalars, list(state.tensors.values()))
 
     def load_state_from_peers(
-        self, wait: bool = True, timeout: float | None = None, *, lowest: int | None = None
+        self, wait: bool = True, timeout: float | None = None, *, min_epoch: int | None = None
     ) -> bool:
-        """Whether a donor was found whose state fits, and is not older than ours, or than step `lowest`.
+        """Load the state of another peer; return False if no donor has one that fits.
 
-        timeout: seconds for one donor.
+        min_epoch: the oldest step to accept, by default that of our own state. timeout: seconds for one donor.
         """
-        state = self.take_state(self.local_epoch if lowest is None else lowest, self.believed(), timeout)
+        lowest = self.local_epoch if min_epoch is None else min_epoch
+        state = self.download_state(lowest, self.credible_epoch(), timeout)
         if state is None:
             return False
         try:
@@ -75,14 +80,15 @@ class SwarmStateAverager(Reporting, TrainingStateAverager):
         return True
 
     def _do(self, *args: Any, **kwargs: Any) -> None:
+        """Make a step, and report it: hivemind has no callback that is called after a delayed step, too."""
         epoch = self.local_epoch
         super()._do(*args, **kwargs)
         if self._on_step is not None:
             self._on_step(epoch)
 
     def _set_learning_rate(self) -> None:
-        """The schedule's, for this epoch; the scheduler only knows how to step forward."""
+        """Set the schedule's learning rate for this epoch."""
         if self.scheduler is not None:
-            if self.scheduler._step_count > self.local_epoch + 1:
+            if self.scheduler._step_count > self.local_epoch + 1:  # schedulers only step forward: restart it
                 self.scheduler._step_count, self.scheduler.last_epoch = 1, 0
             self._update_scheduler()

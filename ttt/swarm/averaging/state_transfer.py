@@ -1,204 +1,241 @@
-"""Taking a state from a donor that may lie: whom to ask first, and checking what comes while it comes.
+"""Transfer of the training state between peers: upload slots of a donor, and checked downloads from any donor.
 
-Every donor says for itself how new its state is. So nobody counts as newer than what the swarm's progress makes
-believable; those who claim that or more are asked in random order, those who failed us before after the others. A
-state that does not fit is dropped with its donor, and the next one is asked. Knows no optimizer: the owner says which
-tensors and numbers it expects.
+A donor publishes in the DHT that it offers its state, and the step that the state is of. A newcomer asks donors in
+turn; each answers with a stream of messages:
+
+    first message    metadata: format, step, names of the tensors in order, numbers ("scalars");
+                     and the first chunk of the first tensor
+    other messages   a chunk of a tensor; a chunk with a `dtype` begins the next tensor
+
+The records of donors are unsigned, and a donor states itself how new its state is. So no claim above the credible step
+of the swarm (`progress.py`) counts, and donors with equal claims are asked in random order, those that failed before
+last. `IncomingState` checks every message as it arrives; the first one that does not fit ends the download, and the
+next donor is asked. The caller states which tensors and numbers it expects, so nothing here depends on the optimizer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hivemind.averaging.averager import DecentralizedAverager
 from hivemind.compression import deserialize_torch_tensor
 from hivemind.p2p import PeerID
 from hivemind.proto import averaging_pb2, runtime_pb2
-from hivemind.utils import MPFuture, MSGPackSerializer, get_logger
-from hivemind.utils.asyncio import aiter_with_timeout
+from hivemind.utils import MSGPackSerializer, get_logger
 from hivemind.utils.streaming import combine_from_streaming
 from torch import Tensor
 
-from ttt.errors import Cancelled, CheckpointError
-from ttt.swarm.averaging.allreduce import misfit
-from ttt.swarm.averaging.progress import believed_epoch
-from ttt.swarm.averaging.traffic import STATE_RECEIVED, count
+from ttt.errors import CheckpointError
+from ttt.swarm.averaging.allreduce import Traffic, count, validate_tensor
+from ttt.swarm.averaging.progress import credible_epoch
 from ttt.swarm.averaging.training_state import TrainingState, check_state
 from ttt.swarm.dht.access import AccessPolicy, Action
-from ttt.swarm.dht.node import parse_donors
 from ttt.swarm.dht.records import MAX_STEP
 
 logger = get_logger(__name__)
 STATE_FORMAT = 1
-SLACK = 1
-"""Steps that a donor may be ahead of what the swarm's progress says: it may just have made one."""
-POLL_SECONDS = 0.5
-PATIENCE = 3
-"""Times the timeout of one donor, after which a search is given up; donors may be slow on purpose."""
+MAX_EPOCH_LEAD = 1
+"""Steps by which a donor may be ahead of the credible step of the swarm: it may just have made one."""
+MIN_BYTES_PER_SECOND = 1 << 20
+"""A transfer may be as slow as this: 8 Mbit/s, at which the state of the paper's model takes 12 minutes."""
+MAX_ATTEMPT_TIMEOUTS = 3
+"""A search for a donor is given up after this many timeouts of one donor; donors may be slow on purpose."""
+MAX_UPLOADS = 4
+"""Downloads that one donor serves at a time."""
+UPLOAD_GRACE_SECONDS = 60.0
+"""Time for an upload beyond that of the state at `MIN_BYTES_PER_SECOND`."""
 
-SLOWEST_DONOR = 1 << 20
-"""Bytes a second with which a donor is still waited for: 8 Mbit/s, at which the paper's model takes 12 minutes."""
+
+def state_bytes(state: Mapping[str, Any]) -> int:
+    """Total size of the tensors of a state."""
+    return sum(value.numel() * value.element_size() for value in state.values() if isinstance(value, Tensor))
+
+
+def max_transfer_seconds(size: int) -> float:
+    """Seconds that a transfer of so many bytes may take."""
+    return size / MIN_BYTES_PER_SECOND
+
+
+class UploadSlots:
+    """Limits the downloads that a donor serves: a few at a time, one for each peer, each for a limited time.
+
+    Every upload holds a copy of the whole state, so many clients, or one client that asks again and again, could
+    exhaust the memory of the donor. A client without a slot gets an empty answer and asks the next donor.
+    """
+
+    def __init__(self, grace_seconds: float = UPLOAD_GRACE_SECONDS) -> None:
+        self._grace_seconds = grace_seconds
+        self._clients: set[str] = set()
+        self._pending: dict[asyncio.Task[Any], asyncio.Future[Any]] = {}
+
+    @contextlib.contextmanager
+    def acquire(self, client: str, size: int) -> Iterator[bool]:
+        """Hold a slot for a client; yields False if there is none for it.
+
+        The task that serves the client is cancelled when its time is over, even while it waits for the client to
+        read. size: bytes of the state.
+        """
+        task = asyncio.current_task()
+        if task is None or client in self._clients or len(self._clients) >= MAX_UPLOADS:
+            yield False
+            return
+        self._clients.add(client)
+        seconds = self._grace_seconds + max_transfer_seconds(size)
+        timer = asyncio.get_running_loop().call_later(seconds, task.cancel)
+        try:
+            yield True
+        finally:
+            timer.cancel()
+            pending = self._pending.pop(task, None)
+            if pending is not None and not pending.done():
+                pending.add_done_callback(lambda _: self._clients.discard(client))
+            else:
+                self._clients.discard(client)
+
+    def hold_until(self, snapshot: asyncio.Future[Any]) -> None:
+        """Keep the slot of the current task until its snapshot of the state is complete, even if the client leaves.
+
+        Otherwise a client could trigger any number of copies by connecting and disconnecting.
+        """
+        if (task := asyncio.current_task()) is not None:
+            self._pending[task] = snapshot
 
 
 @dataclass
 class IncomingState:
-    """A state on its way in; CheckpointError at the first thing that does not fit."""
+    """A state that is being downloaded. Raises CheckpointError at the first thing that does not fit."""
 
-    own: Mapping[str, Any]
-    """Name -> our own tensor or number, of the shape and type that is expected."""
-    lowest: int
-    highest: int
+    expected: Mapping[str, Any]
+    """Name -> our own tensor or number, of the shape and type that the donor's must have."""
+    min_epoch: int
+    max_epoch: int
     epoch: int = -1
     names: list[str] = field(default_factory=list)
     scalars: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    _parts: list[runtime_pb2.Tensor] = field(default_factory=list)
-    _bytes: int = 0
+    _chunks: list[runtime_pb2.Tensor] = field(default_factory=list)
+    _chunk_bytes: int = 0
 
     def add(self, message: averaging_pb2.DownloadData) -> None:
         if not self.names:
-            self._begin(message.metadata)
-        part = message.tensor_part
-        if part.dtype and self._parts:  # a type marks the first part of the next tensor
+            self._read_metadata(message.metadata)
+        chunk = message.tensor_part
+        if chunk.dtype and self._chunks:  # hivemind sets the type only in the first chunk of a tensor
             self._finish_tensor()
-        elif self._parts and not part.buffer:
-            raise CheckpointError("it sends nothing, again and again")
-        self._bytes += len(part.buffer)
-        if self._bytes > self._expected.numel() * self._expected.element_size():
+        elif self._chunks and not chunk.buffer:  # would keep the connection open forever
+            raise CheckpointError("it sends empty messages")
+        self._chunk_bytes += len(chunk.buffer)
+        if self._chunk_bytes > self._expected_tensor.numel() * self._expected_tensor.element_size():
             raise CheckpointError(f"it sends more than {self._name} holds")
-        self._parts.append(part)
+        self._chunks.append(chunk)
 
     def finish(self) -> TrainingState:
         if not self.names:
-            raise CheckpointError("it has none to give")
-        if self._parts:
+            raise CheckpointError("it offers no state, or has no free upload slot")
+        if self._chunks:
             self._finish_tensor()
         state = TrainingState(self.epoch, self.tensors, self.scalars)
-        check_state(self.own, state)
+        check_state(self.expected, state)
         return state
 
     @property
     def _name(self) -> str:
         if len(self.tensors) == len(self.names):
-            raise CheckpointError("it sends more tensors than it named")
+            raise CheckpointError("it sends more tensors than it announced")
         return self.names[len(self.tensors)]
 
     @property
-    def _expected(self) -> Tensor:
-        return self.own[self._name]
+    def _expected_tensor(self) -> Tensor:
+        return self.expected[self._name]
 
-    def _begin(self, metadata: bytes) -> None:
-        about = MSGPackSerializer.loads(metadata) if metadata else None
-        if not isinstance(about, dict) or about.get("format") != STATE_FORMAT:
+    def _read_metadata(self, data: bytes) -> None:
+        metadata = MSGPackSerializer.loads(data) if data else None
+        if not isinstance(metadata, dict) or metadata.get("format") != STATE_FORMAT:
             raise CheckpointError("it runs another version of this program")
-        epoch, names, scalars = about.get("epoch"), about.get("names"), about.get("scalars")
-        if type(epoch) is not int or not self.lowest <= epoch <= self.highest:
-            raise CheckpointError(f"its step is {epoch!r}; {self.lowest} to {self.highest} can be believed")
-        tensors = {name for name, value in self.own.items() if isinstance(value, Tensor)}
+        epoch, names, scalars = metadata.get("epoch"), metadata.get("names"), metadata.get("scalars")
+        if type(epoch) is not int or not self.min_epoch <= epoch <= self.max_epoch:
+            raise CheckpointError(f"its step is {epoch!r}, expected {self.min_epoch} to {self.max_epoch}")
+        tensors = {name for name, value in self.expected.items() if isinstance(value, Tensor)}
         if not isinstance(names, list) or len(names) != len(tensors) or {*map(str, names)} != tensors:
             raise CheckpointError("its tensors are not those of our model and optimizer")
-        if not isinstance(scalars, dict) or not {*map(str, scalars)} <= self.own.keys():
+        if not isinstance(scalars, dict) or not {*map(str, scalars)} <= self.expected.keys():
             raise CheckpointError("its numbers are not those of our optimizer")
         self.epoch, self.names, self.scalars = epoch, names, scalars
 
     def _finish_tensor(self) -> None:
-        name, own = self._name, self._expected
-        whole = combine_from_streaming(self._parts)
-        if whole.compression != runtime_pb2.CompressionType.NONE or tuple(whole.size) != tuple(own.shape):
-            raise CheckpointError(f"{name} is {list(whole.size)}, expected {list(own.shape)}, uncompressed")
-        tensor = deserialize_torch_tensor(whole).detach()
-        if wrong := misfit(tensor, own.shape, own.dtype):
-            raise CheckpointError(f"{name}: {wrong}")
+        name, expected = self._name, self._expected_tensor
+        message = combine_from_streaming(self._chunks)
+        # Checked before deserialising, which would allocate whatever the message claims to hold.
+        if message.compression != runtime_pb2.CompressionType.NONE or tuple(message.size) != tuple(expected.shape):
+            raise CheckpointError(f"{name} is {list(message.size)}, expected {list(expected.shape)}, uncompressed")
+        tensor = deserialize_torch_tensor(message).detach()
+        if reason := validate_tensor(tensor, expected.shape, expected.dtype):
+            raise CheckpointError(f"{name}: {reason}")
         self.tensors[name] = tensor
-        self._parts, self._bytes = [], 0
+        self._chunks, self._chunk_bytes = [], 0
 
 
-def state_bytes(state: Mapping[str, Any]) -> int:
-    """Of its tensors."""
-    return sum(one.numel() * one.element_size() for one in state.values() if isinstance(one, Tensor))
-
-
-def in_order(donors: Mapping[Any, float], newest: int, failures: Mapping[Any, int]) -> list[Any]:
-    """Whom to ask first: the newest, but nobody counts as newer than `newest`; among equals whoever failed us least."""
-    claims = {donor: min(claim, newest) for donor, claim in donors.items() if math.isfinite(claim)}
+def rank_donors(donors: Mapping[Any, float], credible: int, failures: Mapping[Any, int]) -> list[Any]:
+    """Order donors by claim, newest first, then by failures, then at random. No claim counts above `credible`."""
+    claims = {donor: min(claim, credible) for donor, claim in donors.items() if math.isfinite(claim)}
     return sorted(claims, key=lambda donor: (-claims[donor], failures.get(donor, 0), random.random()))
 
 
-class Taking(DecentralizedAverager):
-    """An averager that takes a state from other peers, one donor after the other until a state fits."""
+class StateDownloader:
+    """Downloads a state from the best donor, asking one donor after the other until a state fits."""
 
-    access: AccessPolicy
-    stopped: Callable[[], bool] = staticmethod(lambda: False)
-    """Whether the peer is asked to leave, which ends its waiting."""
-    _failures: Counter[PeerID]
-    expected_state: Callable[[], dict[str, Any]]
-    """Name -> tensor or number, as a donor must deliver them; of each kind of averager."""
-
-    def take_state(self, lowest: int, newest: int | None, timeout: float | None) -> TrainingState | None:
-        """A donor's state of step `lowest` or later; None where nobody gave one that fits.
-
-        newest: the believable step of the swarm; None where nobody reports progress. timeout: seconds for one donor,
-        beside those in which a state of this size comes at `SLOWEST_DONOR`. Raises Cancelled when asked to stop
-        meanwhile.
-        """
-        future = MPFuture()
-        if timeout is not None:
-            timeout += state_bytes(self.expected_state()) / SLOWEST_DONOR
-        limits = {"future": future, "timeout": timeout, "lowest": lowest, "newest": newest}
-        self._outer_pipe.send(("_load_state_from_peers", [], limits))
-        deadline = math.inf if timeout is None else time.monotonic() + (PATIENCE + 1) * timeout
-        while time.monotonic() < deadline:
-            try:
-                return future.result(POLL_SECONDS)
-            except TimeoutError:
-                if self.stopped():
-                    raise Cancelled("stopped while taking the state from another peer") from None
-        return None
-
-    async def _load_state_from_peers(
-        self, future: MPFuture, timeout: float | None = None, lowest: int = 0, newest: int | None = None
+    def __init__(
+        self,
+        request: Callable[[PeerID], Awaitable[AsyncIterator[averaging_pb2.DownloadData]]],
+        *,
+        access: AccessPolicy,
+        traffic: Traffic,
     ) -> None:
-        """In the averager's process."""
-        state = None
-        try:
-            state = await self._ask_donors(lowest, newest, timeout)
-        except Exception as error:
-            logger.warning(f"No donor could be asked: {error!r}")
-        finally:
-            future.set_result(state)
+        """request: opens the stream of a donor's messages; the stream raises an error if the donor is silent."""
+        self._request, self._access, self._traffic = request, access, traffic
+        self._failures: Counter[PeerID] = Counter()
 
-    async def _ask_donors(self, lowest: int, newest: int | None, timeout: float | None) -> TrainingState | None:
-        key = f"{self._matchmaking.group_key_manager.prefix}.all_averagers"
-        found = await asyncio.wait_for(self.dht.get(key, latest=True, return_future=True), timeout)
-        donors = parse_donors(found.value if found is not None else None)
-        donors.pop(self.peer_id, None)
-        if newest is None:  # nobody trains: the donors are all there is to judge by
-            newest = believed_epoch([int(min(max(claim, 0), MAX_STEP)) for claim in donors.values()])
-        began = time.monotonic()
-        for donor in in_order(donors, newest, self._failures):
-            if timeout is not None and time.monotonic() - began > (PATIENCE - 1) * timeout:
+    async def download(
+        self,
+        donors: Mapping[PeerID, float],
+        expected: Callable[[], Mapping[str, Any]],
+        *,
+        min_epoch: int,
+        credible: int | None,
+        timeout: float | None,
+    ) -> TrainingState | None:
+        """Return a donor's state of step `min_epoch` or later, or None if no donor has one that fits.
+
+        donors: peer -> the step that its state is said to be of. expected: our own state, read again for each donor,
+        as it may change meanwhile. credible: the credible step of the swarm; None where no peer reports progress.
+        timeout: seconds for one donor.
+        """
+        if credible is None:  # no peer trains: the donors' claims are all there is to judge by
+            credible = credible_epoch([int(min(max(claim, 0), MAX_STEP)) for claim in donors.values()])
+        started = time.monotonic()
+        for donor in rank_donors(donors, credible, self._failures):
+            # One timeout is left for the donor that is asked last.
+            if timeout is not None and time.monotonic() - started > (MAX_ATTEMPT_TIMEOUTS - 1) * timeout:
                 break
-            if not self.access.allows(str(donor), Action.STATE_DOWNLOAD):
+            if not self._access.allows(str(donor), Action.STATE_DOWNLOAD):
                 continue
             try:
-                incoming = IncomingState(self.expected_state(), lowest, newest + SLACK)
-                return await asyncio.wait_for(self._download(donor, incoming), timeout)
-            except Exception as error:
+                incoming = IncomingState(expected(), min_epoch, credible + MAX_EPOCH_LEAD)
+                return await asyncio.wait_for(self._receive(donor, incoming), timeout)
+            except Exception as error:  # whatever a donor sends must not keep us from the next one
                 self._failures[donor] += 1
-                logger.warning(f"{donor} gave no state that fits: {error or type(error).__name__}")
+                logger.warning(f"The state of {donor} was not loaded: {error or type(error).__name__}")
         return None
 
-    async def _download(self, donor: PeerID, incoming: IncomingState) -> TrainingState:
-        stub = self.get_stub(self._p2p, donor, namespace=self.prefix)
-        stream = await stub.rpc_download_state(averaging_pb2.DownloadRequest())
-        async for message in aiter_with_timeout(stream, self.next_chunk_timeout):
-            count(STATE_RECEIVED, message)
+    async def _receive(self, donor: PeerID, incoming: IncomingState) -> TrainingState:
+        async for message in await self._request(donor):
+            count(self._traffic.state_received, message)
             incoming.add(message)
         return incoming.finish()

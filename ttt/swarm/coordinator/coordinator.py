@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ttt.bundle import Bundle, find_bundle
 from ttt.errors import SwarmError, TTTError
+from ttt.swarm.averaging import check_hivemind
 from ttt.swarm.averaging.hivemind_options import make_state_server
 from ttt.swarm.averaging.progress import read_progress
 from ttt.swarm.averaging.state_averager import SwarmStateAverager
@@ -55,6 +56,7 @@ def run_coordinator(options: CoordinatorOptions, settings: RunSettings, access: 
     settings: of the run file that `options.run` names.
     """
     check_machine()
+    check_hivemind()
     with taking_part(options, settings, name="coordinator", role="coordinator") as reporter:
         Coordinator(options, settings, reporter, access or AllowAll()).run()
         reporter.close("stopped", "asked to stop; the swarm goes on without its coordinator")

@@ -18,6 +18,7 @@ from ttt import __version__
 from ttt.bundle import Bundle, find_bundle
 from ttt.errors import Cancelled
 from ttt.hardware import choose_device, choose_training_dtype
+from ttt.swarm.averaging import check_hivemind
 from ttt.swarm.averaging.optimizer import OptimizerEvents, SwarmOptimizer
 from ttt.swarm.averaging.training_state import fingerprint
 from ttt.swarm.config.options import PeerOptions
@@ -48,6 +49,7 @@ def run_peer(options: PeerOptions, settings: RunSettings, access: AccessPolicy |
     settings: of the run file that `options.run` names.
     """
     check_machine()
+    check_hivemind()
     options.check()
     with taking_part(
         options, settings, name=options.name, role="auxiliary" if options.auxiliary else "peer"

@@ -58,7 +58,7 @@ class Recovery:
         if math.isfinite(loss):
             self._bad_losses = 0
             return True
-        self.optimizer.forget_gradients()
+        self.optimizer.discard_gradients()
         self.forget()
         self._bad_losses += 1
         self.reporter.problem(f"step {self.optimizer.local_epoch}: the loss is {loss}; this peer's gradients dropped")
@@ -83,7 +83,7 @@ class Recovery:
                 self.optimizer.load_state_from_peers(older=True)
             else:
                 source = f"its own backup of step {step}"
-        self.optimizer.begin_from_here()
+        self.optimizer.state_loaded()
         self.forget()
         self.reporter.update(restored=self.reporter.status.restored + 1)
         self.reporter.problem(f"step {self.optimizer.local_epoch}: {why}; restored from {source}")

@@ -11,14 +11,14 @@ if sys.platform != "linux":
     pytest.skip("hivemind is for Linux alone", allow_module_level=True)
 
 from tests.support.waiting import run_async
-from ttt.swarm.averaging.downloads import MOST_DOWNLOADS, Downloads
+from ttt.swarm.averaging.state_transfer import MAX_UPLOADS, UploadSlots
 
 
 def test_a_donor_serves_a_few_at_a_time_and_each_once() -> None:
-    downloads, size = Downloads(), 1000
+    downloads, size = UploadSlots(), 1000
 
     async def serve(peer: str, going: asyncio.Event, end: asyncio.Event) -> bool:
-        with downloads.place(peer, size) as free:
+        with downloads.acquire(peer, size) as free:
             going.set()
             if free:
                 await end.wait()
@@ -26,13 +26,13 @@ def test_a_donor_serves_a_few_at_a_time_and_each_once() -> None:
 
     async def crowd() -> None:
         end, served = asyncio.Event(), []
-        for number in range(MOST_DOWNLOADS + 2):
+        for number in range(MAX_UPLOADS + 2):
             going = asyncio.Event()
             served.append(asyncio.create_task(serve(f"peer {max(number - 1, 0)}", going, end)))  # the first asks twice
             await going.wait()
-        assert [task.done() for task in served] == [False, True, *[False] * (MOST_DOWNLOADS - 1), True]
+        assert [task.done() for task in served] == [False, True, *[False] * (MAX_UPLOADS - 1), True]
         end.set()
-        assert sum(await asyncio.gather(*served)) == MOST_DOWNLOADS
+        assert sum(await asyncio.gather(*served)) == MAX_UPLOADS
         assert await serve("peer 0", asyncio.Event(), end), "who has left may come again"
 
     run_async(crowd())
@@ -40,30 +40,29 @@ def test_a_donor_serves_a_few_at_a_time_and_each_once() -> None:
 
 def test_who_takes_the_state_without_end_loses_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it reads nothing, so that the donor waits for ever inside of sending."""
-    monkeypatch.setattr("ttt.swarm.averaging.downloads.DOWNLOAD_GRACE", 0.2)
-    downloads = Downloads()
+    downloads = UploadSlots(grace_seconds=0.2)
 
     async def stuck() -> None:
-        with downloads.place("a peer", 1000) as free:
+        with downloads.acquire("a peer", 1000) as free:
             assert free
             await asyncio.Event().wait()
 
     async def ended() -> None:
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(asyncio.create_task(stuck()), 30)
-        with downloads.place("a peer", 1000) as free:
+        with downloads.acquire("a peer", 1000) as free:
             assert free
 
     run_async(ended())
 
 
 def test_who_has_gone_keeps_the_place_until_the_copy_is_made() -> None:
-    downloads = Downloads()
+    downloads = UploadSlots()
 
     async def gone(answer: asyncio.Future[None]) -> None:
-        with downloads.place("a peer", 1000) as free:
+        with downloads.acquire("a peer", 1000) as free:
             assert free
-            downloads.owe(answer)
+            downloads.hold_until(answer)
             await asyncio.shield(answer)
 
     async def again() -> list[bool]:
@@ -74,7 +73,7 @@ def test_who_has_gone_keeps_the_place_until_the_copy_is_made() -> None:
         await asyncio.wait([task])
         found = []
         for _ in range(2):
-            with downloads.place("a peer", 1000) as free:
+            with downloads.acquire("a peer", 1000) as free:
                 found.append(free)
             if not answer.done():
                 answer.set_result(None)
