@@ -74,6 +74,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "app": BASE | {"ttt", "ttt.ui", "calculator"},
 }  # fmt: skip
 ONLY_IN = {"gradio": ("ttt.ui", "calculator.tab", "app"), "hivemind": ("ttt.swarm",)}
+MAY_OVERRIDE = {
+    # module of hivemind: the packages that may subclass its classes or assign to its attributes
+    "hivemind.dht": ("ttt.swarm.dht",),
+    "hivemind.p2p": ("ttt.swarm.process",),
+    "hivemind": ("ttt.swarm.averaging",),
+    "torch.optim": ("ttt.swarm.process", "ttt.swarm.training", "ttt.train"),
+}
+STARTS_PROCESSES = {"os.fork", "os.posix_spawn", "subprocess.Popen", "subprocess.run", "multiprocessing.Process"}
 
 
 def modules() -> dict[str, Path]:
@@ -154,6 +162,67 @@ def test_packages_import_each_other_in_one_direction() -> None:
         if start in seen and start != "ttt":
             circles.append(start)
     assert not circles, f"these packages import each other in a circle: {sorted(circles)}"
+
+
+def full_names(tree: ast.AST) -> dict[str, str]:
+    """Name in a file -> what it was imported as: {"mp": "multiprocessing", "DHTNode": "hivemind.dht.node.DHTNode"}."""
+    names = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.asname or alias.name.split(".")[0]: alias.asname and alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return {name: full or name for name, full in names.items()}
+
+
+def full_name(node: ast.AST, names: dict[str, str]) -> str:
+    """The dotted name of `a.b.c` with `a` replaced by what it was imported as; "" for other expressions."""
+    first, _, rest = ast.unparse(node).partition(".")
+    return f"{names[first]}.{rest}".rstrip(".") if first in names else ""
+
+
+def overrides(path: Path) -> Iterator[str]:
+    """Classes of other packages that a file subclasses, and attributes of other packages that it assigns to."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = full_names(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            yield from filter(None, (full_name(base, names) for base in node.bases))
+        elif isinstance(node, ast.Assign):
+            targets = (target for target in node.targets if isinstance(target, ast.Attribute))
+            yield from filter(None, (full_name(target, names) for target in targets))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "setattr":
+            yield from filter(None, (full_name(node.args[0], names),))
+
+
+def test_only_the_packages_that_own_it_override_hivemind() -> None:
+    wrong, seen = [], set()
+    for module, path in MODULES.items():
+        for name in overrides(path):
+            name = "hivemind.dht.DHT" if name == "hivemind.DHT" else name  # imported by its short name
+            owner = next((prefix for prefix in MAY_OVERRIDE if f"{name}.".startswith(f"{prefix}.")), None)
+            seen.add(owner)
+            if owner and not module.startswith(MAY_OVERRIDE[owner]):
+                wrong.append(f"{module} may not subclass or patch {name}")
+    assert not wrong, "\n".join(wrong)
+    assert seen >= set(MAY_OVERRIDE), "the scan no longer finds what it should"
+
+
+def test_only_the_process_package_starts_processes_of_a_swarm() -> None:
+    wrong, seen = [], 0
+    for module, path in MODULES.items():
+        if not module.startswith("ttt.swarm"):
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = full_names(tree)
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            name = full_name(call.func, names)
+            if name in STARTS_PROCESSES or any(keyword.arg == "preexec_fn" for keyword in call.keywords):
+                seen += 1
+                if not module.startswith("ttt.swarm.process"):
+                    wrong.append(f"{module}:{call.lineno} starts a process: use ttt.swarm.process.lifecycle")
+    assert not wrong, "\n".join(wrong)
+    assert seen, "the scan no longer finds what it should"
 
 
 def test_the_calculator_needs_neither_torch_nor_gradio() -> None:

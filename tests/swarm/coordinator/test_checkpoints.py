@@ -226,7 +226,7 @@ def test_only_what_must_survive_a_power_cut_waits_for_the_disk(tmp_path: Path, m
     write_status(tmp_path, PeerStatus())
     write_atomically(tmp_path / "other", b"")
     assert not synced
-    write_generation(tmp_path, Announcement(generation=1, founded=1.0))
+    write_generation(tmp_path, Announcement(generation=1))
     assert synced == [path.stat().st_ino for path in (tmp_path / FILE, tmp_path)], "the content before the name"
 
 
@@ -252,7 +252,7 @@ def test_without_checkpoints_a_file_that_cannot_be_read_ends_it(tmp_path: Path) 
     (tmp_path / FILE).write_bytes(b"")
     with pytest.raises(SwarmError, match=r"generation.json cannot be read \(it is damaged\).*delete it"):
         newest_generation(tmp_path, [])
-    announcement = Announcement(generation=4, founded=2.0)
+    announcement = Announcement(generation=4)
     write_generation(tmp_path, announcement)
     assert newest_generation(tmp_path, []) == newest_generation(tmp_path, [3, 4]) == announcement
 
@@ -280,7 +280,7 @@ def test_no_generation_is_used_twice_though_its_file_is_lost(
 
 def test_a_rollback_begins_a_new_generation_and_drops_what_came_later(tmp_path: Path, bundle: object) -> None:
     settings, folder, store = run_of_three(tmp_path, bundle)
-    write_generation(folder, Announcement(generation=0, founded=1.0))
+    write_generation(folder, Announcement(generation=0))
     with History(folder / HISTORY_FILE, "tiny") as history:
         for one in store.all():
             history.add_checkpoint(Row(float(one.step), one.step, 0, None, f"checkpoints/{one.path.name}", ""))

@@ -67,7 +67,7 @@ def test_a_run_that_was_rolled_back_goes_on_in_its_generation_without_its_file(
     coordinator = coordinator_in(tmp_path)
     assert coordinator.announcement.generation == 2 and coordinator.prefix == "tiny-g2"
     assert len(problems(coordinator)) == (content == b"")
-    write_generation(folder, Announcement(generation=3, founded=1.0))
+    write_generation(folder, Announcement(generation=3))
     assert coordinator_in(tmp_path).announcement.generation == 3
 
 

@@ -24,12 +24,12 @@ from ttt.swarm.dht.announcement import Announcement
 from ttt.swarm.dht.identity import load_identity
 from ttt.swarm.dht.node import (
     SwarmDHT,
+    add_record_rules,
     announce_run,
     check_addresses,
     check_announced,
+    find_announcement,
     find_donors,
-    find_run,
-    guard,
     reconnect,
     start_dht,
     visible_addresses,
@@ -57,13 +57,13 @@ def test_only_the_coordinators_word_counts(tmp_path: Path) -> None:
         trusted = [address.rpartition("/p2p/")[2]]
         assert trusted == [str(coordinator.peer_id)]
         with node(tmp_path / "stranger", address) as stranger:
-            guard(coordinator, "cats-g0", AllowAll(), 64)
-            assert announce_run(stranger, "cats", Announcement(generation=9, founded=time.time()))
-            assert find_run(coordinator, "cats", trusted) is None
-            assert announce_run(coordinator, "cats", Announcement(generation=1, founded=2.0))
-            assert wait_for(lambda: find_run(stranger, "cats", trusted) is not None, 20)
-            assert find_run(stranger, "cats", trusted) == Announcement(generation=1, founded=2.0)
-            assert find_run(stranger, "dogs", trusted) is None
+            add_record_rules(coordinator, "cats-g0", AllowAll(), 64)
+            assert announce_run(stranger, "cats", Announcement(generation=9))
+            assert find_announcement(coordinator, "cats", trusted) is None
+            assert announce_run(coordinator, "cats", Announcement(generation=1))
+            assert wait_for(lambda: find_announcement(stranger, "cats", trusted) is not None, 20)
+            assert find_announcement(stranger, "cats", trusted) == Announcement(generation=1)
+            assert find_announcement(stranger, "dogs", trusted) is None
             assert find_donors(stranger, "cats-g0") == {}
             assert reconnect(stranger, [address]) == [address]
 
@@ -74,13 +74,13 @@ def test_newcomers_find_the_run_at_another_peer_while_the_coordinator_is_away(tm
             [address] = visible_addresses(coordinator)
             peer = stack.enter_context(node(tmp_path / "peer", address))
             [other] = visible_addresses(peer)
-            assert announce_run(coordinator, "cats", Announcement(generation=1, founded=2.0))
-            assert wait_for(lambda: find_run(peer, "cats", [str(coordinator.peer_id)]) is not None, 20)
+            assert announce_run(coordinator, "cats", Announcement(generation=1))
+            assert wait_for(lambda: find_announcement(peer, "cats", [str(coordinator.peer_id)]) is not None, 20)
         newcomer = stack.enter_context(node(tmp_path / "newcomer", other))
         told = PeerOptions(run="", initial_peers=(other,), coordinator=str(coordinator.peer_id), folder=tmp_path)
-        assert wait_for(lambda: find_run(newcomer, "cats", told.coordinators) is not None, 30)
+        assert wait_for(lambda: find_announcement(newcomer, "cats", told.coordinators) is not None, 30)
         untold = PeerOptions(run="", initial_peers=(other,), folder=tmp_path)
-        assert find_run(newcomer, "cats", untold.coordinators) is None
+        assert find_announcement(newcomer, "cats", untold.coordinators) is None
 
 
 def test_peers_that_accept_and_never_answer_keep_nobody_from_the_others(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_the_watch_goes_on_after_an_error_and_sees_a_roll_back(tmp_path: Path, m
         options = PeerOptions(run="", initial_peers=(address,), folder=tmp_path)
         reporter, stop = Reporter(tmp_path), threading.Event()
         lookout = Lookout(coordinator, options, "cats", reporter, stop)
-        assert announce_run(coordinator, "cats", Announcement(generation=2, founded=2.0))
+        assert announce_run(coordinator, "cats", Announcement(generation=2))
         with lookout.watching(1, rolled_back):
             assert wait_for(lambda: calls > 1, 60)
         assert any("looking around in the network failed: odd" in text for text in reporter.status.problems)
@@ -154,12 +154,15 @@ def test_a_start_whose_error_cannot_travel_or_that_never_ends_is_given_up(
         await asyncio.sleep(600)
 
     path, key = load_identity(tmp_path)
-    for create, join_seconds, told in ((odd, 30.0, "ended without a word"), (endless, -58.0, "not ready within 2 s")):
-        monkeypatch.setattr("ttt.swarm.dht.node.JOIN_SECONDS", join_seconds)
+    for create, seconds, message in (
+        (odd, 30.0, "exited without an error"),
+        (endless, -58.0, "not ready within 2 s"),
+    ):
+        monkeypatch.setattr("ttt.swarm.dht.node.JOIN_SECONDS", seconds)
         monkeypatch.setattr("hivemind.dht.dht.DHTNode.create", create)
         before = set(multiprocessing.active_children())
         began = time.monotonic()
-        with pytest.raises(SwarmError, match=told):
+        with pytest.raises(SwarmError, match=message):
             start_dht([], identity=path, key=key, required=False)
         assert time.monotonic() - began < 60
         assert set(multiprocessing.active_children()) <= before

@@ -22,7 +22,7 @@ from hivemind.utils.crypto import RSAPrivateKey
 from tests.swarm.peers import BanFile, record
 from ttt.swarm.averaging.progress import RobustProgressTracker, parse_claims, read_progress
 from ttt.swarm.dht.records import metrics_key, owner_of, publish, read_all
-from ttt.swarm.dht.validation import RecordRules, StrictSignatures, drop_only_bad_entries
+from ttt.swarm.dht.validation import RecordRules, StrictSignatures, patch_entry_validation
 
 RUN, TARGET = "my-run-g0", 64
 
@@ -64,7 +64,7 @@ class Swarm:
 def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
     bans = BanFile(tmp_path_factory.mktemp("access") / "bans")
     nodes: list[Node] = []
-    drop_only_bad_entries()
+    patch_entry_validation()
     try:
         for honest in (True, True, False):
             key = RSAPrivateKey()
@@ -98,7 +98,7 @@ def test_a_record_in_anothers_name_is_refused(swarm: Swarm) -> None:
     ada, eve = swarm.ada, swarm.eve
     assert not publish(ada.dht, RUN, of(eve, name="Forged"), ada.signer)
     ada.tell(metrics_key(RUN), of(eve, name="Forged").model_dump())  # the nodes refuse it too
-    eve.tell(metrics_key(RUN), of(ada, name="Forged", epoch=99).model_dump())
+    eve.tell(metrics_key(RUN), of(ada, name="Forged", step=99).model_dump())
     names = [one.name for one in read_all(swarm.bob.dht, RUN).records.values()]
     assert "Forged" not in names
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.swarm.peers import record
-from ttt.swarm.dht.records import MAX_RECORD_BYTES, MAX_SEEN, PeerRecord, describe, tag_of
+from ttt.swarm.dht.records import MAX_RECORD_BYTES, MAX_SEEN, PeerRecord, record_text, tag_of
 from ttt.swarm.process.text import clean_text, safe_name
 
 if sys.platform != "linux":
@@ -166,7 +166,7 @@ def test_any_name_is_short_one_line_and_without_markup(name: str) -> None:
     assert not set(safe) & set("<>\"'`*_[]()|~\\{}!\n\r\u202e\u2028")
     assert 1 <= len(unescape(safe)) <= 40
     assert clean_text(clean_text(name, 40), 40) == clean_text(name, 40)
-    PeerRecord(**{**record("ada").model_dump(), "name": describe(name, 40)})
+    PeerRecord(**{**record("ada").model_dump(), "name": record_text(name, 40)})
 
 
 def test_towers_of_accents_are_cut() -> None:

@@ -73,7 +73,7 @@ def test_the_dht_takes_what_is_signed_and_right() -> None:
     assert accepts(signed(dht_record(f"{RUN}_progress", progress())))
     assert accepts(signed(dht_record(f"{RUN}_progress", None)))  # goodbye
     assert accepts(dht_record(f"{RUN}_state_averager.all_averagers", 5.0, subkey=PEER))
-    assert accepts(signed(dht_record("my-run_run", {"generation": 1, "founded": 1.0}, lifetime=86_400)))
+    assert accepts(signed(dht_record("my-run_run", {"generation": 1}, lifetime=86_400)))
     for epoch in (0, 7, 31_250):
         key = group_key(f"{RUN}_grad_averager", epoch)
         assert accepts(dht_record(key, True, subkey=PEER)) and accepts(dht_record(key, False, subkey=PEER))

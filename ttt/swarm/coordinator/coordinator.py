@@ -31,7 +31,15 @@ from ttt.swarm.coordinator.training_data import check_source, is_a_name
 from ttt.swarm.dht.access import AccessPolicy, AllowAll
 from ttt.swarm.dht.announcement import Announcement
 from ttt.swarm.dht.identity import load_identity
-from ttt.swarm.dht.node import SwarmDHT, announce_run, guard, prefix, reconnect, start_dht, visible_addresses
+from ttt.swarm.dht.node import (
+    SwarmDHT,
+    add_record_rules,
+    announce_run,
+    reconnect,
+    run_prefix,
+    start_dht,
+    visible_addresses,
+)
 from ttt.swarm.dht.records import read_all
 from ttt.swarm.history.types import Checkpoint as HistoryCheckpoint
 from ttt.swarm.history.types import Event
@@ -76,13 +84,13 @@ class Coordinator:
         self.store = CheckpointStore(self.folder, settings.run.name, settings.checkpoints)
         policy = settings.checkpoints
         self.uploader = Uploader(policy.hub_repo, policy.hub_every_seconds, self._uploaded)
-        self.announcement = self._last_announcement() or Announcement(generation=0, founded=time.time())
+        self.announcement = self._last_announcement() or Announcement(generation=0)
         self._due = time.monotonic() + policy.every_seconds
         """When the next checkpoint is."""
 
     @property
     def prefix(self) -> str:
-        return prefix(self.settings.run.name, self.announcement.generation)
+        return run_prefix(self.settings.run.name, self.announcement.generation)
 
     def run(self) -> None:
         with ExitStack() as stack:
@@ -270,7 +278,7 @@ class Coordinator:
             listen=[f"/ip4/{host}/tcp/{port}"], announce=self.options.announce or network.announce,
         )  # fmt: skip
         try:
-            guard(dht, self.prefix, self.access, self.settings.batch.global_batch)
+            add_record_rules(dht, self.prefix, self.access, self.settings.batch.global_batch)
             reconnect(dht, known_peers(self.folder))  # the run may go on where we left it
             addresses = visible_addresses(dht)
             self.reporter.update(peer_id=str(dht.peer_id), addresses=addresses)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -46,7 +45,7 @@ def newest_generation(
         found = None
     if newest is None or (found is not None and found.generation >= newest):
         return found
-    return Announcement(generation=newest, founded=found.founded if found else time.time())
+    return Announcement(generation=newest)
 
 
 def write_generation(folder: Path, announcement: Announcement) -> None:

@@ -29,7 +29,7 @@ def roll_back(folder: Path, settings: RunSettings, step: int) -> Checkpoint:
         if wrong := damaged(kept):
             raise SwarmError(f"{wrong} is not what was written; choose another step")
         old = newest_generation(folder, (one.manifest.generation for one in store.all()))
-        new = Announcement(generation=old.generation + 1 if old else 1, founded=time.time())
+        new = Announcement(generation=old.generation + 1 if old else 1)
         with _history(folder, settings) as history:
             store.drop_after(step)  # first: where this is killed, nothing that was dropped can come back as newest
             write_generation(folder, new)

@@ -24,7 +24,7 @@ from ttt.swarm.coordinator.checkpoints import Checkpoint
 from ttt.swarm.history.types import SampleImage
 from ttt.swarm.history.writer import History
 from ttt.swarm.process.launcher import ROOT
-from ttt.swarm.process.lifecycle import die_with_parent
+from ttt.swarm.process.lifecycle import start_child
 
 FOLDER = "sample_images"
 NICENESS = 5
@@ -92,19 +92,13 @@ class Painter:
 
     def _run(self, bundle: Path, out: Path) -> str:
         """What went wrong, or nothing."""
-        parent = os.getpid()
-
-        def prepare() -> None:
-            os.nice(NICENESS)
-            die_with_parent(parent)
-
         with self._lock:
             if self._closed:
                 return "asked to stop"
-            self._process = process = subprocess.Popen(
+            self._process = process = start_child(
                 [sys.executable, "-m", "ttt.swarm.coordinator.fixed_prompts", str(bundle), str(out)],
-                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
-                preexec_fn=prepare, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                niceness=NICENESS, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
             )  # fmt: skip
         wanted = {"prompts": self.settings.prompts, "candidates": self.settings.candidates}
         _, said = process.communicate(json.dumps(wanted).encode())

@@ -1,4 +1,4 @@
-"""The announcement of a run: the record that its coordinator signs and every peer reads."""
+"""The announcement of a run: a record in the DHT that the coordinator signs and every peer reads."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Announcement(BaseModel):
-    """What the coordinator tells everybody, signed with the key of its address."""
+    """What the coordinator states about the run, signed with the key of its address."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
     generation: int = Field(ge=0, le=10**6)
     """Counts roll-backs: peers of different generations never meet."""
-    founded: float = Field(allow_inf_nan=False)
-    """Unix time."""

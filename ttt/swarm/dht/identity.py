@@ -1,4 +1,4 @@
-"""A peer's key: one RSA key is its libp2p id and signs its records, so that a restarted peer is the same one."""
+"""The identity of a peer: one RSA key gives its libp2p id and signs its records, and survives restarts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ IDENTITY_FILE = "identity.key"
 
 
 def load_identity(folder: Path) -> tuple[Path, RSAPrivateKey]:
-    """The key file of a folder, made at the first time, and the key."""
+    """Return the key file of a folder, which is created at the first call, and its key.
+
+    Raises InvalidInput if the file is damaged.
+    """
     from cryptography.hazmat.primitives import serialization
     from hivemind.p2p import P2P
     from hivemind.proto import crypto_pb2
@@ -24,20 +27,26 @@ def load_identity(folder: Path) -> tuple[Path, RSAPrivateKey]:
 
     path = folder / IDENTITY_FILE
     if not path.exists():
+        # libp2p's format, as the daemon reads the same file.
         temporary = folder / f".{IDENTITY_FILE}-{os.getpid()}"
         P2P.generate_identity(str(temporary))
         temporary.rename(path)
     try:
         data = crypto_pb2.PrivateKey.FromString(path.read_bytes()).data
+        # hivemind's class can only make new keys, or read those that it saved itself.
         key = RSAPrivateKey.__new__(RSAPrivateKey)
         key._private_key = serialization.load_der_private_key(data, password=None)
     except Exception as error:
-        raise InvalidInput(f"{path} is not a key file ({error}); delete it, and a new one is made") from None
+        raise InvalidInput(f"{path} is not a key file ({error}); delete it to get a new key and peer id") from None
     return path, key
 
 
 def peer_id_of(public_key: bytes) -> str:
-    """libp2p id (base58) of an RSA key in OpenSSH's format, as DHT records name their owners."""
+    """Return the libp2p id (base58) of an RSA key in OpenSSH's format, in which DHT records name their owners.
+
+    A libp2p id is the SHA-256 multihash of the key in libp2p's protobuf format
+    (https://github.com/libp2p/specs/blob/master/peer-ids/peer-ids.md).
+    """
     import base58
     import multihash  # type: ignore[import-untyped]
     from cryptography.hazmat.primitives import serialization

@@ -1,4 +1,8 @@
-"""The DHT of a run: joining it, finding the way back into it, and the coordinator's announcement. Knows no models."""
+"""The DHT node of a peer: joining the network, reconnecting to it, and the announcement of the run.
+
+hivemind runs the node in a process of its own, over libp2p's daemon, which is a third process. All reads of the DHT
+have a timeout: a node that cannot validate signed records otherwise waits for an answer forever.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,6 @@ import contextlib
 import socket
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import Any
@@ -28,24 +31,25 @@ from ttt.errors import InvalidInput, SwarmError
 from ttt.swarm.config.run_config import MOST_BATCHES
 from ttt.swarm.dht.access import AccessPolicy
 from ttt.swarm.dht.announcement import Announcement
-from ttt.swarm.dht.records import owner_of
-from ttt.swarm.dht.validation import RecordRules, StrictSignatures, drop_only_bad_entries
+from ttt.swarm.dht.records import LATE, owner_of, result_in_time
+from ttt.swarm.dht.validation import RecordRules, StrictSignatures, patch_entry_validation
 from ttt.swarm.process.lifecycle import become_child, tie_daemon
 
 STARTUP_SECONDS = 60.0
+"""For libp2p's daemon to start; hivemind's default of 15 is too short on a busy machine."""
 JOIN_SECONDS = 30.0
-"""For the way into the network once libp2p's daemon runs."""
+"""For joining the network once the daemon runs."""
 CALL_SECONDS = 5.0
 """For connecting to one peer, and for its answer."""
 ANNOUNCEMENT_SECONDS = 24 * 3600.0
-"""How long the network remembers what the coordinator said, so that newcomers find the run without it."""
+"""Lifetime of the announcement: for so long newcomers find the run while the coordinator is away."""
 
 
 class SwarmDHT(hivemind.DHT):
-    """A DHT whose processes die with this one."""
+    """A DHT whose processes end with this one."""
 
     signer: StrictSignatures
-    """Signs this node's records."""
+    """Signs the records of this node."""
 
     def run(self) -> None:
         become_child(self._parent_pid)
@@ -53,17 +57,17 @@ class SwarmDHT(hivemind.DHT):
         super().run()
 
 
-def prefix(name: str, generation: int) -> str:
-    """Under which the peers of one generation of a run find each other."""
+def run_prefix(name: str, generation: int) -> str:
+    """Return the prefix of all DHT keys of one generation of a run: peers of different generations never meet."""
     return f"{name}-g{generation}"
 
 
 def check_addresses(addresses: Sequence[str]) -> None:
-    """InvalidInput where an address is not a complete multiaddr."""
+    """Raise InvalidInput unless every address is a complete multiaddr."""
     for address in addresses:
         try:
             Multiaddr(address)["p2p"]
-        except Exception:
+        except Exception:  # the library raises many types of errors
             raise InvalidInput(
                 f"{address!r} is not a peer's address; it looks like /ip4/203.0.113.5/tcp/8080/p2p/Qm..., as the "
                 "coordinator prints it"
@@ -71,13 +75,13 @@ def check_addresses(addresses: Sequence[str]) -> None:
 
 
 def check_announced(addresses: Sequence[str]) -> None:
-    """InvalidInput where nobody could connect to an address."""
+    """Raise InvalidInput unless other peers could connect to every address."""
     for address in addresses:
         try:
             parts = [(protocol.name, value) for protocol, value in Multiaddr(address).items()]
             ports = [int(value) for name, value in parts if name in ("tcp", "udp")]
             usable = parts[0][0] in ("ip4", "ip6", "dns", "dns4", "dns6", "dnsaddr") and ports and all(ports)
-        except Exception:
+        except Exception:  # the library raises many types of errors
             usable = False
         if not usable or parts[-1][0] == "p2p":
             raise InvalidInput(
@@ -88,11 +92,12 @@ def check_announced(addresses: Sequence[str]) -> None:
 
 
 def check_ports(listen: Sequence[str]) -> None:
-    """SwarmError where another program listens there already, which libp2p would not tell."""
+    """Raise SwarmError if another program already listens on a port: libp2p would not report it."""
     for address in listen:
         _, kind, host, _, port, *_ = address.split("/")
         if kind == "ip4" and port != "0":
             with socket.socket() as probe:
+                # As libp2p does: a port in TIME_WAIT after a restart can be used.
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
                     probe.bind((host, int(port)))
@@ -113,11 +118,14 @@ def start_dht(
     use_relay: bool = True,
     required: bool = True,
 ) -> SwarmDHT:
-    """Join the network; SwarmError says why that failed. `required`: without any initial peer it is a failure."""
+    """Join the network. Raises SwarmError with the cause if that fails.
+
+    required: fail if none of the initial peers answers.
+    """
     check_addresses(initial_peers)
     check_announced(announce)
     check_ports([] if client_mode else listen)
-    drop_only_bad_entries()
+    patch_entry_validation()
     network: dict[str, Any] = {"use_auto_relay": use_relay and client_mode, "use_relay": use_relay}
     if client_mode:
         network |= {"host_maddrs": None, "no_listen": True}
@@ -130,7 +138,7 @@ def start_dht(
             start=False,
             client_mode=client_mode,
             identity_path=str(identity),
-            check_if_identity_free=False,  # the folder's lock sees to that, and the check takes seconds
+            check_if_identity_free=False,  # takes seconds, and the lock of the folder already ensures it
             record_validators=[signer],
             startup_timeout=STARTUP_SECONDS,
             ensure_bootstrap_success=required,
@@ -138,28 +146,28 @@ def start_dht(
             **network,
         )
         dht.signer = signer
-        _begin(dht, STARTUP_SECONDS + JOIN_SECONDS)
+        _start(dht, STARTUP_SECONDS + JOIN_SECONDS)
         return dht
     except Exception as error:
-        raise SwarmError(_why_not(str(error), initial_peers)) from None
+        raise SwarmError(_explain_failure(str(error), initial_peers)) from None
 
 
-def _begin(dht: SwarmDHT, seconds: float) -> None:
-    """Start its process and wait until it is ready, or raise why not.
+def _start(dht: SwarmDHT, seconds: float) -> None:
+    """Start the process of the DHT and wait until it is ready.
 
-    hivemind would wait without end, also for a process that died or whose error does not survive the way here.
+    hivemind would wait forever if the process died, or if its error could not be pickled.
     """
     deadline = time.monotonic() + seconds
     dht.run_in_background(await_ready=False)
     try:
         while True:
-            alive = dht.is_alive()  # asked first, so that the last word of a process that ends is still heard
+            alive = dht.is_alive()  # read before waiting: a process that ends may still have reported an error
             try:
                 return dht.wait_until_ready(1.0)
             except FutureTimeout:
                 if not alive:
                     raise SwarmError(
-                        "hivemind's process ended without a word; TTT_HIVEMIND_LOG=DEBUG tells more"
+                        "hivemind's process exited without an error; set TTT_HIVEMIND_LOG=DEBUG to see its log"
                     ) from None
                 if time.monotonic() > deadline:
                     raise SwarmError(f"hivemind was not ready within {seconds:.0f} s; try again") from None
@@ -169,7 +177,7 @@ def _begin(dht: SwarmDHT, seconds: float) -> None:
         raise
 
 
-def _why_not(error: str, initial_peers: Sequence[str]) -> str:
+def _explain_failure(error: str, initial_peers: Sequence[str]) -> str:
     if "bootstrap failed" in error or "bootstrap peers" in error:
         return (
             f"none of the initial peers answered ({', '.join(initial_peers)}): is the coordinator running, is its "
@@ -181,18 +189,14 @@ def _why_not(error: str, initial_peers: Sequence[str]) -> str:
 
 
 def get_record(dht: hivemind.DHT, key: str, timeout: float = 10.0) -> dict[Any, ValueWithExpiration] | None:
-    """Newest subkeys of a key, or None; never waits longer than `timeout`."""
-    future: Future[Any] = dht.get(key, latest=True, return_future=True)
-    try:
-        found = future.result(timeout)
-    except FutureTimeout:
-        future.cancel()
-        return None
-    return found.value if found is not None and isinstance(found.value, dict) else None
+    """Return the newest subkeys of a key, or None. Never waits longer than `timeout` seconds."""
+    answer = result_in_time(dht.get(key, latest=True, return_future=True), timeout)
+    entries = getattr(answer, "value", None)
+    return entries if isinstance(entries, dict) else None
 
 
 def announce_run(dht: SwarmDHT, run: str, announcement: Announcement) -> bool:
-    """Store it where every peer looks; False where the network did not take it."""
+    """Store the announcement under the key where peers look for it; return False if the network did not accept it."""
     future = dht.store(
         f"{run}_run",
         subkey=dht.signer.local_public_key,
@@ -200,63 +204,61 @@ def announce_run(dht: SwarmDHT, run: str, announcement: Announcement) -> bool:
         expiration_time=get_dht_time() + ANNOUNCEMENT_SECONDS,
         return_future=True,
     )
-    try:
-        return bool(future.result(10.0))
-    except FutureTimeout:
-        return False
+    stored = result_in_time(future, 10.0)
+    return stored is not LATE and bool(stored)
 
 
-def find_run(dht: hivemind.DHT, run: str, coordinators: Sequence[str]) -> Announcement | None:
-    """The newest announcement by one of these libp2p ids."""
-    found = []
+def find_announcement(dht: hivemind.DHT, run: str, coordinators: Sequence[str]) -> Announcement | None:
+    """Return the newest announcement that one of these libp2p ids has signed."""
+    announcements = []
     for subkey, entry in (get_record(dht, f"{run}_run") or {}).items():
         with contextlib.suppress(ValidationError, ValueError):
             if owner_of(subkey) in coordinators:
-                found.append(Announcement.model_validate(entry.value))
-    return max(found, key=lambda one: one.generation, default=None)
+                announcements.append(Announcement.model_validate(entry.value))
+    return max(announcements, key=lambda announcement: announcement.generation, default=None)
 
 
-def guard(dht: hivemind.DHT, run_prefix: str, access: AccessPolicy, global_batch: int) -> None:
-    """From now on this node accepts records of the run only where they are well-formed and their owner may speak."""
-    rules = RecordRules(run_prefix, access, max_samples=MOST_BATCHES * global_batch)
-    dht.add_validators([SchemaValidator(TrainingProgressSchema, prefix=run_prefix), rules])
+def add_record_rules(dht: hivemind.DHT, prefix: str, access: AccessPolicy, global_batch: int) -> None:
+    """Make this node accept only well-formed records of the run, of peers that the access policy allows."""
+    rules = RecordRules(prefix, access, max_samples=MOST_BATCHES * global_batch)
+    dht.add_validators([SchemaValidator(TrainingProgressSchema, prefix=prefix), rules])
 
 
-def find_donors(dht: hivemind.DHT, run_prefix: str) -> dict[str, float]:
-    """libp2p ids of peers that offer the state of the run, with the step that each says it is of."""
-    donors = parse_donors(get_record(dht, f"{run_prefix}_state_averager.all_averagers"))
+def find_donors(dht: hivemind.DHT, prefix: str) -> dict[str, float]:
+    """Return the libp2p ids of other peers that offer the state of the run, with the step that each claims for it."""
+    donors = parse_donors(get_record(dht, f"{prefix}_state_averager.all_averagers"))
     return {str(peer): step for peer, step in donors.items() if peer != dht.peer_id}
 
 
 def parse_donors(entries: Any) -> dict[PeerID, float]:
-    """Peer -> how new it says its state is, from an unsigned record of the DHT."""
+    """Return peer -> the step that it claims for its state, from an unsigned record of the DHT."""
     donors = {}
     for peer, entry in entries.items() if isinstance(entries, dict) else ():
         value = getattr(entry, "value", None)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # the bytes of the id may be anything
                 donors[PeerID(peer)] = float(value)
     return donors
 
 
 def visible_addresses(dht: hivemind.DHT) -> list[str]:
+    """Return the addresses at which other peers reach this one."""
     return [str(address) for address in dht.get_visible_maddrs()]
 
 
 def reconnect(dht: hivemind.DHT, addresses: Sequence[str]) -> list[str]:
-    """Call these peers, all at once, where the routing table has lost them; returns the addresses that answered.
+    """Call those of these peers that the routing table has lost, all at once; return the addresses that answered.
 
-    After a cut of the network, or when the coordinator came back, nobody else would look for them again.
+    hivemind never looks for lost peers again, so after a network outage, or a restart of the coordinator, two parts of
+    a swarm would stay apart.
     """
     future = dht.run_coroutine(_Reconnect(tuple(addresses)), return_future=True)
-    try:
-        return list(future.result(2 * CALL_SECONDS + 5))
-    except Exception:
-        return []
+    answered = result_in_time(future, 2 * CALL_SECONDS + 5)
+    return [] if answered is LATE else list(answered)
 
 
 class _Reconnect:
-    """Runs in the DHT's process."""
+    """The coroutine of `reconnect`, as an object that can be pickled for the DHT's process."""
 
     def __init__(self, addresses: tuple[str, ...]) -> None:
         self.addresses = addresses
@@ -275,16 +277,20 @@ async def _reaches(node: DHTNode, address: str) -> bool:
             return True
         await asyncio.wait_for(_connect(node, peer, Multiaddr(address.partition("/p2p/")[0])), CALL_SECONDS)
         return await asyncio.wait_for(node.protocol.call_ping(peer, strict=False), CALL_SECONDS) is not None
-    except Exception:
+    except Exception:  # a malformed address, or a peer that does not answer
         return False
 
 
 async def _connect(node: DHTNode, peer: PeerID, transport: Multiaddr) -> None:
-    """As hivemind's `connect`, but the daemon gives up in time, and the pipe to it is closed whatever happens."""
+    """Connect as hivemind's client does, with a timeout for the daemon, and always close the pipe to it.
+
+    hivemind passes no timeout: a peer that accepts the connection and never answers would block the daemon for a
+    minute, and cancelling the call would leak the pipe.
+    """
     reader, writer = await node.p2p._client.control.daemon_connector.open_connection()
     try:
-        wish = p2pd_pb2.ConnectRequest(peer=peer.to_bytes(), addrs=[transport.to_bytes()], timeout=int(CALL_SECONDS))
-        await write_pbmsg(writer, p2pd_pb2.Request(type=p2pd_pb2.Request.CONNECT, connect=wish))
+        connect = p2pd_pb2.ConnectRequest(peer=peer.to_bytes(), addrs=[transport.to_bytes()], timeout=int(CALL_SECONDS))
+        await write_pbmsg(writer, p2pd_pb2.Request(type=p2pd_pb2.Request.CONNECT, connect=connect))
         answer = p2pd_pb2.Response()
         await read_pbmsg_safe(reader, answer)
         raise_if_failed(answer)

@@ -1,11 +1,11 @@
-"""What a peer tells the swarm about itself: one strict, signed record in the DHT. Knows neither tensors nor history.
+"""The metrics record of a peer: what it publishes about itself, signed, in the DHT. Independent of tensors and history.
 
     key     f"{run}_metrics"
     subkey  "[owner:ssh-rsa ...]": the key that signs the record; the peer's libp2p id is its digest
     value   `PeerRecord` as a msgpack map of numbers and short strings
 
-hivemind signs and verifies (`RSASignatureValidator`), `validation.py` refuses what does not fit before it is stored,
-and `read_all` checks everything once more: an answer of the DHT may come from a node that checks nothing.
+hivemind signs and verifies (`RSASignatureValidator`), `validation.py` rejects invalid records before they are stored,
+and `read_all` checks each record again, because an answer may come from a node that checks nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_SAMPLES = 10**15
 MAX_RECORD_BYTES = 4096
 MAX_SEEN = 64
 CLOCK_SLACK = 30.0
-"""Seconds by which a record's time may lie ahead of ours."""
+"""Seconds by which a record's time may be ahead of ours."""
 OWNER = re.compile(rb"\[owner:(ssh-rsa [A-Za-z0-9+/=]{100,1500})\]")
 
 Count = Annotated[int, Field(ge=0, le=MAX_SAMPLES)]
@@ -43,21 +43,21 @@ def metrics_key(run: str) -> str:
 
 
 def tag_of(peer_id: str) -> str:
-    """Short name of a peer within a record: the last 12 characters of its id."""
+    """Return the short name of a peer within a record: the last 12 characters of its id."""
     return peer_id[-12:]
 
 
 class PeerRecord(BaseModel):
-    """What one peer did, since its last record ("interval") and since its process started ("total")."""
+    """What one peer did since its last record ("interval") and since its process started ("total")."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
     peer_id: str = Field(min_length=20, max_length=64, pattern=r"^[1-9A-HJ-NP-Za-km-z]+$")
-    """Its libp2p id; refused unless it is the digest of the signing key."""
+    """libp2p id; must be the digest of the signing key."""
     name: str = Field(default="", max_length=MAX_NAME)
-    """How it wants to be called; not unique and not checked: escape it with `safe_name` where it is shown."""
+    """Display name that the peer chose. Neither unique nor safe: escape it with `safe_name` before showing it."""
     started: float = Field(ge=0, le=1e11)
-    """Unix time at which the process started: totals begin anew when it changes."""
+    """Unix time at which the process started; totals restart when it changes."""
     time: float = Field(ge=0, le=1e11)
     """Unix time of this record."""
     interval: Seconds = 0.0
@@ -77,22 +77,22 @@ class PeerRecord(BaseModel):
     learning_rate: float | None = Field(default=None, ge=0, le=1e3)
     micro_batch: int = Field(default=0, ge=0, le=1 << 24)
     device: str = Field(default="", max_length=60)
-    """In words: "NVIDIA A100 40 GB", "CPU, 2 cores"."""
+    """As text, for example "NVIDIA A100 40 GB" or "CPU, 2 cores"."""
     group_size: int = Field(default=0, ge=0, le=4096)
-    """Peers in the last round of averaging gradients, itself included; 0 before the first."""
+    """Peers in the last round of averaging gradients, this one included; 0 before the first."""
     share_received: float | None = Field(default=None, ge=0, le=1)
-    """Share of the averages that the last round brought."""
+    """Share of the averages that arrived in that round."""
     averaging_seconds: Seconds = 0.0
-    """How long that round took."""
+    """Duration of that round."""
     bytes_sent: Count = 0
-    """Tensors, total."""
+    """Of tensors, total."""
     bytes_received: Count = 0
     client_mode: bool = False
     auxiliary: bool = False
     software: str = Field(default="", max_length=40)
     seen: dict[Tag, Annotated[float, Field(ge=0, le=1e15)]] = Field(default_factory=dict, max_length=MAX_SEEN)
-    """`tag_of` a groupmate -> sum of the weights (samples) with which it took part in the averages that this peer
-    reduced, total. What others saw of a peer is the check on what it says of itself."""
+    """`tag_of` a groupmate -> total of the weights (samples) of its parts in the averages that this peer reduced.
+    Observations of others are the check on a peer's own claims."""
 
     @field_validator("name", "device", "software")
     @classmethod
@@ -110,21 +110,21 @@ class PeerRecord(BaseModel):
         return self
 
 
-def describe(text: str, limit: int) -> str:
-    """Words for `name`, `device` or `software` that a record accepts."""
+def record_text(text: str, limit: int) -> str:
+    """Return the text in a form that `name`, `device` and `software` accept."""
     return clean_text(text.replace("[", "("), limit)
 
 
 @dataclass
 class Reading:
-    """What the DHT answered."""
+    """The valid records of a run, as the DHT answered."""
 
     records: dict[str, PeerRecord] = field(default_factory=dict)
     """By peer id."""
     dropped: Counter[str] = field(default_factory=Counter)
-    """Reason -> number of records that were refused."""
+    """Reason -> number of records that were rejected."""
     answered: bool = True
-    """False where the DHT did not answer in time."""
+    """False if the DHT did not answer in time."""
 
 
 def publish(
@@ -136,11 +136,11 @@ def publish(
     lifetime: float = 60.0,
     timeout: float = 10.0,
 ) -> bool:
-    """Store a record under the signer's key for `lifetime` seconds; False where the DHT did not take it in time.
+    """Store a record under the signer's key for `lifetime` seconds; return False if the DHT did not accept it in time.
 
-    False too for a record in another's name, which is not sent: every honest node would refuse it, yet hivemind calls
-    a record stored as soon as one node says so. The DHT must have been made with this signer
-    (`validation.StrictSignatures`) among its validators, which signs.
+    A record in the name of another peer is not sent, and False returned: every honest node would reject it, but
+    hivemind reports a record as stored as soon as one node says so. The signer (`validation.StrictSignatures`) must be
+    one of the validators of the DHT, which sign what they store.
     """
     from hivemind.utils import get_dht_time
 
@@ -157,7 +157,7 @@ def publish(
 
 
 def read_all(dht: DHT, run: str, *, timeout: float = 10.0) -> Reading:
-    """Every valid record of a run; never waits longer than `timeout` seconds."""
+    """Return every valid record of a run. Never waits longer than `timeout` seconds."""
     from hivemind.utils import get_dht_time
 
     answer = result_in_time(dht.get(metrics_key(run), latest=True, return_future=True), timeout)
@@ -168,7 +168,7 @@ def read_all(dht: DHT, run: str, *, timeout: float = 10.0) -> Reading:
 
 
 def parse_all(entries: Mapping[Any, Any], now: float) -> Reading:
-    """Check what came from the DHT: subkey -> object with `.value`."""
+    """Parse the entries of a DHT answer, subkey -> object with `.value`."""
     reading = Reading()
     for subkey, entry in entries.items():
         try:
@@ -181,7 +181,7 @@ def parse_all(entries: Mapping[Any, Any], now: float) -> Reading:
 
 
 def parse(subkey: object, value: object, now: float) -> PeerRecord:
-    """One checked record; ValueError with a short reason that holds nothing the stranger wrote."""
+    """Parse one record. Raises ValueError with a short reason, which contains nothing that its author wrote."""
     owner = owner_of(subkey)
     try:
         record = PeerRecord.model_validate(value)
@@ -195,7 +195,7 @@ def parse(subkey: object, value: object, now: float) -> PeerRecord:
 
 
 def owner_of(subkey: object) -> str:
-    """libp2p id of the key that a subkey names; ValueError where it names none."""
+    """Return the libp2p id of the key that a subkey names. Raises ValueError if it names none."""
     from ttt.swarm.dht.identity import peer_id_of
 
     match = OWNER.fullmatch(subkey) if isinstance(subkey, bytes) else None
@@ -203,12 +203,12 @@ def owner_of(subkey: object) -> str:
         raise ValueError("not signed by a peer's key")
     try:
         return peer_id_of(match[1])
-    except Exception:  # cryptography's errors for broken keys are many
+    except Exception:  # cryptography raises many types of errors for broken keys
         raise ValueError("signed by a broken key") from None
 
 
 def short_reason(error: ValidationError) -> str:
-    """First error of a model, without the input; names of unknown fields, which the stranger chose, are left out."""
+    """Return the first error without the input, and without the names of unknown fields: a stranger chose both."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     if first["type"] == "extra_forbidden":
         return "that is unknown"
@@ -216,10 +216,11 @@ def short_reason(error: ValidationError) -> str:
 
 
 LATE = object()
+"""Returned by `result_in_time` for a future without a result."""
 
 
 def result_in_time(future: Any, timeout: float) -> Any:
-    """The future's value, or `LATE` where it failed or time is up."""
+    """Return the future's value, or `LATE` if it failed or is not done in time."""
     from concurrent.futures import CancelledError
 
     try:

@@ -1,9 +1,17 @@
-"""What the DHT of a run accepts: signed, small, well-formed records of peers that may speak. Knows no tensors.
+"""Validation of DHT records: a node stores only small, well-formed records of peers that the access policy allows.
 
-hivemind's SchemaValidators are OR-ed, so that they cannot tighten a key that it already has a schema for; validators
-of other classes are AND-ed, and ours is one. It keeps no state: two nodes that disagreed on a record would refuse each
-other's whole answers. What needs a view of the swarm (an epoch far ahead of all others) is judged by the readers, in
-`progress.py`.
+    key                              subkey                     value               signed  rule
+    RUN_metrics                      [owner:ssh-rsa ...]        PeerRecord          yes     _metrics
+    RUN_progress                     [owner:ssh-rsa ...]        ProgressRecord      yes     _progress
+    RUN_{grad,state}_averager
+      .all_averagers                 peer id (bytes)            step of the state   no      _donor
+      -STEP.0b                       peer id (bytes)            looks for a group   no      _group
+    any other                        [owner:ssh-rsa ...]        anything small      yes     (the announcement, for one)
+
+hivemind combines SchemaValidators with OR, so one cannot tighten a key for which hivemind has a schema itself.
+Validators of other classes are combined with AND; `RecordRules` is one. It is stateless: two nodes that disagreed about
+a record would reject each other's whole answers. What requires a view of the swarm, such as an epoch far ahead of all
+others, is judged by the readers of the records (`averaging/progress.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +32,7 @@ from ttt.swarm.dht.records import CLOCK_SLACK, MAX_RECORD_BYTES, MAX_SAMPLES, MA
 
 MAX_OTHER_BYTES = 1 << 16
 MAX_LIFETIME = 3600.0
-"""Seconds ahead that a record of a run may expire: nobody haunts a swarm for longer."""
+"""Seconds ahead that a record of a run may expire, so that no peer can leave a record behind for longer."""
 AVERAGERS = ("grad_averager", "state_averager")
 PRIORITY_RANGE = (-1.0, float(MAX_STEP))
 
@@ -36,6 +44,7 @@ class ProgressRecord(BaseModel):
 
     peer_id: bytes = Field(min_length=16, max_length=64)
     epoch: int = Field(ge=0, le=MAX_STEP)
+    """Optimizer steps of the swarm; the wire name is hivemind's."""
     samples_accumulated: int = Field(ge=0, le=MAX_SAMPLES)
     samples_per_second: Annotated[float, Field(ge=0, le=1e9)]
     time: float = Field(ge=0, le=1e11)
@@ -43,9 +52,9 @@ class ProgressRecord(BaseModel):
 
 
 class StrictSignatures(RSASignatureValidator):
-    """Signatures as hivemind's, but a record that cannot be checked is refused instead of raising an error.
+    """hivemind's signatures, except that a record that cannot be checked is rejected instead of raising an error.
 
-    An error in a validator makes hivemind drop the whole answer in which the record came.
+    An error in a validator makes hivemind drop the whole answer that contains the record.
     """
 
     def validate(self, record: DHTRecord) -> bool:
@@ -56,11 +65,10 @@ class StrictSignatures(RSASignatureValidator):
 
 
 class RecordRules(RecordValidatorBase):
-    """Rules for the keys of one run; under others, what is signed, and peers that look for a group. Goes with
-    `StrictSignatures`."""
+    """Rules for the records of one run. Use together with `StrictSignatures`, which checks the signatures."""
 
     def __init__(self, run: str, access: AccessPolicy | None = None, *, max_samples: int = MAX_SAMPLES) -> None:
-        """max_samples: no peer may claim more samples for one epoch (the run's global batch)."""
+        """max_samples: the most that one peer may claim for one step."""
         self._access = access or AllowAll()
         self._max_samples = max_samples
         self._rules: dict[bytes, Callable[[DHTRecord, Any, Any], bool]] = {
@@ -73,26 +81,28 @@ class RecordRules(RecordValidatorBase):
     def validate(self, record: DHTRecord) -> bool:
         try:
             if record.subkey in DHTProtocol.RESERVED_SUBKEYS:
-                return False  # a plain value would hide everybody's
+                return False  # a plain value would replace the entries of all peers
             subkey = MSGPackSerializer.loads(record.subkey)
             rule = self._rules.get(record.key, self._group)
-            if rule == self._group and not _is_peer_id(subkey):  # such as the coordinator's announcement: signed
+            if rule == self._group and not _is_peer_id(subkey):
                 return bool(owner_of(subkey)) and len(record.value) <= MAX_OTHER_BYTES
-            if len(record.value) > MAX_RECORD_BYTES or not _in_time(record.expiration_time):
+            if len(record.value) > MAX_RECORD_BYTES or not _expires_in_time(record.expiration_time):
                 return False
             return rule(record, subkey, MSGPackSerializer.loads(record.value))
-        except Exception:  # msgpack has a dozen errors for broken bytes
+        except Exception:  # msgpack raises a dozen different errors for malformed bytes
             return False
+
+    # A value of None withdraws a record.
 
     def _metrics(self, record: DHTRecord, subkey: Any, value: Any) -> bool:
         owner = owner_of(subkey)
-        return self._may_speak(owner) and (value is None or parse(subkey, value, get_dht_time()).peer_id == owner)
+        return self._may_publish(owner) and (value is None or parse(subkey, value, get_dht_time()).peer_id == owner)
 
     def _progress(self, record: DHTRecord, subkey: Any, value: Any) -> bool:
         owner = owner_of(subkey)
-        return self._may_speak(owner) and (value is None or self._fits(owner, value))
+        return self._may_publish(owner) and (value is None or self._is_plausible(owner, value))
 
-    def _fits(self, owner: str, value: Any) -> bool:
+    def _is_plausible(self, owner: str, value: Any) -> bool:
         try:
             progress = ProgressRecord.model_validate(value)
         except ValidationError:
@@ -104,28 +114,31 @@ class RecordRules(RecordValidatorBase):
         )
 
     def _donor(self, record: DHTRecord, subkey: Any, value: Any) -> bool:
-        return self._is_peer(subkey) and (value is None or _is_priority(value))
+        return self._is_allowed_peer(subkey) and (value is None or _is_priority(value))
 
     def _group(self, record: DHTRecord, subkey: Any, value: Any) -> bool:
-        """A peer looks for a group, or no longer. The epoch is part of the key, of which we see the digest alone, so
-        that this holds for every key without a rule of its own; another run's donors may use the network too."""
-        return self._is_peer(subkey) and (value is None or isinstance(value, bool) or _is_priority(value))
+        """Validate the declaration that a peer looks for a group, or no longer does.
 
-    def _is_peer(self, subkey: Any) -> bool:
-        """This record is unsigned: anybody may write it in anybody's name, but not in a banned peer's."""
-        return _is_peer_id(subkey) and self._may_speak(_base58(subkey))
+        The step is part of the key, of which a validator sees only the digest. So this rule applies to every key
+        without a rule of its own, and accepts donors' records, too: those of other runs may use the same network.
+        """
+        return self._is_allowed_peer(subkey) and (value is None or isinstance(value, bool) or _is_priority(value))
 
-    def _may_speak(self, peer_id: str) -> bool:
+    def _is_allowed_peer(self, subkey: Any) -> bool:
+        """Check the peer that an unsigned record names; anyone can write such a record in its name."""
+        return _is_peer_id(subkey) and self._may_publish(_base58(subkey))
+
+    def _may_publish(self, peer_id: str) -> bool:
         return self._access.allows(peer_id, Action.DHT_RECORD).allowed
 
 
-def drop_only_bad_entries() -> None:
-    """Make hivemind drop a bad entry of a dictionary, where it would drop the dictionary. Before a DHT is started."""
-    DHTProtocol._validate_dictionary = _without_bad_entries
+def patch_entry_validation() -> None:
+    """Make hivemind drop an invalid entry of a dictionary, not the whole dictionary. Call before a DHT is started."""
+    DHTProtocol._validate_dictionary = _drop_invalid_entries
 
 
-def _without_bad_entries(self: DHTProtocol, key: bytes, dictionary: Any) -> bool:
-    """In place; in hivemind one forged entry hides all others that came with it."""
+def _drop_invalid_entries(self: DHTProtocol, key: bytes, dictionary: Any) -> bool:
+    """Replace DHTProtocol._validate_dictionary: in hivemind one forged entry hides all others in the same answer."""
     with dictionary.freeze():
         for subkey, (value, expiration) in list(dictionary.items()):
             if not self._validate_record(key, self.serializer.dumps(subkey), value, expiration):
@@ -139,14 +152,14 @@ def _is_priority(value: Any) -> bool:
 
 
 def _is_peer_id(subkey: Any) -> bool:
-    return isinstance(subkey, bytes) and len(subkey) == 34
+    return isinstance(subkey, bytes) and len(subkey) == 34  # a SHA-256 multihash
 
 
 def _key_id(key: str) -> bytes:
     return DHTID.generate(source=key).to_bytes()
 
 
-def _in_time(expiration: float) -> bool:
+def _expires_in_time(expiration: float) -> bool:
     return math.isfinite(expiration) and expiration <= get_dht_time() + MAX_LIFETIME
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from ttt.errors import Cancelled
 from ttt.swarm.config.options import PeerOptions
 from ttt.swarm.dht.announcement import Announcement
-from ttt.swarm.dht.node import SwarmDHT, find_donors, find_run, reconnect
+from ttt.swarm.dht.node import SwarmDHT, find_announcement, find_donors, reconnect
 from ttt.swarm.process.reporter import Reporter
 
 LOOK_AROUND_SECONDS = 10.0
@@ -86,7 +86,7 @@ class Lookout:
             rolled_back()
 
     def _announced(self) -> Announcement | None:
-        return find_run(self.dht, self.run, self.options.coordinators)
+        return find_announcement(self.dht, self.run, self.options.coordinators)
 
     def _pause(self) -> None:
         if self.stop.wait(1.0):

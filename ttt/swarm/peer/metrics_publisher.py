@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from typing import Any
 
-from ttt.swarm.dht.records import MAX_SAMPLES, MAX_SEEN, PeerRecord, describe, publish, tag_of
+from ttt.swarm.dht.records import MAX_SAMPLES, MAX_SEEN, PeerRecord, publish, record_text, tag_of
 from ttt.swarm.process.reporter import Reporter
 from ttt.swarm.process.status import RoundRecord
 
@@ -92,7 +92,7 @@ class Publisher:
                 "bytes_sent": status.sent_bytes, "bytes_received": status.received_bytes,
             }  # fmt: skip
             return PeerRecord(
-                peer_id=status.peer_id, name=describe(status.name, 40), started=self._started, time=now,
+                peer_id=status.peer_id, name=record_text(status.name, 40), started=self._started, time=now,
                 loss=loss, loss_count=samples if loss is not None else 0, seen=seen,
                 **{name: _within(name, value) for name, value in numbers.items()}, **self.about,
             )  # fmt: skip

@@ -25,8 +25,8 @@ from ttt.swarm.config.options import PeerOptions
 from ttt.swarm.config.run_config import RunSettings, dalle_config
 from ttt.swarm.dht.access import AccessPolicy, AllowAll
 from ttt.swarm.dht.identity import load_identity
-from ttt.swarm.dht.node import SwarmDHT, guard, prefix, start_dht, visible_addresses
-from ttt.swarm.dht.records import describe
+from ttt.swarm.dht.node import SwarmDHT, add_record_rules, run_prefix, start_dht, visible_addresses
+from ttt.swarm.dht.records import record_text
 from ttt.swarm.peer.discovery import Lookout
 from ttt.swarm.peer.metrics_publisher import Publisher
 from ttt.swarm.peer.recovery import Recovery
@@ -96,7 +96,7 @@ class Peer(OptimizerEvents):
 
     @property
     def prefix(self) -> str:
-        return prefix(self.settings.run.name, self.generation)
+        return run_prefix(self.settings.run.name, self.generation)
 
     def run(self) -> None:
         """From nothing to a clean end."""
@@ -108,7 +108,7 @@ class Peer(OptimizerEvents):
             self.dht = stack.enter_context(self._dht())
             self.lookout = Lookout(self.dht, self.options, self.settings.run.name, self.reporter, self.stop)
             self.generation = self.lookout.wait_for_run().generation
-            guard(self.dht, self.prefix, self.access, self.settings.batch.global_batch)
+            add_record_rules(self.dht, self.prefix, self.access, self.settings.batch.global_batch)
             task = self._task(bundle)
             eight_bit = self.settings.optimizer.eight_bit
             check_shared_memory(shared_memory_needed(task.parameters, trains=True, eight_bit=eight_bit))
@@ -318,5 +318,6 @@ class Peer(OptimizerEvents):
         return Publisher(
             self.reporter, self.dht, self.prefix, self.dht.signer, self.settings.metrics.every_seconds,
             micro_batch=0 if options.auxiliary else self.fitted.micro_batch, client_mode=options.client,
-            auxiliary=options.auxiliary, device=describe(device_name(self.device), 60), software=f"ttt {__version__}",
+            auxiliary=options.auxiliary, device=record_text(device_name(self.device), 60),
+            software=f"ttt {__version__}",
         )  # fmt: skip

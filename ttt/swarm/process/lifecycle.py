@@ -11,9 +11,10 @@ import ctypes
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,17 @@ def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> Non
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:  # it died before we asked
         os._exit(1)
+
+
+def start_child(command: Sequence[str], *, niceness: int = 0, **options: Any) -> subprocess.Popen[bytes]:
+    """Start a program in a session of its own that is killed when the calling thread ends. options: of Popen."""
+    parent = os.getpid()
+
+    def prepare() -> None:
+        os.nice(niceness)
+        die_with_parent(parent)
+
+    return subprocess.Popen(command, start_new_session=True, preexec_fn=prepare, **options)
 
 
 def become_child(parent: int) -> None:
