@@ -1,4 +1,4 @@
-"""Threads, pieces, memory that runs out, and stopping."""
+"""The worker pool: threads, pieces, out-of-memory errors, and stopping."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from tests.support.cores import cores
 from ttt.errors import Cancelled, TTTError
 from ttt.hardware import free_memory, is_out_of_memory, memory_budget
-from ttt.workers import Crew
+from ttt.workers import WorkerPool
 
 CPU = torch.device("cpu")
 
 
-def finish(crew: Crew) -> int:
-    return sum(1 for _ in crew.run())
+def finish(pool: WorkerPool) -> int:
+    return sum(1 for _ in pool.run())
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 1), (7, 3), (128, 128), (10, 1), (33, 16)])
@@ -26,91 +26,113 @@ def test_every_candidate_is_done_once(count: int, size: int):
     done: list[int] = []
     pieces: list[int] = []
 
-    def work(piece: range, crew: Crew) -> None:
+    def work(piece: range, pool: WorkerPool) -> None:
         done.extend(piece)
         pieces.append(len(piece))
 
-    crew = Crew(count, size, work, CPU)
-    finish(crew)
+    pool = WorkerPool(count, size, work, CPU)
+    finish(pool)
     assert sorted(done) == list(range(count))
-    assert max(pieces) * crew.threads <= size + crew.threads - 1
+    assert max(pieces) * pool.threads <= size + pool.threads - 1
 
 
 @pytest.mark.parametrize(
     "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"),
               RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes")],
 )  # fmt: skip
-def test_running_out_of_memory_halves_the_pieces_and_goes_on(error: Exception):
+def test_after_an_out_of_memory_error_smaller_pieces_are_tried(error: Exception):
     tried: list[int] = []
     done: list[int] = []
 
-    def work(piece: range, crew: Crew) -> None:
+    def work(piece: range, pool: WorkerPool) -> None:
         tried.append(len(piece))
         if len(piece) > 3:
             raise error
         done.extend(piece)
 
-    finish(Crew(36, 12, work, CPU, min_piece=100))
+    finish(WorkerPool(36, 12, work, CPU, min_piece=100))
     assert sorted(done) == list(range(36))
     assert tried[:3] == [12, 6, 3]
     assert tried.count(12) == 1, "a size that failed is not tried again"
 
 
 def test_one_candidate_too_many_is_an_error_that_says_so():
-    def work(piece: range, crew: Crew) -> None:
+    def work(piece: range, pool: WorkerPool) -> None:
         raise MemoryError
 
     with pytest.raises(TTTError, match="not enough memory for even one candidate"):
-        finish(Crew(8, 8, work, CPU))
+        finish(WorkerPool(8, 8, work, CPU))
 
 
-def test_pieces_that_the_work_fills_up_are_not_made_smaller_than_that():
+def test_pieces_are_not_halved_below_the_size_that_they_are_padded_to():
     tried: list[int] = []
 
-    def work(piece: range, crew: Crew) -> None:
+    def work(piece: range, pool: WorkerPool) -> None:
         tried.append(len(piece))
         raise MemoryError
 
     with pytest.raises(TTTError, match="not enough memory for even one candidate"):
-        finish(Crew(14, 14, work, CPU, cores=1, filled_up_to=4))
+        finish(WorkerPool(14, 14, work, CPU, cores=1, padded_to=4))
     assert tried == [14, 7, 4]
 
 
-def test_other_errors_arrive_as_they_are():
-    def work(piece: range, crew: Crew) -> None:
+def test_other_errors_reach_the_caller_unchanged():
+    def work(piece: range, pool: WorkerPool) -> None:
         raise KeyError("no such thing")
 
     with pytest.raises(KeyError, match="no such thing"):
-        finish(Crew(8, 8, work, CPU))
+        finish(WorkerPool(8, 8, work, CPU))
 
 
-def endless(piece: range, crew: Crew) -> None:
+def endless(piece: range, pool: WorkerPool) -> None:
     while True:
-        crew.check()
+        pool.check()
         time.sleep(0.001)
 
 
 def test_cancel_stops_all_threads():
     cancel = threading.Event()
-    crew = Crew(64, 64, endless, CPU, cancel, min_piece=1)
+    pool = WorkerPool(64, 64, endless, CPU, cancel, min_piece=1)
     threading.Timer(0.05, cancel.set).start()
     before = threading.active_count()
     with pytest.raises(Cancelled):
-        finish(crew)
+        finish(pool)
     assert threading.active_count() <= before
 
 
 def test_closing_the_iterator_stops_all_threads():
-    def work(piece: range, crew: Crew) -> None:
-        crew.tick()
-        endless(piece, crew)
+    def work(piece: range, pool: WorkerPool) -> None:
+        pool.notify()
+        endless(piece, pool)
 
     before = threading.active_count()
-    running = Crew(64, 64, work, CPU, min_piece=1).run()
+    running = WorkerPool(64, 64, work, CPU, min_piece=1).run()
     next(running)
     assert threading.active_count() > before
     running.close()
     assert threading.active_count() == before
+
+
+def test_where_the_second_thread_cannot_start_the_first_does_not_wait_for_it(monkeypatch):
+    real, started = threading.Thread.start, list[threading.Thread]()
+
+    def start(thread: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        real(thread)
+
+    with cores(2):
+        monkeypatch.setattr(threading.Thread, "start", start)
+        with pytest.raises(TTTError, match=r"no thread could be started \(can't start new thread\); close other"):
+            finish(WorkerPool(64, 64, lambda piece, pool: None, CPU))
+        monkeypatch.undo()
+        started[0].join(10)
+        assert not started[0].is_alive()
+        done: list[int] = []
+        finish(WorkerPool(64, 64, lambda piece, pool: done.extend(piece), CPU))
+        assert sorted(done) == list(range(64))
+        assert torch.get_num_threads() == 2
 
 
 def test_the_number_of_threads_of_the_process_is_left_as_it_was():
@@ -118,20 +140,20 @@ def test_the_number_of_threads_of_the_process_is_left_as_it_was():
         inside: list[int] = []
         meanwhile: list[int] = []
 
-        def work(piece: range, crew: Crew) -> None:
+        def work(piece: range, pool: WorkerPool) -> None:
             inside.append(torch.get_num_threads())
             other = threading.Thread(target=lambda: meanwhile.append(torch.get_num_threads()))
             other.start()
             other.join()
             inside.append(torch.get_num_threads())
 
-        crew = Crew(64, 64, work, CPU)
-        finish(crew)
-        assert crew.threads == 2
+        pool = WorkerPool(64, 64, work, CPU)
+        finish(pool)
+        assert pool.threads == 2
         assert inside == [1] * 4
         assert torch.get_num_threads() == 2
         assert set(meanwhile) <= {1, 2}
-        finish(Crew(64, 64, lambda piece, crew: time.sleep(0.01), CPU))
+        finish(WorkerPool(64, 64, lambda piece, pool: time.sleep(0.01), CPU))
         assert in_new_thread(torch.get_num_threads) == 2
 
 
@@ -143,9 +165,9 @@ def in_new_thread(ask: Callable[[], object]) -> object:
     return answers[0]
 
 
-@pytest.mark.parametrize("asks", [None, torch.get_num_threads], ids=["the crew asks", "asked before"])
+@pytest.mark.parametrize("asks", [None, torch.get_num_threads], ids=["first in the pool", "before"])
 def test_crews_at_once_leave_later_threads_all_cores(asks: Callable[[], object] | None, monkeypatch):
-    """A thread first asks for its number of cores while another crew's have just set theirs to 1."""
+    """A thread reads its number of cores for the first time just after the threads of another pool set theirs to 1."""
     real, set_to_1, first_done = torch.set_num_threads, threading.Event(), threading.Event()
     made: list[int] = []
 
@@ -159,16 +181,16 @@ def test_crews_at_once_leave_later_threads_all_cores(asks: Callable[[], object] 
         set_to_1.wait(5)
         if asks is not None:
             asks()
-        crew = Crew(64, 64, lambda piece, crew: None, CPU)
-        made.append(crew.threads)
+        pool = WorkerPool(64, 64, lambda piece, pool: None, CPU)
+        made.append(pool.threads)
         first_done.wait(5)
-        finish(crew)
+        finish(pool)
 
     with cores(2):
         monkeypatch.setattr(torch, "set_num_threads", slow)
         thread = threading.Thread(target=late)
         thread.start()
-        finish(Crew(64, 64, lambda piece, crew: None, CPU))
+        finish(WorkerPool(64, 64, lambda piece, pool: None, CPU))
         first_done.set()
         thread.join()
         assert in_new_thread(torch.get_num_threads) == 2
@@ -177,17 +199,17 @@ def test_crews_at_once_leave_later_threads_all_cores(asks: Callable[[], object] 
 
 
 @pytest.mark.parametrize(("size", "pieces"), [(128, [64, 64]), (110, [32] * 4), (50, [22] * 5 + [18])])
-def test_where_memory_is_short_the_pieces_are_of_a_size(size: int, pieces: list[int]):
+def test_if_memory_is_short_the_pieces_are_of_equal_size(size: int, pieces: list[int]):
     """Not 55, 55 and 18: the last would read all weights for a few candidates, with the other core idle."""
     done: list[int] = []
-    finish(Crew(128, size, lambda piece, crew: done.append(len(piece)), CPU, cores=2))
+    finish(WorkerPool(128, size, lambda piece, pool: done.append(len(piece)), CPU, cores=2))
     assert sorted(done, reverse=True) == pieces
 
 
 @pytest.mark.parametrize(("candidates", "threads"), [(1, 1), (7, 1), (8, 2), (15, 3), (16, 4), (128, 4)])
 def test_a_core_of_its_own_for_every_four_candidates(candidates: int, threads: int):
-    crew = Crew(candidates, candidates, endless, CPU, cores=4)
-    assert (crew.threads, crew.inner_threads) == (threads, 4 // threads)
+    pool = WorkerPool(candidates, candidates, endless, CPU, cores=4)
+    assert (pool.threads, pool.inner_threads) == (threads, 4 // threads)
 
 
 def test_memory_is_measured():

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ttt.workers import Crew
+from ttt.workers import WorkerPool
 
 if TYPE_CHECKING:
     from ttt.model.vqgan import Vqgan
@@ -107,11 +107,11 @@ def _cells(vqgan: Vqgan, fields: Tensor, device: torch.device) -> Tensor:
     f = vqgan.config.downscale
     cells = torch.zeros(len(fields), 3, f, f)
 
-    def work(piece: range, crew: Crew) -> None:
+    def work(piece: range, pool: WorkerPool) -> None:
         part = slice(piece.start, piece.stop)
         cells[part] = vqgan.decode(fields[part].to(device))[..., :f, :f].float().cpu()
 
-    for _ in Crew(len(fields), _BATCH, work, device).run():
+    for _ in WorkerPool(len(fields), _BATCH, work, device).run():
         pass
     return cells
 

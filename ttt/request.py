@@ -25,7 +25,7 @@ from ttt.sampling.decode import prefill
 from ttt.sampling.paint import Canvas, memory_per_candidate, painting
 from ttt.sampling.params import SamplingParams
 from ttt.types import Progress, RankedImage, Stage
-from ttt.workers import Crew, Work
+from ttt.workers import Work, WorkerPool
 
 if TYPE_CHECKING:
     from ttt.pipeline import TextToImage
@@ -73,25 +73,25 @@ class Request:
         """Of a small model on one core: more would wait for one another longer than they work."""
         pipe, small, read = self.pipe, is_small(self.pipe.dalle.config), []
 
-        def work(piece: range, crew: Crew) -> None:
-            read.append(prefill(pipe.weights, pipe.text_tokens([self.prompt]), check=crew.check))
+        def work(piece: range, pool: WorkerPool) -> None:
+            read.append(prefill(pipe.weights, pipe.text_tokens([self.prompt]), check=pool.check))
 
-        for _ in Crew(1, 1, work, pipe.device, self.cancel, cores=1 if small else None).run():
+        for _ in WorkerPool(1, 1, work, pipe.device, self.cancel, cores=1 if small else None).run():
             pass
         return read[0]
 
     def _paint(self, work: Work, canvas: Canvas) -> Iterator[Progress]:
         pipe, params = self.pipe, self.params
         fits = memory_budget(pipe.device) // memory_per_candidate(pipe.dalle.config, pipe.dtype)
-        crew = Crew(
+        pool = WorkerPool(
             params.candidates,
             min(params.candidates, self.chunk or max(MIN_ROWS, fits)),
             work,
             pipe.device,
             self.cancel,
-            filled_up_to=MIN_ROWS,
+            padded_to=MIN_ROWS,
         )
-        for done in self._stage("painting", crew, lambda: canvas.fraction):
+        for done in self._stage("painting", pool, lambda: canvas.fraction):
             if pipe.scorer_failed:  # better now than after the last code
                 _ = pipe.scorer
             yield Progress("painting", done, self._preview(canvas))
@@ -100,16 +100,16 @@ class Request:
         pipe, finished = self.pipe, [False] * self.params.candidates
         shown: set[int] = set()
 
-        def work(piece: range, crew: Crew) -> None:
-            crew.check()
+        def work(piece: range, pool: WorkerPool) -> None:
+            pool.check()
             images = pipe.decode(canvas.codes[piece.start : piece.stop])
             pixels = images.mul(255).round_().to(torch.uint8).permute(0, 2, 3, 1)
             self.images[piece.start : piece.stop] = pixels.cpu().numpy()
             finished[piece.start : piece.stop] = [True] * len(piece)
-            crew.tick()
+            pool.notify()
 
-        crew = Crew(len(finished), self._decode_size(), work, pipe.device, self.cancel, min_piece=1)
-        for done in self._stage("decoding", crew, lambda: sum(finished) / len(finished)):
+        pool = WorkerPool(len(finished), self._decode_size(), work, pipe.device, self.cancel, min_piece=1)
+        for done in self._stage("decoding", pool, lambda: sum(finished) / len(finished)):
             for candidate in [i for i, is_done in enumerate(finished) if is_done and i not in shown]:
                 self.sheet.show_image(candidate, self.images[candidate])
                 shown.add(candidate)
@@ -124,23 +124,23 @@ class Request:
             yield Progress("ranking", self._fraction)
         ranked = [False] * count
 
-        def work(piece: range, crew: Crew) -> None:
-            crew.check()
+        def work(piece: range, pool: WorkerPool) -> None:
+            pool.check()
             # From the 8-bit pixels: anyone can compute the same scores from the saved pictures.
             pixels = torch.from_numpy(self.images[piece.start : piece.stop]).to(pipe.device)
             images = pixels.permute(0, 3, 1, 2).float() / 255
             self.scores[piece.start : piece.stop] = pipe.scorer.scores(images, self.prompt).float().cpu()
             ranked[piece.start : piece.stop] = [True] * len(piece)
-            crew.tick()
+            pool.notify()
 
-        crew = Crew(count, 8 * self._decode_size(), work, pipe.device, self.cancel, min_piece=1)
-        for done in self._stage("ranking", crew, lambda: sum(ranked) / count):
+        pool = WorkerPool(count, 8 * self._decode_size(), work, pipe.device, self.cancel, min_piece=1)
+        for done in self._stage("ranking", pool, lambda: sum(ranked) / count):
             yield Progress("ranking", done)
 
-    def _stage(self, stage: Stage, crew: Crew, part_done: Callable[[], float]) -> Iterator[float]:
-        """Run a crew; yields the fraction of the whole request after each of its ticks and at its end."""
+    def _stage(self, stage: Stage, pool: WorkerPool, part_done: Callable[[], float]) -> Iterator[float]:
+        """Run a pool; yields the fraction of the whole request after each of its ticks and at its end."""
         started = time.perf_counter()
-        with closing(crew.run()) as ticks:
+        with closing(pool.run()) as ticks:
             for _ in ticks:
                 yield self._whole(stage, part_done())
         self._seconds[stage] = time.perf_counter() - started

@@ -32,7 +32,7 @@ from ttt.sampling.cache import Prompt, bytes_per_candidate
 from ttt.sampling.decode import prefill
 from ttt.sampling.params import SamplingParams, allowed
 from ttt.sampling.weights import DecoderWeights, cache_dtype
-from ttt.workers import Crew, Work
+from ttt.workers import Work, WorkerPool
 
 SIZES = {"demo": (DEMO, DEMO_VQGAN), "paper": (PAPER, PAPER_VQGAN)}
 
@@ -148,16 +148,16 @@ def _prefill(
     products: list[Callable[[], None]] = []
     ours, floors, theirs = [], [], []
 
-    def read(piece: range, crew: Crew) -> None:
+    def read(piece: range, pool: WorkerPool) -> None:
         prompts[:] = [prefill(weights, text)]
 
-    def multiply(piece: range, crew: Crew) -> None:
+    def multiply(piece: range, pool: WorkerPool) -> None:
         if not products:
             products.append(products_of(weights, weights.config.text_len, logit_rows=1))
         floors.append(_timed(products[0], weights))
 
     def run(work: Work) -> None:
-        for _ in Crew(1, 1, work, weights.device, cores=cores).run():
+        for _ in WorkerPool(1, 1, work, weights.device, cores=cores).run():
             pass
 
     for i in range(rounds + 1):

@@ -21,7 +21,7 @@ from ttt.rerank import ClipScorer
 from ttt.sampling.paint import memory_per_candidate
 from ttt.sampling.params import SamplingParams
 from ttt.tokenizer import TextTokenizer
-from ttt.workers import Crew
+from ttt.workers import WorkerPool
 
 
 def end_to_end(
@@ -74,7 +74,7 @@ def _floor_of_painting(pipe: TextToImage, candidates: int, at_once: int) -> floa
     """Seconds of all its products with weights, from those of one step in the pieces that painting has."""
     seconds: list[float] = []
 
-    def work(piece: range, crew: Crew) -> None:
+    def work(piece: range, pool: WorkerPool) -> None:
         products, times = products_of(pipe.weights, max(len(piece), MIN_ROWS)), []
         for _ in range(4):
             start = clock(pipe.device)
@@ -82,10 +82,10 @@ def _floor_of_painting(pipe: TextToImage, candidates: int, at_once: int) -> floa
             times.append(clock(pipe.device) - start)
         seconds.append(statistics.median(times[1:]))
 
-    crew = Crew(candidates, at_once, work, pipe.device)
-    for _ in crew.run():
+    pool = WorkerPool(candidates, at_once, work, pipe.device)
+    for _ in pool.run():
         pass
-    return (pipe.dalle.config.image_seq_len - 1) * sum(seconds) / crew.threads
+    return (pipe.dalle.config.image_seq_len - 1) * sum(seconds) / pool.threads
 
 
 def _preview_seconds(pipe: TextToImage, candidates: int) -> float:

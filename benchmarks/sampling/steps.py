@@ -25,7 +25,7 @@ from ttt.sampling.graph import recorder_on
 from ttt.sampling.params import SamplingParams
 from ttt.sampling.static import StaticStep
 from ttt.sampling.weights import DecoderWeights
-from ttt.workers import Crew
+from ttt.workers import WorkerPool
 
 PARAMS = SamplingParams()
 
@@ -63,13 +63,13 @@ class Steps:
         """One round: a step that is not counted, then `steps` spread over the picture, each followed by its floor."""
         weights, device = self.weights, self.weights.device
 
-        def work(piece: range, crew: Crew) -> None:
-            if crew.limit < whole:
+        def work(piece: range, pool: WorkerPool) -> None:
+            if pool.limit < whole:
                 self.fits = False
                 return
             rows = max(len(piece), MIN_ROWS)
             step, products = self._pair(piece.start, rows)
-            cpu = time.thread_time if crew.inner_threads == 1 else time.process_time
+            cpu = time.thread_time if pool.inner_threads == 1 else time.process_time
             for i in range(-1, steps):
                 position = (max(i, 0) * 2 + 1) * (weights.config.image_seq_len - 1) // (2 * steps)
                 start, start_cpu = clock(device), cpu()
@@ -84,11 +84,11 @@ class Steps:
                         self.times.step_cpu.append(middle_cpu - start_cpu)
                         self.times.floor_cpu.append(end_cpu - middle_cpu)
 
-        crew = Crew(self.b, self.b, work, device)
-        whole, self.threads = crew.limit, crew.threads
-        self.cpu_is_known = device.type == "cpu" and 1 in (crew.threads, crew.inner_threads)
+        pool = WorkerPool(self.b, self.b, work, device)
+        whole, self.threads = pool.limit, pool.threads
+        self.cpu_is_known = device.type == "cpu" and 1 in (pool.threads, pool.inner_threads)
         try:
-            for _ in crew.run():
+            for _ in pool.run():
                 pass
         except TTTError:  # not even one candidate
             self.fits = False

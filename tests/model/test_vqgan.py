@@ -1,6 +1,11 @@
-"""The VQGAN's activation, and its precision where painting is in 16 bits."""
+"""The VQGAN: its activation, and that building one prints nothing and leaves the output of other threads alone."""
 
 from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import threading
 
 import pytest
 import torch
@@ -26,3 +31,29 @@ def test_the_fused_activation_is_tamings(monkeypatch: pytest.MonkeyPatch):
         torch.testing.assert_close(fused, vqgan.decode(codes), atol=1e-5, rtol=0)
         monkeypatch.setattr(taming_model, "nonlinearity", torch.relu)
         assert (fused - vqgan.decode(codes)).abs().max() > 1e-2, "the activation is read where it is replaced"
+
+
+def test_building_a_model_prints_nothing(capsys: pytest.CaptureFixture[str]):
+    tiny_vqgan()
+    assert capsys.readouterr().out == ""
+
+
+def test_building_models_in_threads_leaves_the_output_of_others_alone():
+    printed, built = io.StringIO(), threading.Event()
+    lines = 0
+
+    def build() -> None:
+        for _ in range(3):
+            tiny_vqgan()
+
+    with contextlib.redirect_stdout(printed):
+        before = sys.stdout
+        threads = [threading.Thread(target=build) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            print("a line of another thread")
+            lines += 1
+            built.wait(1e-4)
+        assert sys.stdout is before
+    assert printed.getvalue().count("a line of another thread\n") == lines > 3

@@ -16,7 +16,7 @@ from ttt.sampling.paint import Canvas, painting
 from ttt.sampling.params import SamplingParams
 from ttt.sampling.static import StaticStep
 from ttt.sampling.weights import DecoderWeights
-from ttt.workers import Crew
+from ttt.workers import WorkerPool
 
 needs_vnni = pytest.mark.skipif(
     not Int8Linear.works(), reason="NO 8-BIT PRODUCTS: this processor lacks VNNI, or torch oneDNN; they are not checked"
@@ -101,7 +101,7 @@ def painted(
     text, _ = request(weights.config, 1)
     canvas = Canvas(params.candidates, weights.config)
     work = painting(weights, prefill(weights, text), params, canvas, recorder)
-    for _ in Crew(params.candidates, size, work, weights.device, cores=1).run():
+    for _ in WorkerPool(params.candidates, size, work, weights.device, cores=1).run():
         pass
     assert canvas.fraction == 1
     return canvas.codes

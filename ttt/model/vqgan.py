@@ -1,9 +1,6 @@
-"""Images to codes and back: taming's encoder, Gumbel quantiser and decoder. Knows no files and no training."""
+"""The VQGAN: images to codes and back, with the encoder, Gumbel quantiser and decoder of taming-transformers."""
 
 from __future__ import annotations
-
-import contextlib
-import io
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +23,16 @@ class Vqgan(nn.Module):
         from taming.modules.diffusionmodules.model import Decoder, Encoder
         from taming.modules.vqvae.quantize import GumbelQuantize
 
-        # taming spells SiLU as x * sigmoid(x), two passes over the largest activations; this is the same in one.
+        # taming computes SiLU as x * sigmoid(x), two passes over the largest activations; F.silu needs one.
         taming_model.nonlinearity = F.silu
+        # taming's decoder prints its latent shape. A global of its module hides the built-in from it alone; replacing
+        # sys.stdout would swallow what other threads print, and this constructor runs in background threads.
+        vars(taming_model)["print"] = _print_nothing
         self.config = config
         shape = config.to_dict() | {"double_z": False}
         del shape["embed_dim"], shape["n_embed"], shape["norm_groups"]
-        with contextlib.redirect_stdout(io.StringIO()):  # the decoder prints its latent shape
-            self.encoder = Encoder(**shape)
-            self.decoder = Decoder(**shape)
+        self.encoder = Encoder(**shape)
+        self.decoder = Decoder(**shape)
         for part in (*self.encoder.modules(), *self.decoder.modules()):
             if isinstance(part, nn.GroupNorm):
                 part.num_groups = config.norm_groups
@@ -42,7 +41,7 @@ class Vqgan(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
 
     def code_logits(self, images: Tensor) -> Tensor:
-        """[b, 3, h, w] in [0, 1] -> logits of every code at every place [b, v, h / f, w / f]."""
+        """[b, 3, h, w] in [0, 1] -> logits of every code at every position [b, v, h / f, w / f]."""
         f = self.config.downscale
         if images.ndim != 4 or images.shape[1] != self.config.in_channels or images.shape[2] % f or images.shape[3] % f:
             raise InvalidInput(
@@ -68,3 +67,7 @@ class Vqgan(nn.Module):
     def decode_latents(self, z: Tensor) -> Tensor:
         """[b, embed_dim, h, w] -> images around [0, 1], not clamped (training needs the gradient)."""
         return (self.decoder(self.post_quant_conv(z)) + 1) / 2
+
+
+def _print_nothing(*_: object, **__: object) -> None:
+    pass

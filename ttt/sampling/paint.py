@@ -15,7 +15,7 @@ from ttt.sampling.graph import REHEARSALS, Recorder, Run, recorder_on
 from ttt.sampling.params import SamplingParams
 from ttt.sampling.static import StaticStep, prompt_slots, static_bytes_per_candidate
 from ttt.sampling.weights import DecoderWeights
-from ttt.workers import Crew, Work
+from ttt.workers import Work, WorkerPool
 
 
 class Canvas:
@@ -69,7 +69,7 @@ class Loop:
 class Replays:
     """Steps recorded once and replayed; one recording serves all pieces of a request that are about as large.
 
-    For one thread, as a GPU's crew is.
+    For one thread, as a GPU's pool is.
     """
 
     def __init__(self, weights: DecoderWeights, prompt: Prompt, params: SamplingParams, recorder: Recorder) -> None:
@@ -122,7 +122,7 @@ def painting(
         recorder = recorder_on(weights.device)
     replays = None if recorder is None else Replays(weights, prompt, params, recorder)
 
-    def paint(piece: range, crew: Crew) -> None:
+    def paint(piece: range, pool: WorkerPool) -> None:
         b = max(len(piece), MIN_ROWS)  # what is painted to fill up is thrown away
         painter: Painter
         if replays is not None and replays.begin(piece.start, b):
@@ -130,7 +130,7 @@ def painting(
         else:
             painter = Loop(weights, prompt, params, random_numbers(weights, params, piece.start, b))
         for position in range(n):
-            crew.check()
+            pool.check()
             if position:
                 painter.advance()
             if (position + 1) % fmap == 0:
@@ -139,7 +139,7 @@ def painting(
                 row = painter.codes[done - fmap : done, : len(piece)]
                 canvas.codes[piece.start : piece.stop, done - fmap : done] = row.t()
                 canvas.painted[piece.start : piece.stop] = [done] * len(piece)
-                crew.tick()
+                pool.notify()
 
     return paint
 
