@@ -64,7 +64,7 @@ def serve(settings: Settings, load: Callable[[str], ImageGenerator]) -> None:
         return DashboardTab(board).refresh
 
     owner, asked = Owner(), Asked(run=settings.run, initial_peers=" ".join(settings.initial_peers))
-    desk = PeerDesk(settings.volunteer_folder(), asked, bound_to=settings.peer_ends_with)
+    desk = PeerDesk(settings.volunteer_folder(), asked, exit_with_pid=settings.peer_ends_with)
 
     def contribute(page: gr.Blocks) -> TabRefresh:
         add_peer_endpoints(desk, owner)

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from tests.support.swarm import LocalSwarm, tiny_run
-from ttt.swarm.process.control_files import Order
+from ttt.swarm.process.control_files import DesiredState
 from ttt.swarm.process.launcher import Launcher
 
 PATIENCE = 180.0
@@ -33,15 +33,15 @@ def once(folder: Path, run: str, address: str) -> dict[str, float]:
     """Seconds from Start to each state seen and to the first sample, and from Stop to the end."""
     launcher, seen = Launcher(folder), dict[str, float]()
     began = time.perf_counter()
-    launcher.start(Order(run=run, initial_peers=[address], host="127.0.0.1", micro_batch=8))
+    launcher.start(DesiredState(run=run, initial_peers=[address], host="127.0.0.1", micro_batch=8))
     try:
         while "first sample" not in seen:
             view, now = launcher.view(), time.perf_counter() - began
             if now > PATIENCE:
                 raise SystemExit(f"no sample within {PATIENCE:.0f} s: {view.phase} {view.reason}")
-            if view.status is not None and view.status.pid == view.peer:
+            if view.status is not None and view.status.pid == view.peer_pid:
                 seen.setdefault(view.status.state, now)
-            if view.work.samples:
+            if view.contribution.samples:
                 seen["first sample"] = now
             time.sleep(0.05)
     finally:

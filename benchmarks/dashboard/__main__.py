@@ -27,8 +27,8 @@ from benchmarks.dashboard import page as dashboard_page
 from ttt.swarm.history import schema as history_tables
 from ttt.swarm.history import summary
 from ttt.swarm.history.reader import HistoryReader
-from ttt.swarm.history.types import Checkpoint, Event, Now, Peer, Point, SampleImage
-from ttt.swarm.history.writer import History
+from ttt.swarm.history.types import CheckpointEntry, Contributor, Event, Point, SampleImage, Snapshot
+from ttt.swarm.history.writer import HistoryWriter
 
 START, BATCH = 1_760_000_000.0, 4096
 PROMPTS = ("a red circle", "a blue square above a green triangle", "a yellow star", "two white circles")
@@ -44,7 +44,7 @@ def main() -> int:
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "history.sqlite"
-        with History(path, "benchmark", target_batch_size=BATCH) as history:
+        with HistoryWriter(path, "benchmark", target_batch_size=BATCH) as history:
             figures = _fill(history, wanted)
             figures |= _measure(history, path, wanted)
             figures |= dashboard_page.measure(history, path.parent, wanted.runs, _next_point(wanted))
@@ -62,7 +62,7 @@ def main() -> int:
     return 0
 
 
-def _fill(history: History, wanted: argparse.Namespace) -> dict[str, float]:
+def _fill(history: HistoryWriter, wanted: argparse.Namespace) -> dict[str, float]:
     rng, took = random.Random(0), []
     for step in range(wanted.steps):
         at = START + wanted.every * step
@@ -75,27 +75,27 @@ def _fill(history: History, wanted: argparse.Namespace) -> dict[str, float]:
         if step % 300 == 0:
             _checkpoint(history, step, at)
         took.append(time.perf_counter() - began)
-    history.set_now(Now(at, wanted.steps, 2000, BATCH, wanted.peers, 2, BATCH / wanted.every, 1.0, 1e-3))
+    history.set_snapshot(Snapshot(at, wanted.steps, 2000, BATCH, wanted.peers, 2, BATCH / wanted.every, 1.0, 1e-3))
     return {"write_median_ms": 1000 * statistics.median(took), "write_slowest_ms": 1000 * max(took)}
 
 
-def _peer(index: int, step: int, at: float) -> Peer:
+def _peer(index: int, step: int, at: float) -> Contributor:
     samples, seconds = 40.0 * step * (index + 1) / 50, 15.0 * step
     name, device = f"volunteer {index}", "NVIDIA A100 40 GB"
     cursor = json.dumps({"started": 1.0, "time": at, "samples_total": int(samples), "seconds_total": seconds})
-    return Peer(
+    return Contributor(
         f"Qm{index:044d}", name, device, START, at, step, samples, seconds, samples, seconds, 2.0, False, False, cursor
     )
 
 
-def _checkpoint(history: History, step: int, at: float) -> None:
-    history.add_checkpoint(Checkpoint(at, step, step * BATCH, 3.0, f"checkpoints/{step}", "ab" * 32))
+def _checkpoint(history: HistoryWriter, step: int, at: float) -> None:
+    history.add_checkpoint(CheckpointEntry(at, step, step * BATCH, 3.0, f"checkpoints/{step}", "ab" * 32))
     history.add_event(Event(at, "problem", "", f"step {step}"))
     for number, prompt in enumerate(PROMPTS):
         history.add_sample_image(SampleImage(at, step, prompt, f"sample_images/{step}-{number}.jpg"))
 
 
-def _measure(history: History, path: Path, wanted: argparse.Namespace) -> dict[str, float]:
+def _measure(history: HistoryWriter, path: Path, wanted: argparse.Namespace) -> dict[str, float]:
     at = START + wanted.every * wanted.steps
     figures = {"file_bytes": float(path.stat().st_size)}
     with HistoryReader(path) as reader:
@@ -151,16 +151,16 @@ def _every_row(reader: HistoryReader) -> str:
     return json.dumps(rows)
 
 
-def _next_point(wanted: argparse.Namespace) -> Callable[[History], None]:
+def _next_point(wanted: argparse.Namespace) -> Callable[[HistoryWriter], None]:
     """What a monitor writes each time it looked."""
     counted = itertools.count(1)
 
-    def write(history: History) -> None:
+    def write(history: HistoryWriter) -> None:
         later = next(counted)
         at, step = START + wanted.every * (wanted.steps + later), wanted.steps + later
         history.add_points([Point(at, step, step * BATCH, 1.0, 0.9, 1.1, wanted.peers, BATCH / wanted.every, 1e-3)])
         history.credit([_peer(i, step, at) for i in range(wanted.peers)], time=at)
-        history.set_now(Now(at, step, 2000, BATCH, wanted.peers, 2, BATCH / wanted.every, 1.0, 1e-3))
+        history.set_snapshot(Snapshot(at, step, 2000, BATCH, wanted.peers, 2, BATCH / wanted.every, 1.0, 1e-3))
 
     return write
 

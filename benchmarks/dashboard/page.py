@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 import httpx2
 
-from ttt.swarm.history.writer import History
+from ttt.swarm.history.writer import HistoryWriter
 from ttt.ui.app import TabRefresh
 from ttt.ui.dashboard import runs
 from ttt.ui.dashboard.render_cache import Board
@@ -43,7 +43,9 @@ class Visitor:
         return took, cpu, len(answer.content)
 
 
-def measure(history: History, folder: Path, repeats: int, news: Callable[[History], None]) -> dict[str, float]:
+def measure(
+    history: HistoryWriter, folder: Path, repeats: int, news: Callable[[HistoryWriter], None]
+) -> dict[str, float]:
     """news: writes what a coordinator writes every ten seconds or so."""
     runs.CHECK_SECONDS = 0.0  # every question finds out whether something changed
     with tempfile.TemporaryDirectory() as pictures:
@@ -68,7 +70,9 @@ def _event(page: gr.Blocks, refresh: TabRefresh) -> int:
     return next(number for number, fn in page.fns.items() if (refresh.timer._id, "tick") in fn.targets)
 
 
-def _ask(url: str, event: int, history: History, repeats: int, news: Callable[[History], None]) -> dict[str, float]:
+def _ask(
+    url: str, event: int, history: HistoryWriter, repeats: int, news: Callable[[HistoryWriter], None]
+) -> dict[str, float]:
     one = Visitor(url, event, 0)
     figures: dict[str, float] = {}
     figures["page_cold_ms"], _, size = one.ask()
@@ -83,12 +87,12 @@ def _ask(url: str, event: int, history: History, repeats: int, news: Callable[[H
     return {**figures, **_many(url, event, history, news)}
 
 
-def _after(news: Callable[[History], None], history: History, visitor: Visitor) -> tuple[float, float, int]:
+def _after(news: Callable[[HistoryWriter], None], history: HistoryWriter, visitor: Visitor) -> tuple[float, float, int]:
     news(history)
     return visitor.ask()
 
 
-def _many(url: str, event: int, history: History, news: Callable[[History], None]) -> dict[str, float]:
+def _many(url: str, event: int, history: HistoryWriter, news: Callable[[HistoryWriter], None]) -> dict[str, float]:
     """All visitors' pages ask after the same news, some at once."""
     visitors = [Visitor(url, event, 1000 + number) for number in range(VISITORS)]
     with ThreadPoolExecutor(AT_ONCE) as pool:

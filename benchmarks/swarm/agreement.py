@@ -63,9 +63,9 @@ def compared(members: list[Member], wanted: Wanted) -> Result:
         "steps": wanted.steps, "peers": len(members), "steps_compared": len(gaps),
         "largest_gap": max(gaps.values(), default=None),
         "median_gap": statistics.median(gaps.values()) if gaps else None,
-        "rounds": len(rounds), "clean": share(sum(r.clean for r in rounds), len(rounds)),
+        "rounds": len(rounds), "clean": share(sum(r.complete for r in rounds), len(rounds)),
         "whole_groups": share(sum(r.group_size == len(members) for r in rounds), len(rounds)),
-        "failures": sorted({r.failed or "; ".join(r.refused) or "parts missing" for r in rounds if not r.clean})[:5],
+        "failures": sorted({r.failed or "; ".join(r.refused) or "parts missing" for r in rounds if not r.complete})[:5],
         "loss": swarm_loss(members, wanted.steps),
     }  # fmt: skip
 

@@ -62,7 +62,7 @@ def _traffic(folder: Path, steps: int, peers: int, compression: str) -> Result:
         "calculated": expected, "ratio": round(sum(per_kind.values()) / expected, 4),
         "wire_sent": round(statistics.mean(sent) / steps),
         "wire_ratio": round(statistics.mean(sent) / steps / expected, 4),
-        "clean": share(sum(r.clean for r in rounds), len(rounds)),
+        "clean": share(sum(r.complete for r in rounds), len(rounds)),
     }  # fmt: skip
 
 
@@ -92,4 +92,4 @@ def endurance(folder: Path, wanted: Wanted) -> Result:
             members[0].wait(lambda status, wanted=step: status.step >= wanted, 20.0 * steps)
             marks.append({"step": step, **{m.folder.name: usage(m) for m in (coordinator, *members)}})
         rounds = rounds_since(members, 2)
-        return {"steps": steps, "clean": share(sum(r.clean for r in rounds), len(rounds)), "marks": marks}
+        return {"steps": steps, "clean": share(sum(r.complete for r in rounds), len(rounds)), "marks": marks}

@@ -54,7 +54,7 @@ def late(folder: Path, wanted: Wanted) -> Result:
         newcomer = wanted.peer(swarm, 2)
         newcomer.wait(lambda status: status.state == "computing", START_SECONDS)
         ready = time.monotonic() - began
-        newcomer.wait(lambda status: status.steps_done >= 1 and status.received == 1, START_SECONDS)
+        newcomer.wait(lambda status: status.steps_done >= 1 and status.results_received == 1, START_SECONDS)
         contributed = time.monotonic() - began
         newcomer.wait(lambda status: status.steps_done >= 3, START_SECONDS)
         everybody = [*members, newcomer]

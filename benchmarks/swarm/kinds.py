@@ -25,10 +25,10 @@ def auxiliary(folder: Path, wanted: Wanted) -> Result:
         swarm.coordinator(seconds=START_SECONDS)
         helper = swarm.peer("helper", "--auxiliary")
         members = [wanted.peer(swarm, number) for number in range(max(2, wanted.peers))]
-        helper.wait(lambda status: status.state == "helping", START_SECONDS)
+        helper.wait(lambda status: status.state == "assisting", START_SECONDS)
         result = _together(members, wanted, helpers=1)
         rounds = rounds_since([helper], 3)
-        clean = share(sum(r.clean for r in rounds), len(rounds))
+        clean = share(sum(r.complete for r in rounds), len(rounds))
         return {
             **result, "rounds_of_helper": len(rounds), "clean_of_helper": clean,
             "sent_by_helper": helper.status.sent_bytes, "received_by_helper": helper.status.received_bytes,
@@ -67,8 +67,8 @@ def _together(members: list[Member], wanted: Wanted, helpers: int = 0) -> Result
     rounds = [r for r in rounds_since(members, first + 1) if r.kind == "gradients"]
     return {
         "peers": len(members), "steps": wanted.steps, "rounds": len(rounds),
-        "clean": share(sum(r.clean for r in rounds), len(rounds)),
+        "clean": share(sum(r.complete for r in rounds), len(rounds)),
         "whole_groups": share(sum(r.group_size == len(members) + helpers for r in rounds), len(rounds)),
-        "failures": sorted({r.failed or "; ".join(r.refused) or "parts missing" for r in rounds if not r.clean})[:5],
+        "failures": sorted({r.failed or "; ".join(r.refused) or "parts missing" for r in rounds if not r.complete})[:5],
         "last_gap": last_gap(members),
     }  # fmt: skip

@@ -23,7 +23,7 @@ from tests.e2e.conftest import Server, start, wait_until
 from tests.e2e.strangers import APP, BUTTONS, FORWARDED, NOTHING, TOKEN, interfere, open_tab
 from tests.support.raw import Raw
 from tests.support.swarm import LocalSwarm, processes_of, tiny_run
-from ttt.swarm.process.launcher import Launcher, View, born
+from ttt.swarm.process.launcher import Launcher, PeerView, start_ticks
 
 pytestmark = pytest.mark.browser
 STRANGERS: dict[str, dict[str, str]] = {
@@ -46,7 +46,7 @@ class Place:
     launcher: Launcher
 
     @property
-    def view(self) -> View:
+    def view(self) -> PeerView:
         return self.launcher.view()
 
     def restart(self) -> None:
@@ -85,7 +85,7 @@ def test_a_stranger_starts_nothing(place: Place, stranger: str) -> None:
     answers = interfere(Raw(place.server.url, STRANGERS[stranger]))
     refused = [text for text in answers if "Only the owner may do this" in text or "of another site" in text]
     assert len(refused) >= 3 + len(BUTTONS)  # by name and through the queue; the other ways are closed or ask too
-    assert not (place.launcher.folder / "order.json").exists()
+    assert not (place.launcher.folder / "desired.json").exists()
     assert place.view.phase == "off"
 
 
@@ -120,20 +120,24 @@ def test_the_owner_lends_this_machine_and_takes_it_back(place: Place, context: A
     page.locator("#peer-more > button").click()
     page.locator("#peer-limit input").fill(str(PACE))
     page.get_by_role("button", name="Start", exact=True).click()
-    wait_until(lambda: place.view.work.samples > 0, 120, "the first sample")
+    wait_until(lambda: place.view.contribution.samples > 0, 120, "the first sample")
     page.locator("#peer-status", has_text="Computing").or_(
         page.locator("#peer-status", has_text="Averaging")
     ).wait_for()
     first = int(shown(page, "samples").replace(",", ""))
     wait_until(lambda: int(shown(page, "samples").replace(",", "")) > first, 60, "more samples on the page")
-    assert place.view.order is not None and place.view.order.host == "127.0.0.1" and place.view.order.limit == PACE
-    peer, supervisor = place.view.peer, json.loads((place.launcher.folder / "supervision.json").read_text())["pid"]
+    assert (
+        place.view.desired_state is not None
+        and place.view.desired_state.host == "127.0.0.1"
+        and place.view.desired_state.limit == PACE
+    )
+    peer, supervisor = place.view.peer_pid, json.loads((place.launcher.folder / "supervisor.json").read_text())["pid"]
     assert os.getsid(peer) == peer != os.getsid(place.server.process.pid)
 
     for headers in STRANGERS.values():
         interfere(Raw(place.server.url, headers))
     time.sleep(1.0)
-    assert place.view.phase == "running" and place.view.peer == peer
+    assert place.view.phase == "running" and place.view.peer_pid == peer
     stranger = browser.new_context(extra_http_headers=FORWARDED)
     stranger.set_default_timeout(40_000)
     other = open_tab(stranger, place.server)
@@ -145,40 +149,42 @@ def test_the_owner_lends_this_machine_and_takes_it_back(place: Place, context: A
     assert str(place.folder) not in other.locator("#contribute").inner_text()
     stranger.close()
 
-    before = place.view.work.samples
+    before = place.view.contribution.samples
     page.close()
     place.restart()
-    wait_until(lambda: place.view.work.samples > before, 60, "samples while there was no app")
-    assert place.view.peer == peer
+    wait_until(lambda: place.view.contribution.samples > before, 60, "samples while there was no app")
+    assert place.view.peer_pid == peer
     page = open_tab(context, place.server)
     wait_until(lambda: int(shown(page, "samples").replace(",", "")) > before, 60, "the new app finds the peer")
 
     page.locator("#peer-pause").click()
     wait_until(lambda: place.view.phase == "paused", 90, "paused")
-    assert born(peer) is None
-    given = place.view.work.samples
+    assert start_ticks(peer) is None
+    given = place.view.contribution.samples
     assert given > before
     page.locator("#peer-pause", has_text="Go on").click()
-    wait_until(lambda: place.view.peer not in (0, peer) and place.view.work.samples > given, 120, "it goes on")
+    wait_until(
+        lambda: place.view.peer_pid not in (0, peer) and place.view.contribution.samples > given, 120, "it goes on"
+    )
 
     board = open_leaderboard(context, place.server)
     wait_until(lambda: credited(board) > given, 120, "credit for what was given after the pause")
-    confirmed, peer = credited(board), place.view.peer
+    confirmed, peer = credited(board), place.view.peer_pid
     page.locator("#peer-stop").click()
     assert place.launcher.wait_until_off(90)
     view = place.view
     assert view.phase == "off" and "owner" in view.reason
     assert view.status is not None and view.status.state == "stopped"
     page.locator("#peer-status", has_text="Off").wait_for()
-    assert shown(page, "samples") == f"{view.work.samples:,}" and view.work.samples > given
+    assert shown(page, "samples") == f"{view.contribution.samples:,}" and view.contribution.samples > given
     assert not processes_of(peer) and not processes_of(supervisor)
 
     board.locator("#run-head", has_text="nobody trains just now").wait_for()
     assert board.locator("#leaderboard .ttt-here").count() == 0, "it is still called active"
-    assert confirmed <= credited(board) <= view.work.samples
+    assert confirmed <= credited(board) <= view.contribution.samples
     board.close()
     board = open_leaderboard(context, place.server)
-    assert confirmed <= credited(board) <= view.work.samples
+    assert confirmed <= credited(board) <= view.contribution.samples
     assert f'"samples": {credited(board)}' in Raw(place.server.url).call("leaderboard", "", "samples", 5)
 
 
@@ -198,15 +204,15 @@ def credited(page: Any) -> int:
 
 def test_the_owner_may_by_name_too_and_a_killed_supervisor_takes_its_peer_along(place: Place) -> None:
     raw = Raw(place.server.url)
-    before = place.view.work.samples
+    before = place.view.contribution.samples
     assert '"phase": "off"' not in (said := raw.call("start_peer", *NOTHING[:7], PACE, *NOTHING[8:])), said
     assert "runs already" in raw.call("start_peer", *NOTHING)
-    wait_until(lambda: place.view.work.samples > before, 120, "samples")
-    given, peer = place.view.work.samples, place.view.peer
-    os.kill(json.loads((place.launcher.folder / "supervision.json").read_text())["pid"], signal.SIGKILL)
+    wait_until(lambda: place.view.contribution.samples > before, 120, "samples")
+    given, peer = place.view.contribution.samples, place.view.peer_pid
+    os.kill(json.loads((place.launcher.folder / "supervisor.json").read_text())["pid"], signal.SIGKILL)
     wait_until(lambda: not processes_of(peer), 90, "the peer leaves")
     assert place.view.phase == "off" and "supervisor was killed" in place.view.reason
-    assert place.view.work.samples >= given
+    assert place.view.contribution.samples >= given
 
 
 def test_tokens_are_nowhere(place: Place) -> None:

@@ -15,7 +15,7 @@ from gradio_client.exceptions import AppError
 
 from tests.e2e.conftest import Server, serve, wait_until
 from tests.e2e.looks import check_looks
-from ttt.swarm.history.writer import History
+from ttt.swarm.history.writer import HistoryWriter
 from ttt.ui.dashboard.fake import HOSTILE, Simulation
 from ttt.ui.dashboard.runs import HISTORY_FILE
 
@@ -117,9 +117,9 @@ def test_news_arrive_by_themselves_and_an_open_table_stays_open(context: Any, se
     table = page.get_by_role("region", name="Loss over time").get_by_role("table")
     table.wait_for()
     simulation = Simulation(end=time.time() + 7200, steps=600)
-    with History(runs / "swarm" / "coordinator" / HISTORY_FILE, "swarm", title="Shapes together") as history:
+    with HistoryWriter(runs / "swarm" / "coordinator" / HISTORY_FILE, "swarm", title="Shapes together") as history:
         history.add_points([replace(simulation.points[-1], step=700, samples=700 * 4096, loss=1.2345)])
-        history.set_now(replace(simulation.now(), step=700, samples_accumulated=1024))
+        history.set_snapshot(replace(simulation.now(), step=700, samples_accumulated=1024))
         page.locator("#run-head", has_text="1,024 of 4,096 samples towards step 701").wait_for()
         table.get_by_text("1.234").wait_for()
         page.locator("#plot-loss-time figcaption", has_text="1.234").wait_for()

@@ -44,7 +44,9 @@ def test_peers_who_could_each_go_on_alone_find_together_and_leave_a_complete_run
         for peer in peers:
             assert peer.process.wait(240) == 0, peer.log[-3000:]
             assert "the run is complete: 8 steps; staying until the coordinator has them" in peer.log
-            together = [r for r in read_rounds(peer.folder) if r.clean and r.group_size == 2 and r.kind == "gradients"]
+            together = [
+                r for r in read_rounds(peer.folder) if r.complete and r.group_size == 2 and r.kind == "gradients"
+            ]
             assert len(together) >= 3, "they went on as two runs"
             times = [record.time for record in steps_of(peer).values()]  # when they were written, a little after
             assert all(later - earlier > 0.5 for earlier, later in pairwise(sorted(times)))
@@ -70,7 +72,7 @@ def test_a_run_from_its_founding_to_its_end(tmp_path: Path) -> None:
         for step in shared:
             gap = fingerprint_distance(ours[step].fingerprint, theirs[step].fingerprint, ours[step].norm)
             assert gap < AGREE, f"after step {step} the peers hold different parameters: {gap}"
-        assert any(record.group_size == 2 and record.clean for record in read_rounds(a.folder))
+        assert any(record.group_size == 2 and record.complete for record in read_rounds(a.folder))
         assert a.status.sent_bytes > 100_000, "nothing was exchanged"
         moved = fingerprint_distance(ours[shared[0]].fingerprint, ours[shared[-1]].fingerprint, ours[shared[0]].norm)
         assert moved > 10 * 0.0003, "nothing was learnt"

@@ -49,8 +49,8 @@ def gaps(*members: Member, since: int = 0) -> dict[int, float]:
     }  # fmt: skip
 
 
-def clean_rounds(member: Member, size: int, kind: str = "gradients") -> list[RoundRecord]:
-    return [r for r in read_rounds(member.folder) if r.clean and r.group_size == size and r.kind == kind]
+def complete_rounds(member: Member, size: int, kind: str = "gradients") -> list[RoundRecord]:
+    return [r for r in read_rounds(member.folder) if r.complete and r.group_size == size and r.kind == kind]
 
 
 def go_on(*members: Member, steps: int) -> int:
@@ -69,7 +69,7 @@ def test_a_client_and_a_helper_take_part(tmp_path: Path) -> None:
         a = swarm.peer("a", *UNHURRIED, "--seed", "1")
         client = swarm.peer("sick", *UNHURRIED, "--seed", "2", "--client")
         helper = swarm.peer("helper", "--auxiliary")
-        helper.wait(lambda status: status.state == "helping", 180)
+        helper.wait(lambda status: status.state == "assisting", 180)
         since = go_on(a, client, steps=6)
         assert client.status.addresses == []
         assert any("its own gradients" in problem for problem in client.status.problems)
@@ -77,7 +77,7 @@ def test_a_client_and_a_helper_take_part(tmp_path: Path) -> None:
         found = gaps(a, client, since=since)
         assert len(found) >= 3 and max(found.values()) < AGREE
         assert client.status.sent_bytes > 0
-        helped = [r for r in clean_rounds(helper, 3) if r.received_bytes > 0]
+        helped = [r for r in complete_rounds(helper, 3) if r.received_bytes > 0]
         assert helped, [(r.group_size, r.failed, r.refused) for r in read_rounds(helper.folder)]
         ids = {peer.status.peer_id for peer in (a, client)}
         assert all(ids <= {*r.peers} for r in helped), "a helper took a trainer's place"
@@ -98,7 +98,7 @@ def test_broken_parameters_are_restored_and_a_rollback_takes_the_peers_along(tmp
         assert healthy.status.restored == 0
         found = gaps(healthy, ill, since=since)
         assert len(found) >= 2 and max(found.values()) < AGREE
-        assert len(clean_rounds(ill, 2)) > 2
+        assert len(complete_rounds(ill, 2)) > 2
 
         assert coordinator.stop() == 0
         kept = CheckpointStore(coordinator.folder, "tiny", settings.checkpoints).all()

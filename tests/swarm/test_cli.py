@@ -21,7 +21,7 @@ from ttt.swarm.config.options import PeerOptions
 from ttt.swarm.config.run_file import new_settings, read_run_file, render
 from ttt.swarm.history.export import Example
 from ttt.swarm.history.types import Event
-from ttt.swarm.history.writer import HISTORY_FILE, History
+from ttt.swarm.history.writer import HISTORY_FILE, HistoryWriter
 
 ADDRESS = f"/ip4/203.0.113.5/tcp/8080/p2p/{ID['ada']}"
 
@@ -76,7 +76,7 @@ def test_a_run_is_named_as_asked_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_a_history_is_exported_and_can_be_shown(tmp_path: Path) -> None:
-    with History(tmp_path / HISTORY_FILE, "cats", title="Cats") as history:
+    with HistoryWriter(tmp_path / HISTORY_FILE, "cats", title="Cats") as history:
         history.add_event(Event(1.0, "rollback", "", "to step 5"))
     line = ["run", "export", "--folder", str(tmp_path), "--out", str(tmp_path / "history.json")]
     done = CliRunner().invoke(app, line)

@@ -62,7 +62,7 @@ def test_the_mean_arrives(nodes: list[hivemind.DHT], name: Compression) -> None:
             errors = [float((tensor - mean).abs().mean()) for tensor, mean in zip(tensors, expected, strict=True)]
             assert errors[0] < ERROR[name] and errors[1] < 1e-3  # smaller tensors travel in 16 bits at least
         [report] = peers[0].take_reports()
-        assert report.clean and report.group_size == 2
+        assert report.complete and report.group_size == 2
         small = SMALL * (4 if name == "none" else 2)
         sent = LARGE * BYTES[name] + small  # half of it to be averaged there, the other half averaged here
         assert wait_for(lambda: peers[0].traffic.sent.value > sent, 10)

@@ -65,7 +65,7 @@ def test_the_mean_of_matrices_of_low_rank_is_exact(peers: list[SwarmPowerSGDAver
             assert torch.allclose(large, expected, atol=1e-4)
             assert torch.allclose(small, torch.full((7,), 4 * 0.25 + 12 * 0.75))
     sent = [peer.take_reports()[-1] for peer in peers]
-    assert all(report.clean for report in sent)
+    assert all(report.complete for report in sent)
     assert 0 < sent[0].sent_bytes < 0.5 * 4 * SHAPE[0] * SHAPE[1]
 
 

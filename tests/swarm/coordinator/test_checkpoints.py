@@ -23,10 +23,10 @@ from ttt.swarm.coordinator.generations import FILE, newest_generation, read_gene
 from ttt.swarm.coordinator.rollback import roll_back
 from ttt.swarm.dht.announcement import Announcement
 from ttt.swarm.history.reader import HistoryReader
-from ttt.swarm.history.types import Checkpoint as Row
-from ttt.swarm.history.writer import HISTORY_FILE, History
+from ttt.swarm.history.types import CheckpointEntry as Row
+from ttt.swarm.history.writer import HISTORY_FILE, HistoryWriter
 from ttt.swarm.peer.backup import load_backup, save_backup
-from ttt.swarm.process.lifecycle import own_folder
+from ttt.swarm.process.lifecycle import locked_folder
 from ttt.swarm.process.status import PeerStatus, write_status
 from ttt.swarm.training.job import make_optimizer
 from ttt.train.optimizer import parameter_groups
@@ -281,12 +281,12 @@ def test_no_generation_is_used_twice_though_its_file_is_lost(
 def test_a_rollback_begins_a_new_generation_and_drops_what_came_later(tmp_path: Path, bundle: object) -> None:
     settings, folder, store = run_of_three(tmp_path, bundle)
     write_generation(folder, Announcement(generation=0))
-    with History(folder / HISTORY_FILE, "tiny") as history:
+    with HistoryWriter(folder / HISTORY_FILE, "tiny") as history:
         for one in store.all():
             history.add_checkpoint(Row(float(one.step), one.step, 0, None, f"checkpoints/{one.path.name}", ""))
     with pytest.raises(CheckpointError, match="there are: 10, 20, 30"):
         roll_back(folder, settings, 15)
-    with own_folder(folder), pytest.raises(InvalidInput, match="in use"):
+    with locked_folder(folder), pytest.raises(InvalidInput, match="in use"):
         roll_back(folder, settings, 20)
     assert roll_back(folder, settings, 20).step == 20
     assert [one.step for one in store.all()] == [10, 20]

@@ -37,7 +37,7 @@ class Told:
     def __init__(self) -> None:
         self.status, self.problems = PeerStatus(), list[str]()
 
-    def problem(self, text: str) -> bool:
+    def report_problem(self, text: str) -> bool:
         self.problems.append(text)
         return False
 

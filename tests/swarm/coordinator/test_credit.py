@@ -13,7 +13,7 @@ from tests.swarm.peers import ID, record
 from ttt.swarm.coordinator.credit import Ledger, share
 from ttt.swarm.dht.records import tag_of
 from ttt.swarm.history.reader import HistoryReader
-from ttt.swarm.history.writer import History
+from ttt.swarm.history.writer import HistoryWriter
 
 TARGET, STEP_SECONDS = 100, 10.0
 SPEEDS = {"ada": 60, "bob": 30, "eve": 10}
@@ -118,7 +118,7 @@ def test_a_restarted_peer_goes_on() -> None:
 
 
 def test_a_restarted_monitor_goes_on_and_pays_nothing_twice(tmp_path: Path) -> None:
-    with History(tmp_path / "history.sqlite", "run") as history:
+    with HistoryWriter(tmp_path / "history.sqlite", "run") as history:
         ledger = Ledger(history.peers(), TARGET)
         run(ledger, 10)
         history.credit(ledger.peers.values(), time=100.0)

@@ -24,7 +24,7 @@ from ttt.swarm.config.run_file import read_run_file, write_run_file
 from ttt.swarm.coordinator.checkpoints import Checkpoint, CheckpointStore
 from ttt.swarm.coordinator.sample_images import NICENESS, Painter, too_many
 from ttt.swarm.history.types import SampleImage
-from ttt.swarm.history.writer import HISTORY_FILE, History
+from ttt.swarm.history.writer import HISTORY_FILE, HistoryWriter
 from ttt.ui.dashboard.render_cache import Board
 from ttt.ui.dashboard.runs import RunFolders
 from ttt.ui.dashboard.thumbnails import Thumbnails
@@ -42,8 +42,8 @@ def until(true: Callable[[], object], what: str, seconds: float = 280.0) -> None
 
 
 @pytest.fixture
-def history(tmp_path: Path) -> Iterator[History]:
-    with History(tmp_path / HISTORY_FILE, "tiny") as history:
+def history(tmp_path: Path) -> Iterator[HistoryWriter]:
+    with HistoryWriter(tmp_path / HISTORY_FILE, "tiny") as history:
         yield history
 
 
@@ -59,12 +59,14 @@ def checkpoint(folder: Path, bundle: Bundle, step: int, seed: int = 0) -> Checkp
     return store.save(TrainingState(step, parameters, {}), tiny_dalle(), bundle, generation=0)
 
 
-def painted(history: History) -> list[tuple[int, str]]:
+def painted(history: HistoryWriter) -> list[tuple[int, str]]:
     return [(image.step, image.prompt) for image in history.sample_images()]
 
 
 @pytest.mark.timeout(600)  # painters are nice: on a busy machine they take minutes
-def test_the_same_prompts_are_painted_from_each_checkpoint(tmp_path: Path, history: History, bundle: Bundle) -> None:
+def test_the_same_prompts_are_painted_from_each_checkpoint(
+    tmp_path: Path, history: HistoryWriter, bundle: Bundle
+) -> None:
     problems: list[str] = []
     painter = Painter(tmp_path, SETTINGS, history, problems.append)
     painter.offer(checkpoint(tmp_path, bundle, 1))
@@ -85,7 +87,7 @@ def test_the_same_prompts_are_painted_from_each_checkpoint(tmp_path: Path, histo
 
 
 def test_what_was_painted_is_not_painted_again_and_nothing_where_it_is_switched_off(
-    tmp_path: Path, history: History, bundle: Bundle
+    tmp_path: Path, history: HistoryWriter, bundle: Bundle
 ) -> None:
     history.add_sample_image(SampleImage(1.0, 3, PROMPTS[0], "sample_images/old.webp"))
     off = SampleImagesSection(prompts=PROMPTS, candidates=0)
@@ -98,7 +100,7 @@ def test_what_was_painted_is_not_painted_again_and_nothing_where_it_is_switched_
 
 
 def test_a_checkpoint_that_cannot_be_painted_is_told_and_one_that_is_gone_is_not(
-    tmp_path: Path, history: History, bundle: Bundle
+    tmp_path: Path, history: HistoryWriter, bundle: Bundle
 ) -> None:
     problems: list[str] = []
     painter = Painter(tmp_path, SETTINGS, history, problems.append)
@@ -117,7 +119,7 @@ def test_a_checkpoint_that_cannot_be_painted_is_told_and_one_that_is_gone_is_not
     painter.close()
 
 
-def test_nothing_waits_for_a_painter(tmp_path: Path, history: History, bundle: Bundle) -> None:
+def test_nothing_waits_for_a_painter(tmp_path: Path, history: HistoryWriter, bundle: Bundle) -> None:
     painter = Painter(tmp_path, SETTINGS, history, pytest.fail)
     painter.offer(checkpoint(tmp_path, bundle, 1))
     until(lambda: painter._process is not None, "a process")
@@ -130,7 +132,7 @@ def test_nothing_waits_for_a_painter(tmp_path: Path, history: History, bundle: B
     assert not painted(history)
 
 
-def test_sample_images_are_few_and_those_after_a_roll_back_are_deleted(tmp_path: Path, history: History) -> None:
+def test_sample_images_are_few_and_those_after_a_roll_back_are_deleted(tmp_path: Path, history: HistoryWriter) -> None:
     painter = Painter(tmp_path, SETTINGS, history, pytest.fail)
     (tmp_path / "sample_images").mkdir()
     for step in (0, 10, 20):

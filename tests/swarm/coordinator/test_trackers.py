@@ -18,7 +18,7 @@ from ttt.swarm.coordinator import trackers
 from ttt.swarm.coordinator.monitor import Monitor, clean_share
 from ttt.swarm.coordinator.trackers import DEFAULT_PROJECT, MOST_WAITING, Tracker, open_tracker
 from ttt.swarm.dht.records import PeerRecord, Reading
-from ttt.swarm.history.writer import History
+from ttt.swarm.history.writer import HistoryWriter
 
 START, TARGET = 1_760_000_000.0, 100
 
@@ -84,7 +84,7 @@ def test_a_monitor_tells_the_tracker_each_step_once(
 ) -> None:
     monkeypatch.setenv("TTT_TRACK", fake.__name__)
     monkeypatch.delenv("TTT_TRACK_PROJECT", raising=False)
-    with History(tmp_path / "history.sqlite", "my-run", target_batch_size=TARGET) as history:
+    with HistoryWriter(tmp_path / "history.sqlite", "my-run", target_batch_size=TARGET) as history:
         monitor = Monitor(history, TARGET)
         helper = record("dan", auxiliary=True, share_received=0.0)
         monitor.observe(reading(record("ada"), helper), seen(0, 0, 1), START)  # no loss yet

@@ -15,8 +15,8 @@ import pytest
 from ttt.errors import InvalidInput, SwarmError
 from ttt.swarm.history.export import Example, export, restore
 from ttt.swarm.history.reader import HistoryReader
-from ttt.swarm.history.types import Checkpoint, Event, Now, Peer, Point, SampleImage
-from ttt.swarm.history.writer import DAY, HISTORY_FILE, HOUR, THINNING, History
+from ttt.swarm.history.types import CheckpointEntry, Contributor, Event, Point, SampleImage, Snapshot
+from ttt.swarm.history.writer import DAY, HISTORY_FILE, HOUR, THINNING, HistoryWriter
 
 START = 1_760_000_000.0
 
@@ -26,13 +26,13 @@ def point(at: float, step: int, loss: float | None = 3.0) -> Point:
     return Point(at, step, step * 64, loss, low, high, 3, 10.0, 1e-3)
 
 
-def peer(peer_id: str, samples: float, seconds: float, **more: object) -> Peer:
+def peer(peer_id: str, samples: float, seconds: float, **more: object) -> Contributor:
     values: dict[str, object] = {
         "peer_id": peer_id, "name": "ada", "device": "CPU", "first_seen": START, "last_seen": START, "step": 1,
         "samples": samples, "seconds": seconds, "claimed_samples": samples, "claimed_seconds": seconds,
         "samples_per_second": 1.0, "client_mode": False, "auxiliary": False,
     }  # fmt: skip
-    return Peer(**{**values, **more})  # type: ignore[arg-type]
+    return Contributor(**{**values, **more})  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -41,22 +41,22 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_what_is_written_is_read(path: Path) -> None:
-    checkpoint = Checkpoint(START, 5, 320, 2.5, "checkpoints/5", "ab" * 32)
+    checkpoint = CheckpointEntry(START, 5, 320, 2.5, "checkpoints/5", "ab" * 32)
     image = SampleImage(START, 5, "a red circle", "sample_images/5-0.jpg")
     event = Event(START, "joined", "peer-a", "")
-    now = Now(START, 5, 10, 64, 3, 1, 12.5, 2.5, 1e-3, refused_records=2)
-    with History(path, "my-run", title="Mine", target_batch_size=64) as history:
+    now = Snapshot(START, 5, 10, 64, 3, 1, 12.5, 2.5, 1e-3, refused_records=2)
+    with HistoryWriter(path, "my-run", title="Mine", target_batch_size=64) as history:
         history.add_points([point(START, 1), point(START + 20, 2, None)])
         history.credit([peer("peer-a", 10, 5)], time=START)
         history.add_checkpoint(checkpoint)
         history.add_sample_image(image)
         history.add_event(event)
-        history.set_now(now)
+        history.set_snapshot(now)
         with HistoryReader(path) as reader:  # while the writer is there
             about = reader.about()
             assert (about.run, about.title, about.target_batch_size) == ("my-run", "Mine", 64)
             assert (about.started, about.points) == (START, 2)
-            assert reader.now() == now
+            assert reader.snapshot() == now
             assert reader.points()["step"].tolist() == [1, 2]
             assert np.isnan(reader.points()["loss"]).tolist() == [False, True]
             assert reader.peers() == [peer("peer-a", 10, 5)]
@@ -69,26 +69,26 @@ def test_what_is_written_is_read(path: Path) -> None:
 
 
 def test_it_outlives_a_restart_and_stays_with_its_run(path: Path) -> None:
-    with History(path, "my-run") as history:
+    with HistoryWriter(path, "my-run") as history:
         history.add_points([point(START, 1)])
         history.credit([peer("peer-a", 10, 5)], time=START)
-    with History(path, "my-run") as history:
+    with HistoryWriter(path, "my-run") as history:
         history.add_points([point(START + 20, 2)])
         assert history.peers() == {"peer-a": peer("peer-a", 10, 5)}
     with pytest.raises(InvalidInput, match=r"the run 'my-run', not of 'another'"):
-        History(path, "another")
+        HistoryWriter(path, "another")
     with HistoryReader(path) as reader:
         assert reader.points()["step"].tolist() == [1, 2]
 
 
 def test_a_second_writer_is_refused(path: Path) -> None:
-    with History(path, "my-run"), pytest.raises(InvalidInput, match="written by another coordinator"):
-        History(path, "my-run")
-    History(path, "my-run").close()
+    with HistoryWriter(path, "my-run"), pytest.raises(InvalidInput, match="written by another coordinator"):
+        HistoryWriter(path, "my-run")
+    HistoryWriter(path, "my-run").close()
 
 
 def test_contributions_of_the_last_hours(path: Path) -> None:
-    with History(path, "my-run") as history:
+    with HistoryWriter(path, "my-run") as history:
         history.credit([peer("a", 10, 5), peer("b", 1, 1)], time=START)
         history.credit([peer("a", 30, 9), peer("b", 1, 1)], time=START + 2 * HOUR)
         with HistoryReader(path) as reader:
@@ -108,7 +108,7 @@ def test_old_points_are_merged_and_extremes_of_the_loss_stay(path: Path) -> None
     times = np.arange(START, START + days * DAY, every)
     losses = 5 - 3 * (times - START) / (days * DAY)
     losses[1000], losses[2000] = 9.0, 0.5  # a spike and a dip, both more than a week old
-    with History(path, "my-run") as history:
+    with HistoryWriter(path, "my-run") as history:
         history.add_points([point(at, i, loss) for i, (at, loss) in enumerate(zip(times, losses, strict=True))])
         with HistoryReader(path) as reader:
             columns = reader.points()
@@ -124,7 +124,7 @@ def test_old_points_are_merged_and_extremes_of_the_loss_stay(path: Path) -> None
 
 
 def test_thinning_twice_changes_nothing(path: Path) -> None:
-    with History(path, "my-run") as history:
+    with HistoryWriter(path, "my-run") as history:
         history.add_points([point(START + 20 * i, i) for i in range(2000)])
         history.thin(START + 3 * DAY)
         with HistoryReader(path) as reader:
@@ -137,7 +137,7 @@ def test_thinning_twice_changes_nothing(path: Path) -> None:
 
 
 def _write_forever(path: Path, started: object) -> None:
-    with History(path, "my-run") as history:
+    with HistoryWriter(path, "my-run") as history:
         for i in range(100_000):
             history.add_points([point(START + i, i)])
             history.credit([peer("a", float(i), float(i))], time=START + i)
@@ -160,7 +160,7 @@ def test_readers_go_on_while_a_writer_is_killed(path: Path) -> None:
         writer.join()
         assert counts == sorted(counts) and counts[-1] > counts[0] >= 20
         assert len(reader.points()["time"]) >= counts[-1]
-    with History(path, "my-run") as history, HistoryReader(path) as reader:
+    with HistoryWriter(path, "my-run") as history, HistoryReader(path) as reader:
         steps = reader.points()["step"]
         assert steps.tolist() == list(range(len(steps)))  # nothing lost, nothing torn
         assert history.peers()["a"].samples in (len(steps) - 1, len(steps) - 2)
@@ -176,20 +176,20 @@ def test_readers_go_on_while_a_writer_is_killed(path: Path) -> None:
 def test_a_damaged_file_is_told_and_kept(path: Path, content: bytes, message: str) -> None:
     path.parent.mkdir()
     path.write_bytes(content)
-    for opened in (lambda: History(path, "my-run"), lambda: HistoryReader(path)):
+    for opened in (lambda: HistoryWriter(path, "my-run"), lambda: HistoryReader(path)):
         with pytest.raises(SwarmError, match=message):
             opened()
         assert path.read_bytes() == content
 
 
 def test_a_damaged_page_is_found(path: Path) -> None:
-    with History(path, "my-run") as history:
+    with HistoryWriter(path, "my-run") as history:
         history.add_points([point(START + i, i) for i in range(5000)])
     data = bytearray(path.read_bytes())
     data[8192:40_960] = b"\xff" * (40_960 - 8192)
     path.write_bytes(data)
     with pytest.raises(SwarmError, match=r"cannot be used.*Nothing was deleted"):
-        History(path, "my-run")
+        HistoryWriter(path, "my-run")
     assert path.read_bytes() == bytes(data)
 
 
@@ -200,10 +200,10 @@ def test_a_foreign_or_newer_file_is_left_alone(path: Path) -> None:
     connection.close()
     before = path.read_bytes()
     with pytest.raises(SwarmError, match="of another program"):
-        History(path, "my-run")
+        HistoryWriter(path, "my-run")
     assert path.read_bytes() == before
     path.unlink()
-    History(path, "my-run").close()
+    HistoryWriter(path, "my-run").close()
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version = 99")
     connection.close()
@@ -219,8 +219,8 @@ def test_a_foreign_or_newer_file_is_left_alone(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "read"),
     [
-        ("insert or replace into about values ('now', '{\"step\": 1}')", HistoryReader.now),
-        ("insert or replace into about values ('now', '[')", HistoryReader.now),
+        ("insert or replace into about values ('now', '{\"step\": 1}')", HistoryReader.snapshot),
+        ("insert or replace into about values ('now', '[')", HistoryReader.snapshot),
         ("update points set time = 1e18", HistoryReader.points),
         ("update points set samples = 'many'", HistoryReader.points),
         ("update peers set last_seen = 1e18", HistoryReader.peers),
@@ -229,10 +229,10 @@ def test_a_foreign_or_newer_file_is_left_alone(path: Path) -> None:
     ],
 )
 def test_rows_that_are_none_of_ours_are_told(path: Path, change: str, read: Callable[[HistoryReader], object]) -> None:
-    with History(path, "my-run") as history:
+    with HistoryWriter(path, "my-run") as history:
         history.add_points([point(START, 1)])
         history.credit([peer("a", 1, 1)], time=START)
-        history.add_checkpoint(Checkpoint(START, 1, 64, 2.0, "checkpoints/1", "ab"))
+        history.add_checkpoint(CheckpointEntry(START, 1, 64, 2.0, "checkpoints/1", "ab"))
     with sqlite3.connect(path) as connection:
         assert connection.execute(change).rowcount
     connection.close()
@@ -246,10 +246,10 @@ def test_a_history_of_version_2_is_read_and_continued(path: Path, tmp_path: Path
         SampleImage(START, 5, "a red circle", "pictures/5.jpg"),
         SampleImage(START, 6, "a star", "pictures/6.jpg"),
     ]
-    now = Now(START, 5, 10, 64, 3, 1, 12.5, 2.5, 1e-3)
-    with History(path, "my-run") as history:
+    now = Snapshot(START, 5, 10, 64, 3, 1, 12.5, 2.5, 1e-3)
+    with HistoryWriter(path, "my-run") as history:
         history.add_sample_image(images[0])
-        history.set_now(now)
+        history.set_snapshot(now)
     with sqlite3.connect(path) as connection:
         connection.execute("DROP INDEX sample_images_by_prompt")
         connection.execute("ALTER TABLE sample_images RENAME TO pictures")
@@ -258,8 +258,8 @@ def test_a_history_of_version_2_is_read_and_continued(path: Path, tmp_path: Path
         connection.execute("PRAGMA user_version = 2")
     connection.close()
     with HistoryReader(path) as reader:
-        assert (reader.sample_images(), reader.now()) == (images[:1], now)
-    with History(path, "my-run") as history:
+        assert (reader.sample_images(), reader.snapshot()) == (images[:1], now)
+    with HistoryWriter(path, "my-run") as history:
         assert history.sample_images() == images[:1]
         history.add_sample_image(images[1])
         with HistoryReader(path) as reader:
@@ -267,21 +267,21 @@ def test_a_history_of_version_2_is_read_and_continued(path: Path, tmp_path: Path
 
 
 def test_an_export_of_version_2_is_read(path: Path, tmp_path: Path) -> None:
-    with History(path, "my-run") as history, HistoryReader(path) as reader:
+    with HistoryWriter(path, "my-run") as history, HistoryReader(path) as reader:
         history.add_sample_image(SampleImage(START, 5, "a red circle", "pictures/5.jpg"))
-        history.set_now(Now(START, 5, 10, 64, 3, 1, 12.5, 2.5, 1e-3))
+        history.set_snapshot(Snapshot(START, 5, 10, 64, 3, 1, 12.5, 2.5, 1e-3))
         export(reader, tmp_path / "history.json")
         text = (tmp_path / "history.json").read_text()
         for new, old in (
             ('"sample_images"', '"pictures"'),
-            ("auxiliary_peers", "helpers"),
+            ("auxiliary_peers", "auxiliary_peers"),
             ('"version":3', '"version":2'),
         ):
             assert new in text
             text = text.replace(new, old)
         (tmp_path / "history.json").write_text(text)
         example = Example(tmp_path / "history.json")
-        assert (example.sample_images(), example.now()) == (reader.sample_images(), reader.now())
+        assert (example.sample_images(), example.snapshot()) == (reader.sample_images(), reader.snapshot())
         example.close()
 
 
@@ -292,23 +292,23 @@ def test_a_missing_history_is_told(path: Path) -> None:
 
 
 def test_checkpoints_are_uploaded_and_forgotten(path: Path) -> None:
-    with History(path, "my-run") as history:
+    with HistoryWriter(path, "my-run") as history:
         for step in range(3):
-            history.add_checkpoint(Checkpoint(START + step, step, 1, None, f"checkpoints/{step}", "00"))
+            history.add_checkpoint(CheckpointEntry(START + step, step, 1, None, f"checkpoints/{step}", "00"))
         history.set_checkpoint_url("checkpoints/1", "https://example.org/1")
-        history.forget_checkpoints(["checkpoints/0"])
+        history.remove_checkpoints(["checkpoints/0"])
     with HistoryReader(path) as reader:
         assert [(c.step, c.url) for c in reader.checkpoints()] == [(2, ""), (1, "https://example.org/1")]
 
 
 def test_an_export_comes_back(path: Path, tmp_path: Path) -> None:
-    with History(path, "my-run", title="Mine", target_batch_size=64) as history:
+    with HistoryWriter(path, "my-run", title="Mine", target_batch_size=64) as history:
         history.add_points([point(START + 20 * i, i, 5 - i / 5000 + (4 if i == 777 else 0)) for i in range(5000)])
         history.credit([peer("a", 10, 5, cursor="{}")], time=START)
         history.add_event(Event(START, "rollback", "", "to 5"))
         history.add_sample_image(SampleImage(START, 5, "a red circle", "5.jpg"))
-        history.add_checkpoint(Checkpoint(START, 5, 320, 2.5, "5", "00"))
-        history.set_now(Now(START, 5, 10, 64, 3, 1, None, None, None))
+        history.add_checkpoint(CheckpointEntry(START, 5, 320, 2.5, "5", "00"))
+        history.set_snapshot(Snapshot(START, 5, 10, 64, 3, 1, None, None, None))
     shipped = tmp_path / "history.json"
     with HistoryReader(path) as reader:
         size = export(reader, shipped, points=300)
@@ -321,7 +321,7 @@ def test_an_export_comes_back(path: Path, tmp_path: Path) -> None:
             assert example.events() == reader.events()
             assert example.sample_images() == reader.sample_images()
             assert example.checkpoints() == reader.checkpoints()
-            assert example.now() == reader.now()
+            assert example.snapshot() == reader.snapshot()
             assert example.about().run == "my-run"
             folder = example.path.parent
         assert not folder.exists()
@@ -338,7 +338,7 @@ def test_an_export_comes_back(path: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_export_is_told(path: Path, tmp_path: Path, change: object, message: str) -> None:
-    with History(path, "my-run") as history:
+    with HistoryWriter(path, "my-run") as history:
         history.add_points([point(START, 1)])
     shipped = tmp_path / "history.json"
     with HistoryReader(path) as reader:

@@ -18,8 +18,8 @@ from ttt.swarm.coordinator.monitor import GONE_SECONDS, Monitor, robust_loss, we
 from ttt.swarm.dht.records import PeerRecord, Reading
 from ttt.swarm.history import summary
 from ttt.swarm.history.reader import HistoryReader
-from ttt.swarm.history.types import Checkpoint, Point, SampleImage
-from ttt.swarm.history.writer import History
+from ttt.swarm.history.types import CheckpointEntry, Point, SampleImage
+from ttt.swarm.history.writer import HistoryWriter
 
 START, TARGET = 1_760_000_000.0, 100
 
@@ -37,8 +37,8 @@ class Seen:
 
 
 @pytest.fixture
-def history(tmp_path: Path) -> Iterator[History]:
-    with History(tmp_path / "history.sqlite", "my-run", title="Mine", target_batch_size=TARGET) as opened:
+def history(tmp_path: Path) -> Iterator[HistoryWriter]:
+    with HistoryWriter(tmp_path / "history.sqlite", "my-run", title="Mine", target_batch_size=TARGET) as opened:
         yield opened
 
 
@@ -82,7 +82,7 @@ def test_equal_weights_give_the_ordinary_median() -> None:
     assert weighted_quantiles([1, 2], [0, 5], [0.0, 1.0]) == [2, 2]
 
 
-def test_a_monitor_writes_down_what_it_sees(history: History) -> None:
+def test_a_monitor_writes_down_what_it_sees(history: HistoryWriter) -> None:
     monitor = Monitor(history, TARGET)
     for step in range(10):
         ada = record("ada", step=step, samples_total=50 * step, compute_seconds_total=8.0 * step, loss=3.0 - step / 10,
@@ -96,7 +96,7 @@ def test_a_monitor_writes_down_what_it_sees(history: History) -> None:
         state = summary.progress(reader, at=START + 91)
         assert state is not None and state.active and (state.peers, state.auxiliary_peers) == (1, 1)
         assert state.fraction == 0.5 and state.eta_seconds == pytest.approx(4.0)
-        assert reader.now().refused_records == 2  # type: ignore[union-attr]
+        assert reader.snapshot().refused_records == 2  # type: ignore[union-attr]
         assert {(e.kind, e.peer_id) for e in reader.events()} == {("joined", ID["dan"]), ("joined", ID["ada"])}
         places = summary.leaderboard(reader, at=START + 91)
         assert [(p.name, p.samples, p.auxiliary, p.rank) for p in places] == [
@@ -110,7 +110,7 @@ def test_a_monitor_writes_down_what_it_sees(history: History) -> None:
         assert [p.active for p in summary.leaderboard(reader, at=START + 101)] == [False, True], "she said goodbye"
 
 
-def test_peers_come_and_go_once(history: History) -> None:
+def test_peers_come_and_go_once(history: HistoryWriter) -> None:
     monitor = Monitor(history, TARGET)
     ada = record("ada")
     for at in (0, 10, 20):
@@ -123,7 +123,7 @@ def test_peers_come_and_go_once(history: History) -> None:
         assert [event.kind for event in reversed(reader.events())] == ["joined", "left", "joined"]
 
 
-def test_a_dht_that_is_silent_adds_no_point(history: History) -> None:
+def test_a_dht_that_is_silent_adds_no_point(history: HistoryWriter) -> None:
     monitor = Monitor(history, TARGET)
     assert monitor.observe(Reading(answered=False), Seen(3), START) is None  # type: ignore[arg-type]
     assert monitor.observe(reading(), Seen(0, answered=False), START) is None  # type: ignore[arg-type]
@@ -136,7 +136,7 @@ def test_a_dht_that_is_silent_adds_no_point(history: History) -> None:
     assert status["run"] == "my-run" and not status["active"]
 
 
-def test_the_speed_is_measured_not_claimed(history: History) -> None:
+def test_the_speed_is_measured_not_claimed(history: HistoryWriter) -> None:
     monitor = Monitor(history, TARGET)
     boaster = record("eve", samples_per_second=1e9)
     for step in range(60):
@@ -146,7 +146,7 @@ def test_the_speed_is_measured_not_claimed(history: History) -> None:
     assert point is not None and not (point.samples_per_second or 0) < 0
 
 
-def test_curves_are_short_and_keep_the_extremes(history: History) -> None:
+def test_curves_are_short_and_keep_the_extremes(history: HistoryWriter) -> None:
     rng = np.random.default_rng(0)
     loss = 5 - np.arange(4000) / 1000 + rng.normal(0, 0.01, 4000)
     loss[1234], loss[2345] = 9.0, 0.25
@@ -171,13 +171,13 @@ def test_curves_are_short_and_keep_the_extremes(history: History) -> None:
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=400), st.integers(4, 100))
 def test_thinning_a_line_keeps_its_ends_and_extremes(values: list[float], points: int) -> None:
     y, x = np.array(values), np.cumsum(np.abs(np.array(values)) + 1)
-    kept = summary.keep_extremes(x, y, points)
+    kept = summary.downsample_min_max(x, y, points)
     assert len(kept) <= max(points, 4) and (np.diff(kept) > 0).all() if len(kept) > 1 else True
     assert kept[0] == 0 and kept[-1] == len(y) - 1
     assert y[kept].max() == y.max() and y[kept].min() == y.min()
 
 
-def test_names_of_strangers_cannot_harm_a_page(history: History) -> None:
+def test_names_of_strangers_cannot_harm_a_page(history: HistoryWriter) -> None:
     monitor = Monitor(history, TARGET)
     evil = record("eve", name="<img src=x onerror=alert(1)>")
     for step in range(3):
@@ -188,11 +188,11 @@ def test_names_of_strangers_cannot_harm_a_page(history: History) -> None:
     assert "<" not in place.html_name and place.name == "<img src=x onerror=alert(1)>"
 
 
-def test_sample_images_are_thinned_evenly(history: History) -> None:
+def test_sample_images_are_thinned_evenly(history: HistoryWriter) -> None:
     for step in range(100):
         history.add_sample_image(SampleImage(START + step, step, "a red circle", f"{step}.jpg"))
     history.add_sample_image(SampleImage(START, 1, "a blue square", "b.jpg"))
-    history.add_checkpoint(Checkpoint(START, 99, 9900, 2.0, "c/99", "00", "https://example.org"))
+    history.add_checkpoint(CheckpointEntry(START, 99, 9900, 2.0, "c/99", "00", "https://example.org"))
     with HistoryReader(history.path) as reader:
         shown = summary.sample_images(reader, per_prompt=5)
         assert [p.step for p in shown["a red circle"]] == [0, 25, 50, 74, 99]
@@ -201,7 +201,7 @@ def test_sample_images_are_thinned_evenly(history: History) -> None:
         assert summary.swarm_status(reader)["last_checkpoint"]["step"] == 99
 
 
-def test_who_inflates_is_marked(history: History) -> None:
+def test_who_inflates_is_marked(history: HistoryWriter) -> None:
     monitor = Monitor(history, TARGET)
     for step in range(10):
         eve = record("eve", samples_total=10_000 * step)
@@ -209,5 +209,5 @@ def test_who_inflates_is_marked(history: History) -> None:
         monitor.observe(reading(eve, ada), Seen(step), START + 10 * step)  # type: ignore[arg-type]
     with HistoryReader(history.path) as reader:
         places = {place.name: place for place in summary.leaderboard(reader)}
-    assert places["eve"].inflated and not places["ada"].inflated
+    assert places["eve"].unverified and not places["ada"].unverified
     assert places["ada"].samples == 450 and places["eve"].samples <= 450

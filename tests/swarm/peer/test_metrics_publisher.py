@@ -63,8 +63,8 @@ def silent(reporter: Reporter) -> Publisher:
 
 
 def averaged(**values: Any) -> RoundRecord:
-    base = {"kind": "gradients", "step": 1, "time": 1.0, "seconds": 2.0, "group_size": 2, "received": 1.0,
-            "gathered": 1.0, "sent_bytes": 1, "received_bytes": 1}  # fmt: skip
+    base = {"kind": "gradients", "step": 1, "time": 1.0, "seconds": 2.0, "group_size": 2, "results_received": 1.0,
+            "inputs_received": 1.0, "sent_bytes": 1, "received_bytes": 1}  # fmt: skip
     return RoundRecord.model_validate({**base, **values})
 
 
@@ -103,8 +103,12 @@ def test_a_loss_of_any_size_is_told_as_far_as_it_can_be(
 def test_rounds_beyond_the_range_are_cut(clocks: Clocks, reporter: Reporter) -> None:
     publisher = silent(reporter)
     reporter.update(learning_rate=float("nan"), step=3)
-    publisher.averaged([averaged(seconds=-3600.0, group_size=10**6, received=1.0000001, weights={ID["bob"]: 1e300})])
-    publisher.averaged([averaged(seconds=-3600.0, group_size=10**6, received=1.0000001, weights={ID["bob"]: 7.0})])
+    publisher.averaged(
+        [averaged(seconds=-3600.0, group_size=10**6, results_received=1.0000001, weights={ID["bob"]: 1e300})]
+    )
+    publisher.averaged(
+        [averaged(seconds=-3600.0, group_size=10**6, results_received=1.0000001, weights={ID["bob"]: 7.0})]
+    )
     record = publisher._record()
     assert (record.averaging_seconds, record.group_size, record.share_received) == (0, 4096, 1)
     assert record.learning_rate is None and record.step == 3

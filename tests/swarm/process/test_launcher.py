@@ -17,8 +17,8 @@ if sys.platform != "linux":
 
 from ttt.errors import InvalidInput
 from ttt.swarm.process import control_files as files
-from ttt.swarm.process.control_files import Order, Supervision, Work
-from ttt.swarm.process.launcher import Launcher, born, tail
+from ttt.swarm.process.control_files import Contribution, DesiredState, SupervisorState
+from ttt.swarm.process.launcher import Launcher, start_ticks, tail
 from ttt.swarm.process.status import PeerStatus, write_status
 from ttt.swarm.process.supervisor import SECRETS, Supervisor, command
 
@@ -33,9 +33,9 @@ def launcher(tmp_path: Path) -> Iterator[Launcher]:
     assert launcher.wait_until_off(60)
 
 
-def order(folder: Path, **fields: object) -> Order:
+def order(folder: Path, **fields: object) -> DesiredState:
     """Of a run whose file is not there, so that the peer ends at once."""
-    return Order.model_validate({"run": str(folder / "absent.toml"), "initial_peers": [ADDRESS], **fields})
+    return DesiredState.model_validate({"run": str(folder / "absent.toml"), "initial_peers": [ADDRESS], **fields})
 
 
 def until(true: Callable[[], object], what: str, seconds: float = 90.0) -> None:
@@ -57,7 +57,7 @@ def test_a_peer_that_dies_is_tried_again_with_back_off_and_the_reason_is_told(
         launcher.start(order(tmp_path))
     until(lambda: launcher.view().restarts >= 2 and launcher.view().phase == "waiting", "the second failure")
     view = launcher.view()
-    assert view.next_try is not None and view.next_try - time.time() > 2  # more than after the first
+    assert view.next_attempt is not None and view.next_attempt - time.time() > 2  # more than after the first
     assert any("absent.toml" in line for line in view.log)
     launcher.stop()
     assert launcher.wait_until_off(60)
@@ -84,7 +84,7 @@ def test_it_ends_at_its_time_and_with_the_process_it_belongs_to(launcher: Launch
     assert launcher.wait_until_off(60)
     assert launcher.view().reason == "the time it was given is over"
     companion = subprocess.Popen(["sleep", "600"])
-    launcher.start(order(tmp_path, bound_to=companion.pid))
+    launcher.start(order(tmp_path, exit_with_pid=companion.pid))
     assert launcher.view().active
     companion.kill()
     companion.wait()
@@ -111,37 +111,37 @@ def test_a_pause_has_a_length(launcher: Launcher, hours: float) -> None:
 
 
 def test_a_pid_of_another_process_is_not_taken_for_ours(launcher: Launcher) -> None:
-    mine = born(os.getpid())
+    mine = start_ticks(os.getpid())
     assert mine is not None
-    files.write(launcher.folder, Supervision(pid=os.getpid(), born=mine - 1, phase="running", peer=5))
+    files.write(launcher.folder, SupervisorState(pid=os.getpid(), start_ticks=mine - 1, phase="running", peer_pid=5))
     view = launcher.view()
-    assert view.phase == "off" and view.peer == 0 and "supervisor was killed" in view.reason
-    assert born(2**22 + 5) is None
+    assert view.phase == "off" and view.peer_pid == 0 and "supervisor was killed" in view.reason
+    assert start_ticks(2**22 + 5) is None
 
 
 def test_work_is_counted_once_over_processes_and_supervisors(launcher: Launcher) -> None:
     status = PeerStatus(pid=77, samples=10, steps_done=2, started=100.0, time=160.0, sent_bytes=3)
     launcher.folder.mkdir()
     write_status(launcher.folder, status)
-    banked = Work(samples=5, steps=1, seconds=40.0)
-    files.write(launcher.folder, Supervision(peer=77, banked=banked))
-    assert launcher.view().work == Work(samples=15, steps=3, sent_bytes=3, seconds=100.0)
-    assert Supervisor(launcher.folder).now.banked.samples == 15  # its predecessor was killed before it had counted
-    files.write(launcher.folder, Supervision(peer=0, banked=launcher.view().work))
-    assert launcher.view().work.samples == 15
-    assert Supervisor(launcher.folder).now.banked.samples == 15
+    accumulated = Contribution(samples=5, steps=1, seconds=40.0)
+    files.write(launcher.folder, SupervisorState(peer_pid=77, accumulated=accumulated))
+    assert launcher.view().contribution == Contribution(samples=15, steps=3, sent_bytes=3, seconds=100.0)
+    assert Supervisor(launcher.folder).now.accumulated.samples == 15  # its predecessor was killed before it had counted
+    files.write(launcher.folder, SupervisorState(peer_pid=0, accumulated=launcher.view().contribution))
+    assert launcher.view().contribution.samples == 15
+    assert Supervisor(launcher.folder).now.accumulated.samples == 15
 
 
 def test_a_folder_that_takes_nothing_ends_no_supervisor(tmp_path: Path) -> None:
-    files.write(tmp_path, order(tmp_path, wish="pause"))
-    obstacle = tmp_path / "supervision.json"
+    files.write(tmp_path, order(tmp_path, desired="pause"))
+    obstacle = tmp_path / "supervisor.json"
     obstacle.mkdir()
     supervisor = Supervisor(tmp_path)
-    supervisor._tell("starting")
+    supervisor._set_phase("starting")
     assert not supervisor._turn() and supervisor.now.phase == "paused"
     obstacle.rmdir()
     assert not supervisor._turn()
-    told = files.read(Supervision, tmp_path)
+    told = files.read(SupervisorState, tmp_path)
     assert told is not None and told.phase == "paused"
 
 
@@ -154,14 +154,14 @@ def test_a_peer_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
 
 
 def test_a_stranger_with_the_pid_of_a_peer_keeps_nobody_waiting(tmp_path: Path) -> None:
-    mine = born(os.getpid())
+    mine = start_ticks(os.getpid())
     assert mine is not None
     files.write(tmp_path, order(tmp_path))
     (tmp_path / "log").mkdir()  # nothing is really started
     for its_birth, waits in ((mine, True), (mine - 1, False)):
-        files.write(tmp_path, Supervision(peer=os.getpid(), peer_born=its_birth))
+        files.write(tmp_path, SupervisorState(peer_pid=os.getpid(), peer_start_ticks=its_birth))
         supervisor = Supervisor(tmp_path)
-        supervisor._tell("starting")
+        supervisor._set_phase("starting")
         supervisor._turn()
         assert (supervisor.now.phase == "starting") is waits
 
@@ -169,9 +169,9 @@ def test_a_stranger_with_the_pid_of_a_peer_keeps_nobody_waiting(tmp_path: Path) 
 def test_files_that_are_torn_or_odd_are_no_files(launcher: Launcher) -> None:
     launcher.folder.mkdir()
     for text in ("", "{", "[]", '{"run": ""}', '{"phase": "odd"}'):
-        (launcher.folder / "order.json").write_text(text)
-        (launcher.folder / "supervision.json").write_text(text)
-        assert launcher.view().phase == "off" and launcher.view().order is None
+        (launcher.folder / "desired.json").write_text(text)
+        (launcher.folder / "supervisor.json").write_text(text)
+        assert launcher.view().phase == "off" and launcher.view().desired_state is None
 
 
 def test_the_command_of_a_peer_is_one_of_the_command_line(tmp_path: Path) -> None:
@@ -195,10 +195,10 @@ def test_the_end_of_a_log(tmp_path: Path) -> None:
 
 def test_a_second_supervisor_of_a_folder_goes_at_once(launcher: Launcher, tmp_path: Path) -> None:
     launcher.start(order(tmp_path))
-    first = files.read(Supervision, launcher.folder)
+    first = files.read(SupervisorState, launcher.folder)
     line = [sys.executable, "-m", "ttt.swarm.process.supervisor", str(launcher.folder)]
     assert subprocess.run(line, timeout=60).returncode == 0
-    second = files.read(Supervision, launcher.folder)
+    second = files.read(SupervisorState, launcher.folder)
     assert first is not None and second is not None and first.pid == second.pid
     os.kill(first.pid, signal.SIGTERM)
     assert launcher.wait_until_off(60)

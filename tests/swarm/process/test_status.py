@@ -28,8 +28,8 @@ from ttt.swarm.process.status import (
 
 def record(**values: object) -> RoundRecord:
     base = {
-        "kind": "gradients", "step": 3, "time": 1.0, "seconds": 0.5, "group_size": 4, "received": 1.0,
-        "gathered": 1.0, "sent_bytes": 10, "received_bytes": 10,
+        "kind": "gradients", "step": 3, "time": 1.0, "seconds": 0.5, "group_size": 4, "results_received": 1.0,
+        "inputs_received": 1.0, "sent_bytes": 10, "received_bytes": 10,
     }  # fmt: skip
     return RoundRecord.model_validate({**base, **values})
 
@@ -55,17 +55,17 @@ def test_a_process_that_was_killed_does_not_run() -> None:
 def test_rounds_are_counted_and_those_that_were_not_clean_explained(tmp_path: Path) -> None:
     reporter = Reporter(tmp_path, run="cats")
     bad = [
-        record(received=0.5),
-        record(gathered=0.75, kind="state"),
+        record(results_received=0.5),
+        record(inputs_received=0.75, kind="state"),
         record(refused=["Qm: it holds NaN or infinity"]),
-        record(failed="no group was found", group_size=1, received=0, gathered=0),
+        record(failed="no group was found", group_size=1, results_received=0, inputs_received=0),
     ]
-    reporter.rounds([record(), *bad])
+    reporter.record_rounds([record(), *bad])
     reporter.close("stopped", "done")
     status = read_status(tmp_path)
     assert status is not None
-    assert (status.rounds, status.clean_rounds, status.state) == (5, 1, "stopped")
-    assert [one.clean for one in read_rounds(tmp_path)] == [True, False, False, False, False]
+    assert (status.rounds, status.complete_rounds, status.state) == (5, 1, "stopped")
+    assert [one.complete for one in read_rounds(tmp_path)] == [True, False, False, False, False]
     for told, part in zip(status.problems, ["50%", "75%", "NaN", "matchmaking_time"], strict=True):
         assert part in told
     assert "chunk_timeout" in explain(bad[0])
@@ -81,7 +81,7 @@ def test_the_last_line_of_a_killed_process_is_passed_over(tmp_path: Path) -> Non
 def test_a_status_of_long_words_can_be_read(tmp_path: Path) -> None:
     reporter = Reporter(tmp_path)
     for number in range(30):
-        reporter.problem(f"{number} " + "é\n" * 5000)
+        reporter.report_problem(f"{number} " + "é\n" * 5000)
     reporter.update(addresses=[f"/ip4/127.0.0.1/tcp/{port}" for port in range(100)])
     reporter.close("failed", "x" * 5000)
     status = read_status(tmp_path)
@@ -108,8 +108,8 @@ def test_a_full_disk_stops_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with (tmp_path / "log").open("wb", buffering=0) as log:
         monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(log, write_through=True))
         with full_disk():
-            reporter.say("computing", "on a full disk")
-            reporter.rounds([record(received=0.5)])
+            reporter.set_state("computing", "on a full disk")
+            reporter.record_rounds([record(results_received=0.5)])
             append_record(tmp_path, record())
         monkeypatch.undo()
     reporter.close("stopped")
@@ -153,10 +153,10 @@ def test_too_little_shared_memory_is_told_before_anything_starts(monkeypatch: py
 def test_a_child_dies_with_its_parent() -> None:
     code = (
         "import os, sys, time\n"
-        "from ttt.swarm.process.lifecycle import become_child\n"
+        "from ttt.swarm.process.lifecycle import init_child_process\n"
         "parent = os.getpid()\n"
         "if (child := os.fork()) == 0:\n"
-        "    become_child(parent)\n"
+        "    init_child_process(parent)\n"
         "    os.write(1, b'ready\\n')\n"  # one write a line, or the two mix
         "    time.sleep(60)\n"
         "os.write(1, f'{child}\\n'.encode())\n"

@@ -34,7 +34,7 @@ def status(**fields: Any) -> PeerStatus:
     whole = {
         "state": "computing", "message": "training on cpu since step 12", "run": "cats", "name": "Ada", "step": 12,
         "steps_done": 9, "samples": 12_345, "samples_per_second": 3.21, "swarm_samples": 1203, "global_batch": 4096,
-        "loss": 6.1234, "peers": 7, "group_size": 7, "received": 1.0, "sent_bytes": 10 << 20,
+        "loss": 6.1234, "peers": 7, "group_size": 7, "results_received": 1.0, "sent_bytes": 10 << 20,
         "received_bytes": 1 << 30, "gpu_bytes": 5 << 30, "gpu_total": 15 << 30, "started": 0.0, "time": 7500.0,
     }  # fmt: skip
     return PeerStatus.model_validate({**whole, **fields})
@@ -70,7 +70,7 @@ def test_words_of_strangers_do_not_steer_the_terminal(capfd: pytest.CaptureFixtu
     assert ESCAPE not in text and "\x07" not in text and "\u202e" not in text
     assert "[bold red]x[/]" in text
     reporter = Reporter(tmp_path, run="cats")
-    reporter.problem(HOSTILE)
+    reporter.report_problem(HOSTILE)
     reporter.close("failed", HOSTILE)
     said = capfd.readouterr().err
     assert len(said.splitlines()) == 2 and ESCAPE not in said and "\x07" not in said

@@ -14,7 +14,7 @@ from ttt.bundle import Bundle
 from ttt.errors import InvalidInput
 from ttt.swarm.config.run_config import RunSettings
 from ttt.swarm.config.run_file import write_run_file
-from ttt.swarm.process.control_files import Order
+from ttt.swarm.process.control_files import DesiredState
 from ttt.swarm.training.requirements import demand_of
 from ttt.ui.contribute import setup_view as contribute_view
 from ttt.ui.contribute.fake import ADDRESS, FakeDesk
@@ -23,9 +23,9 @@ from ttt.ui.contribute.host import Place, reach
 
 
 def test_the_order_of_a_form() -> None:
-    order = order_of(Asked(**{**vars(ASKED), "hours": 2, "gpu_gib": 7.5, "limit": 3}), T4, FITS, bound_to=7)
+    order = order_of(Asked(**{**vars(ASKED), "hours": 2, "gpu_gib": 7.5, "limit": 3}), T4, FITS, exit_with_pid=7)
     assert order.run == "run.toml" and order.initial_peers == [ADDRESS] and order.name == "me"
-    assert order.micro_batch == 16 and order.limit == 3 and order.bound_to == 7
+    assert order.micro_batch == 16 and order.limit == 3 and order.exit_with_pid == 7
     assert order.gpu_fraction == pytest.approx(0.5)
     assert order.stop_at == pytest.approx(time.time() + 7200, abs=60)
 
@@ -130,7 +130,7 @@ def test_findings_name_memory_and_pace() -> None:
 
 
 def test_an_order_holds_no_secret() -> None:
-    assert not [name for name in Order.model_fields if re.search("token|secret|password", name)]
+    assert not [name for name in DesiredState.model_fields if re.search("token|secret|password", name)]
 
 
 def test_the_script_calls_functions_that_are_there() -> None:

@@ -9,22 +9,26 @@ from typing import Any
 
 import pytest
 
-from ttt.swarm.process.control_files import Order, Work
-from ttt.swarm.process.launcher import View
-from ttt.swarm.process.log_hints import COMPLAINTS, explain, explained
+from ttt.swarm.process.control_files import Contribution, DesiredState
+from ttt.swarm.process.launcher import PeerView
+from ttt.swarm.process.log_hints import KNOWN_ISSUES, find_issue, recent_issues
 from ttt.swarm.process.status import PeerStatus
 from ttt.ui.contribute import status_view as peer_view
 from ttt.ui.contribute.fake import ADDRESS
 from ttt.ui.contribute.redact import mask, redact
 
 
-def running(**fields: Any) -> View:
+def running(**fields: Any) -> PeerView:
     status = PeerStatus(state="computing", pid=5, time=time.time(), global_batch=100, **fields)
-    return View(phase="running", status=status, peer=5, work=Work(samples=12_345, steps=6, seconds=7500))
+    return PeerView(
+        phase="running", status=status, peer_pid=5, contribution=Contribution(samples=12_345, steps=6, seconds=7500)
+    )
 
 
 def test_figures_of_a_running_peer() -> None:
-    view = running(samples_per_second=3.2, loss=6.5432, step=40, peers=7, group_size=7, received=0.5, swarm_samples=40)
+    view = running(
+        samples_per_second=3.2, loss=6.5432, step=40, peers=7, group_size=7, results_received=0.5, swarm_samples=40
+    )
     html = peer_view.status_html(view, time.time(), gpu="5.0 GiB of 15.0 GiB", share=0.25)
     told = dict(re.findall(r'data-field="(\w+)">([^<]*)<', html))
     assert told == {
@@ -40,16 +44,20 @@ def test_figures_of_a_running_peer() -> None:
 @pytest.mark.parametrize(
     ("view", "words", "light"),
     [
-        (View(), "Off", "off"),
-        (View(phase="starting"), "Starting", "loading"),
-        (View(phase="paused", order=Order(run="r", initial_peers=["a"], pause_until=0.0)), "Paused", "loading"),
-        (View(phase="waiting", next_try=9e9, reason="it broke"), "Trying again in", "failed"),
-        (View(phase="finished", reason="the run is complete"), "Finished", "off"),
-        (View(phase="stopping", peer=5), "Leaving the swarm", "loading"),
+        (PeerView(), "Off", "off"),
+        (PeerView(phase="starting"), "Starting", "loading"),
+        (
+            PeerView(phase="paused", desired_state=DesiredState(run="r", initial_peers=["a"], pause_until=0.0)),
+            "Paused",
+            "loading",
+        ),
+        (PeerView(phase="waiting", next_attempt=9e9, reason="it broke"), "Trying again in", "failed"),
+        (PeerView(phase="finished", reason="the run is complete"), "Finished", "off"),
+        (PeerView(phase="stopping", peer_pid=5), "Leaving the swarm", "loading"),
         (running(), "Computing gradients", "ready"),
     ],
 )
-def test_states_in_words(view: View, words: str, light: str) -> None:
+def test_states_in_words(view: PeerView, words: str, light: str) -> None:
     now = view.status.time if view.status else time.time()
     html = peer_view.status_html(view, now)
     assert f"<strong>{words}" in html and f'data-state="{light}"' in html
@@ -61,14 +69,16 @@ def test_the_peer_tells_its_own_share_of_the_gpu() -> None:
 
 
 def test_what_was_asked_for_in_a_line() -> None:
-    order = Order(run="r", initial_peers=["a"], limit=2.5, client=True)
+    order = DesiredState(run="r", initial_peers=["a"], limit=2.5, client=True)
     view = running(micro_batch=4)
     assert peer_view.limits_line(view) == ""
-    line = peer_view.limits_line(View(phase="running", status=view.status, order=order, peer=5))
+    line = peer_view.limits_line(PeerView(phase="running", status=view.status, desired_state=order, peer_pid=5))
     assert line == "micro-batches of 4, at most 2.5 samples a second, no end set, connects to others only"
     assert ">Micro-batches of 4, at most 2.5 samples a second" in peer_view.limits_html(line)
     assert peer_view.limits_html("") == ""
-    assert peer_view.limits_line(View(phase="starting", order=order)).startswith("micro-batches as large as fit")
+    assert peer_view.limits_line(PeerView(phase="starting", desired_state=order)).startswith(
+        "micro-batches as large as fit"
+    )
 
 
 def test_a_peer_that_hangs_is_seen() -> None:
@@ -86,13 +96,13 @@ def test_what_comes_from_outside_is_escaped_and_addresses_are_for_the_owner() ->
 
 def test_the_log_is_explained_to_the_owner() -> None:
     log = ("12:00  connecting: joining", "Error: none of the initial peers answered (/ip4/1.2.3.4/tcp/1/p2p/Qm)")
-    html = peer_view.trouble_html(View(phase="waiting", reason="it ended", log=log))
+    html = peer_view.trouble_html(PeerView(phase="waiting", reason="it ended", log=log))
     assert "could not reach any initial peer" in html and "ports 80, 443 and 8080" in html
-    assert peer_view.trouble_html(View(log=("12:00  computing: training on cpu",))) == ""
+    assert peer_view.trouble_html(PeerView(log=("12:00  computing: training on cpu",))) == ""
 
 
 @pytest.mark.parametrize(
-    ("line", "meaning"),
+    ("line", "cause"),
     [
         ("SwarmError: none of the initial peers answered (/ip4/…)", "could not reach any initial peer"),
         ("hivemind.p2p.P2PDaemonError: Daemon failed to start in 15.0 seconds", "did not start in time"),
@@ -111,22 +121,22 @@ def test_the_log_is_explained_to_the_owner() -> None:
         ("Error: runs/peer is in use by another peer or coordinator", "same folder"),
     ],
 )  # fmt: skip
-def test_the_usual_complaints_are_explained(line: str, meaning: str) -> None:
-    (told,) = explained([line])
-    assert meaning in told[1].meaning
-    assert told[1].try_this.endswith(".")
+def test_the_usual_complaints_are_explained(line: str, cause: str) -> None:
+    (told,) = recent_issues([line])
+    assert cause in told[1].cause
+    assert told[1].remedy.endswith(".")
 
 
 def test_progress_is_no_complaint() -> None:
     for line in ("12:00:01  computing: training on cuda since step 12", "relay found", "step 40 done"):
-        assert explained([line]) == []
+        assert recent_issues([line]) == []
 
 
 def test_every_complaint_can_be_told() -> None:
-    for one in COMPLAINTS:
+    for one in KNOWN_ISSUES:
         re.compile(one.pattern)
-        assert one.meaning and one.try_this
-    assert explain("nothing of note") is None
+        assert one.cause and one.remedy
+    assert find_issue("nothing of note") is None
 
 
 def test_secrets_are_left_out() -> None:
@@ -154,6 +164,6 @@ def test_secrets_are_left_out() -> None:
 )
 def test_strangers_are_not_told_where_things_are(said: str, shown: str) -> None:
     assert mask(said) == shown
-    failed = View(phase="waiting", next_try=9e9, reason=said)
+    failed = PeerView(phase="waiting", next_attempt=9e9, reason=said)
     assert escape(shown) in peer_view.status_html(failed, time.time())
     assert escape(said) in peer_view.status_html(failed, time.time(), owner=True)

@@ -13,7 +13,7 @@ import pytest
 from tests.support.tags import Tags
 from ttt.errors import SwarmError
 from ttt.swarm.history.types import Event, SampleImage
-from ttt.swarm.history.writer import History
+from ttt.swarm.history.writer import HistoryWriter
 from ttt.ui.dashboard import view
 from ttt.ui.dashboard.api import make_endpoints
 from ttt.ui.dashboard.fake import HOSTILE, Simulation
@@ -278,5 +278,5 @@ def test_a_damaged_history_is_told_and_the_others_are_shown(tmp_path: Path, serv
     assert "Nothing was deleted" in broken[tab.parts["head"]]
     good = tab.show("good", "seconds", False, [], broken[tab.seen])
     assert good[tab.body].visible is True
-    with History(tmp_path / "good" / HISTORY_FILE, "simulated"):
+    with HistoryWriter(tmp_path / "good" / HISTORY_FILE, "simulated"):
         pass  # reading left no lock behind

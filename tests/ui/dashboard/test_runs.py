@@ -13,7 +13,7 @@ from ttt.errors import InvalidInput, SwarmError
 from ttt.swarm.history.export import export
 from ttt.swarm.history.reader import HistoryReader
 from ttt.swarm.history.summary import ACTIVE_SECONDS
-from ttt.swarm.history.writer import History
+from ttt.swarm.history.writer import HistoryWriter
 from ttt.ui.dashboard import runs
 from ttt.ui.dashboard.fake import BOASTER, Simulation
 from ttt.ui.dashboard.runs import RunFolders
@@ -45,8 +45,8 @@ def test_a_run_is_read_whole(tmp_path: Path) -> None:
     assert (run.progress.step, run.progress.active, run.title) == (60, True, "A simulated run")
     assert run.curves["loss", "samples"].x[-1] == 60 * simulation.batch
     assert run.curves["peers", "time"].y[0] == 1
-    assert {place.peer: place.inflated for place in run.places}[simulation.members[BOASTER].peer_id[-12:]]
-    assert sum(place.inflated for place in run.places) == 1
+    assert {place.peer: place.unverified for place in run.places}[simulation.members[BOASTER].peer_id[-12:]]
+    assert sum(place.unverified for place in run.places) == 1
     assert [one.step for one in run.checkpoints] == sorted((one.step for one in run.checkpoints), reverse=True)
     assert {len(several) for several in run.sample_images.values()} == {12}
     assert run.status["contributors"] == len(run.places) >= 3
@@ -76,7 +76,7 @@ def test_the_example_is_for_who_has_no_run(tmp_path: Path) -> None:
     assert [name.key for name in folders.names()] == ["example"]
     small(END - 10**6).write(tmp_path / "runs" / "old", painted=False)
     (tmp_path / "runs" / "new").mkdir()
-    History(tmp_path / "runs" / "new" / runs.HISTORY_FILE, "new").close()
+    HistoryWriter(tmp_path / "runs" / "new" / runs.HISTORY_FILE, "new").close()
     folders = RunFolders(tmp_path / "runs", example=tmp_path / "example", clock=lambda: END + 1000)
     assert [name.key for name in folders.names()] == ["old", "new", "example"]
 
@@ -94,7 +94,7 @@ def test_nothing_is_read_twice_and_everything_new_once(tmp_path: Path, always: N
     folders = at(END + 1, tmp_path)
     first = folders.read("run")
     assert folders.read("run") is first
-    with History(tmp_path / "run" / runs.HISTORY_FILE, "simulated", target_batch_size=4096) as history:
+    with HistoryWriter(tmp_path / "run" / runs.HISTORY_FILE, "simulated", target_batch_size=4096) as history:
         second = folders.read("run")
         point = small().points[-1]
         history.add_points([type(point)(**{**vars(point), "time": END + 1, "step": 61, "loss": 1.0})])

@@ -46,7 +46,7 @@ from ttt.swarm.averaging.state_transfer import (
 from ttt.swarm.averaging.training_state import TrainingState
 from ttt.swarm.dht.access import AccessPolicy, Action, AllowAll
 from ttt.swarm.dht.node import parse_donors
-from ttt.swarm.process.lifecycle import become_child
+from ttt.swarm.process.lifecycle import init_child_process
 from ttt.swarm.process.status import RoundRecord
 
 logger = get_logger(__name__)
@@ -87,7 +87,7 @@ class GuardedAverager(DecentralizedAverager):
         raise NotImplementedError
 
     def run(self) -> None:
-        become_child(self._parent_pid)
+        init_child_process(self._parent_pid)
         # hivemind looks both classes up in its module. This is the averager's own process: nothing else uses them here.
         hivemind_averager.Matchmaking = self.matchmaking
         hivemind_averager.AllReduceRunner = CheckedAllReduce
@@ -143,8 +143,8 @@ class GuardedAverager(DecentralizedAverager):
             "kind": self.kind,
             "step": gathered_epoch(group.gathered[group.peer_ids.index(self.peer_id)]),
             "group_size": len(group.peer_ids),
-            "received": 1 - lost / size if size else 0.0,
-            "gathered": arrived / expected if expected else 1.0,
+            "results_received": 1 - lost / size if size else 0.0,
+            "inputs_received": arrived / expected if expected else 1.0,
             "peers": sorted(str(peer) for peer in group.peer_ids),
             "weights": {peer: weight for runner in runners for peer, weight in runner.report.weights.items()},
             "refused": sorted(rejections)[:16],

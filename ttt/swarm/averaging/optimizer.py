@@ -380,7 +380,8 @@ class SwarmOptimizer(hivemind.Optimizer):
         self.failed_rounds.append(
             RoundRecord(
                 kind="gradients", step=epoch, time=time.time(), seconds=time.time() - started, group_size=1,
-                received=0, gathered=0, sent_bytes=0, received_bytes=0, failed=failed, refused=list(refused),
+                results_received=0, inputs_received=0, sent_bytes=0, received_bytes=0, failed=failed,
+                refused=list(refused),
             )
         )  # fmt: skip
 

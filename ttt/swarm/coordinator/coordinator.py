@@ -41,12 +41,11 @@ from ttt.swarm.dht.node import (
     visible_addresses,
 )
 from ttt.swarm.dht.records import read_all
-from ttt.swarm.history.types import Checkpoint as HistoryCheckpoint
-from ttt.swarm.history.types import Event
-from ttt.swarm.history.writer import HISTORY_FILE, History
+from ttt.swarm.history.types import CheckpointEntry, Event
+from ttt.swarm.history.writer import HISTORY_FILE, HistoryWriter
 from ttt.swarm.process.lifecycle import check_machine, check_shared_memory, shared_memory_needed
 from ttt.swarm.process.reporter import Reporter
-from ttt.swarm.process.session import signals, taking_part
+from ttt.swarm.process.session import signals, swarm_session
 from ttt.swarm.training.job import Task, load_task
 
 LOOK_SECONDS = 5.0
@@ -65,7 +64,7 @@ def run_coordinator(options: CoordinatorOptions, settings: RunSettings, access: 
     """
     check_machine()
     check_hivemind()
-    with taking_part(options, settings, name="coordinator", role="coordinator") as reporter:
+    with swarm_session(options, settings, name="coordinator", role="coordinator") as reporter:
         Coordinator(options, settings, reporter, access or AllowAll()).run()
         reporter.close("stopped", "asked to stop; the swarm goes on without its coordinator")
 
@@ -102,7 +101,7 @@ class Coordinator:
             task = load_task(self.settings, bundle)
             eight_bit = self.settings.optimizer.eight_bit
             check_shared_memory(shared_memory_needed(task.parameters, trains=False, eight_bit=eight_bit))
-            self.reporter.say("connecting", "opening the network")
+            self.reporter.set_state("connecting", "opening the network")
             self.dht = stack.enter_context(self._dht())
             self.history = stack.enter_context(self._history())
             self.painter = stack.enter_context(closing(self._painter()))
@@ -114,7 +113,7 @@ class Coordinator:
                 threading.Thread(target=self._look_for_data, daemon=True, name="data").start()
             self._try(lambda: write_generation(self.folder, self.announcement))
             self._watch(bundle, task)
-            self.reporter.say("stopping", "writing a last checkpoint")
+            self.reporter.set_state("stopping", "writing a last checkpoint")
             self._try(self._look)  # what happened since the last look belongs to the history and to that checkpoint
             self._try(lambda: self._checkpoint(bundle, task))
             self.uploader.finish(UPLOAD_SECONDS)
@@ -139,11 +138,11 @@ class Coordinator:
         self._offer()
         announce_run(self.dht, self.settings.run.name, self.announcement)
         self.history.add_event(Event(time.time(), "started", "", how))
-        self.reporter.say("watching", how)
+        self.reporter.set_state("watching", how)
 
     def _last_announcement(self) -> Announcement | None:
         kept = (one.manifest.generation for one in self.store.all())
-        return newest_generation(self.folder, kept, warn=self.reporter.problem)
+        return newest_generation(self.folder, kept, warn=self.reporter.report_problem)
 
     def _look_for_data(self) -> None:
         """Say so where volunteers will hardly find the data; this machine alone may lack the folder, or the network."""
@@ -193,7 +192,7 @@ class Coordinator:
         return True
 
     def _problem(self, text: str) -> None:
-        if self.reporter.problem(text):
+        if self.reporter.report_problem(text):
             with suppress(TTTError):  # it may be the history that has the problem
                 self.history.add_event(Event(time.time(), "problem", "", text))
 
@@ -235,15 +234,15 @@ class Coordinator:
         """Make the history name those that are on the disk, and no others."""
         kept = {self._name(one.path): one for one in self.store.all()}
         known = self.history.checkpoints()
-        self.history.forget_checkpoints(known - kept.keys())
+        self.history.remove_checkpoints(known - kept.keys())
         for name in sorted(kept.keys() - known):
             self.history.add_checkpoint(self._described(kept[name]))
 
-    def _described(self, saved: Checkpoint) -> HistoryCheckpoint:
+    def _described(self, saved: Checkpoint) -> CheckpointEntry:
         samples = saved.step * self.settings.batch.global_batch
         checksum = saved.manifest.files.get(f"{BUNDLE}/dalle.safetensors", "")
         loss = self.reporter.status.loss
-        return HistoryCheckpoint(saved.manifest.time, saved.step, samples, loss, self._name(saved.path), checksum)
+        return CheckpointEntry(saved.manifest.time, saved.step, samples, loss, self._name(saved.path), checksum)
 
     def _name(self, path: Path) -> str:
         return str(path.relative_to(self.folder))
@@ -258,9 +257,9 @@ class Coordinator:
         self.keeper.state_sharing_priority = self.keeper.local_epoch
         self.keeper.allow_state_sharing = True
 
-    def _history(self) -> History:
+    def _history(self) -> HistoryWriter:
         run = self.settings.run
-        return History(
+        return HistoryWriter(
             self.folder / HISTORY_FILE, run.name, title=run.title, target_batch_size=self.settings.batch.global_batch
         )
 

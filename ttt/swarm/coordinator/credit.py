@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 
 from ttt.swarm.dht.records import MAX_SEEN, PeerRecord, tag_of
-from ttt.swarm.history.types import Peer
+from ttt.swarm.history.types import Contributor
 
 TOLERANCE = 1.1
 """Late parts and micro-batches that overshoot the global batch."""
@@ -52,7 +52,7 @@ class Cursor:
 class Ledger:
     """Turns records into credit; one `settle` after each reading of the DHT."""
 
-    def __init__(self, peers: Mapping[str, Peer], target_batch_size: int) -> None:
+    def __init__(self, peers: Mapping[str, Contributor], target_batch_size: int) -> None:
         """peers: as stored in the history, so that a restarted monitor goes on."""
         self.target = max(1, target_batch_size)
         self.peers = dict(peers)
@@ -60,7 +60,7 @@ class Ledger:
         self._step: int | None = None
         self._budget = 0.0
 
-    def settle(self, records: Mapping[str, PeerRecord], step: int, now: float) -> list[Peer]:
+    def settle(self, records: Mapping[str, PeerRecord], step: int, now: float) -> list[Contributor]:
         """records: by peer id; step: the swarm's, as believed. Returns the rows of these peers as they are now."""
         if self._step is not None:
             self._budget += max(0, step - self._step) * self.target
@@ -177,8 +177,8 @@ def _shared_rounds(records: Mapping[str, PeerRecord]) -> float:
     return max(1.0, (present - 1) / (median(sizes) - 1)) if sizes else 1.0
 
 
-def _newcomer(peer_id: str, now: float) -> Peer:
-    return Peer(peer_id, "", "", now, now, 0, 0.0, 0.0, 0.0, 0.0, 0.0, False, False)
+def _newcomer(peer_id: str, now: float) -> Contributor:
+    return Contributor(peer_id, "", "", now, now, 0, 0.0, 0.0, 0.0, 0.0, 0.0, False, False)
 
 
 def _stored(cursor: str) -> Cursor:

@@ -1,6 +1,7 @@
 """From what peers say to what is so, as far as one can know: medians, measured speeds, and the writing down.
 
-Knows neither the DHT nor SQL: readings come in, points and peers go into a `History`, steps to a `Tracker` if wanted.
+Knows neither the DHT nor SQL: readings come in, points and peers go into a `HistoryWriter`, steps to a
+`Tracker` if wanted.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import TYPE_CHECKING
 from ttt.swarm.coordinator.credit import Ledger
 from ttt.swarm.coordinator.trackers import open_tracker
 from ttt.swarm.dht.records import PeerRecord, Reading
-from ttt.swarm.history.types import Event, Now, Point
+from ttt.swarm.history.types import Event, Point, Snapshot
 
 if TYPE_CHECKING:
     from ttt.swarm.averaging.progress import SwarmProgress
-    from ttt.swarm.history.writer import History
+    from ttt.swarm.history.writer import HistoryWriter
 
 WINDOW_SECONDS = 120.0
 """Over which the speed of the swarm is measured."""
@@ -70,7 +71,7 @@ def clean_share(records: Iterable[PeerRecord]) -> float | None:
 class Monitor:
     """Watches one run: `observe` after each reading of the DHT, every ten seconds or so."""
 
-    def __init__(self, history: History, target_batch_size: int) -> None:
+    def __init__(self, history: HistoryWriter, target_batch_size: int) -> None:
         self.history, self.target = history, target_batch_size
         self.ledger = Ledger(history.peers(), target_batch_size)
         self._tracker = open_tracker(lambda: history.run)
@@ -93,8 +94,8 @@ class Monitor:
         self._note_who_is_here(records, now)
         self.history.credit(self.ledger.settle(records, progress.epoch, now), time=now)
         self.history.add_points([point])
-        self.history.set_now(
-            Now(
+        self.history.set_snapshot(
+            Snapshot(
                 time=now,
                 step=progress.epoch,
                 samples_accumulated=progress.samples_accumulated,

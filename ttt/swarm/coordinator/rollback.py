@@ -11,8 +11,8 @@ from ttt.swarm.coordinator.checkpoints import FOLDER, Checkpoint, CheckpointStor
 from ttt.swarm.coordinator.generations import newest_generation, write_generation
 from ttt.swarm.dht.announcement import Announcement
 from ttt.swarm.history.types import Event
-from ttt.swarm.history.writer import HISTORY_FILE, History
-from ttt.swarm.process.lifecycle import own_folder
+from ttt.swarm.history.writer import HISTORY_FILE, HistoryWriter
+from ttt.swarm.process.lifecycle import locked_folder
 
 
 def roll_back(folder: Path, settings: RunSettings, step: int) -> Checkpoint:
@@ -23,7 +23,7 @@ def roll_back(folder: Path, settings: RunSettings, step: int) -> Checkpoint:
     """
     if not folder.is_dir():
         raise SwarmError(f"{folder} is not there; name the coordinator's folder with --folder")
-    with own_folder(folder):
+    with locked_folder(folder):
         store = CheckpointStore(folder, settings.run.name, settings.checkpoints)
         kept = store.at(step)
         if wrong := damaged(kept):
@@ -34,11 +34,13 @@ def roll_back(folder: Path, settings: RunSettings, step: int) -> Checkpoint:
             store.drop_after(step)  # first: where this is killed, nothing that was dropped can come back as newest
             write_generation(folder, new)
             kept = store.mark(kept, new.generation)
-            history.forget_checkpoints(history.checkpoints() - {f"{FOLDER}/{one.path.name}" for one in store.all()})
+            history.remove_checkpoints(history.checkpoints() - {f"{FOLDER}/{one.path.name}" for one in store.all()})
             history.add_event(Event(time.time(), "rollback", "", f"to step {step}"))
         return kept
 
 
-def _history(folder: Path, settings: RunSettings) -> History:
+def _history(folder: Path, settings: RunSettings) -> HistoryWriter:
     run = settings.run
-    return History(folder / HISTORY_FILE, run.name, title=run.title, target_batch_size=settings.batch.global_batch)
+    return HistoryWriter(
+        folder / HISTORY_FILE, run.name, title=run.title, target_batch_size=settings.batch.global_batch
+    )

@@ -22,7 +22,7 @@ from pathlib import Path
 from ttt.swarm.config.run_config import SampleImagesSection
 from ttt.swarm.coordinator.checkpoints import Checkpoint
 from ttt.swarm.history.types import SampleImage
-from ttt.swarm.history.writer import History
+from ttt.swarm.history.writer import HistoryWriter
 from ttt.swarm.process.launcher import ROOT
 from ttt.swarm.process.lifecycle import start_child
 
@@ -35,7 +35,7 @@ class Painter:
     """One checkpoint at a time; those that come meanwhile are left out, but for the newest. Failing stops nothing."""
 
     def __init__(
-        self, folder: Path, settings: SampleImagesSection, history: History, told: Callable[[str], None]
+        self, folder: Path, settings: SampleImagesSection, history: HistoryWriter, told: Callable[[str], None]
     ) -> None:
         """told: called with what went wrong, from another thread."""
         self.folder, self.settings, self.history, self.told = folder, settings, history, told

@@ -33,7 +33,7 @@ from ttt.swarm.dht.access import AccessPolicy
 from ttt.swarm.dht.announcement import Announcement
 from ttt.swarm.dht.records import LATE, owner_of, result_in_time
 from ttt.swarm.dht.validation import RecordRules, StrictSignatures, patch_entry_validation
-from ttt.swarm.process.lifecycle import become_child, tie_daemon
+from ttt.swarm.process.lifecycle import init_child_process, kill_daemon_with_parent
 
 STARTUP_SECONDS = 60.0
 """For libp2p's daemon to start; hivemind's default of 15 is too short on a busy machine."""
@@ -52,8 +52,8 @@ class SwarmDHT(hivemind.DHT):
     """Signs the records of this node."""
 
     def run(self) -> None:
-        become_child(self._parent_pid)
-        tie_daemon()
+        init_child_process(self._parent_pid)
+        kill_daemon_with_parent()
         super().run()
 
 

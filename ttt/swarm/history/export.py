@@ -13,9 +13,9 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, Va
 
 from ttt.errors import InvalidInput
 from ttt.swarm.history.reader import COLUMNS, HistoryReader
-from ttt.swarm.history.summary import keep_extremes
-from ttt.swarm.history.types import Checkpoint, Event, Now, Peer, Point, SampleImage
-from ttt.swarm.history.writer import History
+from ttt.swarm.history.summary import downsample_min_max
+from ttt.swarm.history.types import CheckpointEntry, Contributor, Event, Point, SampleImage, Snapshot
+from ttt.swarm.history.writer import HistoryWriter
 
 MAX_BYTES = 32 << 20
 MAX_POINTS = 100_000
@@ -29,11 +29,11 @@ class _Export(BaseModel):
     run: str = Field(min_length=1, max_length=200)
     title: str = Field(max_length=500)
     target_batch_size: int = Field(ge=0)
-    now: Now | None
+    now: Snapshot | None
     points: dict[str, list[float | None]]
-    peers: list[Peer] = Field(max_length=10_000)
+    peers: list[Contributor] = Field(max_length=10_000)
     events: list[Event] = Field(max_length=100_000)
-    checkpoints: list[Checkpoint] = Field(max_length=10_000)
+    checkpoints: list[CheckpointEntry] = Field(max_length=10_000)
     sample_images: list[SampleImage] = Field(
         max_length=10_000,
         validation_alias=AliasChoices("sample_images", "pictures"),  # "pictures" up to version 2
@@ -52,14 +52,14 @@ def export(history: HistoryReader, path: Path, *, points: int = 2000, events: in
     about, columns = history.about(), history.points()
     loss = columns["loss"].copy()
     loss[[math.isnan(value) for value in loss]] = 0.0
-    kept = keep_extremes(columns["time"], loss, points)
+    kept = downsample_min_max(columns["time"], loss, points)
     content = {
         "format": "ttt-history",
         "version": 3,
         "run": about.run,
         "title": about.title,
         "target_batch_size": about.target_batch_size,
-        "now": asdict(now) if (now := history.now()) else None,
+        "now": asdict(snapshot) if (snapshot := history.snapshot()) else None,
         "points": {name: [_short(value, name) for value in columns[name][kept]] for name in COLUMNS},
         "peers": [{**asdict(peer), "cursor": ""} for peer in history.peers()],
         "events": [asdict(event) for event in reversed(history.events(events))],
@@ -77,7 +77,7 @@ def restore(source: Path, path: Path) -> None:
         raise InvalidInput(f"{path} exists; choose another name, or move it away")
     content = _read(source)
     number = TypeAdapter(Point)
-    with History(path, content.run, title=content.title, target_batch_size=content.target_batch_size) as history:
+    with HistoryWriter(path, content.run, title=content.title, target_batch_size=content.target_batch_size) as history:
         rows = [dict(zip(COLUMNS, row, strict=True)) for row in zip(*(content.points[n] for n in COLUMNS), strict=True)]
         try:
             history.add_points([number.validate_python(row) for row in rows], thin=False)
@@ -91,7 +91,7 @@ def restore(source: Path, path: Path) -> None:
         for image in content.sample_images:
             history.add_sample_image(image)
         if content.now:
-            history.set_now(content.now)
+            history.set_snapshot(content.now)
 
 
 class Example(HistoryReader):

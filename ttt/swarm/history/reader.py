@@ -16,16 +16,16 @@ from sqlalchemy.exc import DBAPIError
 
 from ttt.errors import SwarmError
 from ttt.swarm.history import schema as tables
-from ttt.swarm.history.types import Checkpoint, Event, Moment, Now, Peer, SampleImage
+from ttt.swarm.history.types import CheckpointEntry, Contributor, Event, SampleImage, Snapshot, UnixTime
 
 COLUMNS = ("time", "step", "samples", "loss", "loss_low", "loss_high", "peers", "samples_per_second", "learning_rate")
 MAX_PEERS = 1000
-_MOMENTS: TypeAdapter[tuple[float, float]] = TypeAdapter(tuple[Moment, Moment])
+_MOMENTS: TypeAdapter[tuple[float, float]] = TypeAdapter(tuple[UnixTime, UnixTime])
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {
     kind: TypeAdapter(list[kind])  # type: ignore[valid-type]
-    for kind in (Now, Peer, Event, Checkpoint, SampleImage)
+    for kind in (Snapshot, Contributor, Event, CheckpointEntry, SampleImage)
 }
-_Row = TypeVar("_Row", Now, Peer, Event, Checkpoint, SampleImage)
+_Row = TypeVar("_Row", Snapshot, Contributor, Event, CheckpointEntry, SampleImage)
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class HistoryReader:
         (first, count) = self._rows(select(func.min(points.time), func.count()))[0]
         return About(rows.get("run", ""), rows.get("title", ""), _int(rows.get("target_batch_size")), first, count)
 
-    def now(self) -> Now | None:
+    def snapshot(self) -> Snapshot | None:
         """The newest state of the swarm; None before the first reading."""
         rows = self._rows(select(tables.about.c.value).where(tables.about.c.key == "now"))
         try:
-            return self._checked(Now, [json.loads(row.value) for row in rows])[0] if rows else None
+            return self._checked(Snapshot, [json.loads(row.value) for row in rows])[0] if rows else None
         except ValueError as error:
             raise self._malformed(error) from None
 
@@ -93,12 +93,12 @@ class HistoryReader:
                 self._last, self._count = last or 0, count
             return dict(self._columns)
 
-    def peers(self, limit: int = MAX_PEERS) -> list[Peer]:
+    def peers(self, limit: int = MAX_PEERS) -> list[Contributor]:
         """By credited computing time, then samples."""
         table = tables.peers
         order = (table.c.seconds.desc(), table.c.samples.desc(), table.c.first_seen, table.c.peer_id)
         rows = self._rows(select(table).order_by(*order).limit(limit))
-        return self._checked(Peer, [row._asdict() for row in rows])
+        return self._checked(Contributor, [row._asdict() for row in rows])
 
     def contributed_since(self, start: float) -> dict[str, tuple[float, float]]:
         """Peer id -> (samples, seconds) credited since the hour of `start` began."""
@@ -119,10 +119,10 @@ class HistoryReader:
         rows = self._rows(select(tables.events).order_by(tables.events.c.time.desc()).limit(limit))
         return self._checked(Event, [row._asdict() for row in rows])
 
-    def checkpoints(self, limit: int = 200) -> list[Checkpoint]:
+    def checkpoints(self, limit: int = 200) -> list[CheckpointEntry]:
         """Newest first."""
         rows = self._rows(select(tables.checkpoints).order_by(tables.checkpoints.c.time.desc()).limit(limit))
-        return self._checked(Checkpoint, [row._asdict() for row in rows])
+        return self._checked(CheckpointEntry, [row._asdict() for row in rows])
 
     def sample_images(self, prompt: str | None = None) -> list[SampleImage]:
         """Of all prompts or one, oldest first; those of one time in the order of the run's prompts."""

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ttt.swarm.history.reader import HistoryReader
-from ttt.swarm.history.types import Checkpoint, Event, Now, SampleImage
+from ttt.swarm.history.types import CheckpointEntry, Event, SampleImage, Snapshot
 from ttt.swarm.process.text import MAX_NAME, clean_text, safe_name
 
 Axis = Literal["time", "samples"]
@@ -57,7 +57,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Place:
+class LeaderboardEntry:
     """One line of the leaderboard."""
 
     rank: int
@@ -80,7 +80,7 @@ class Place:
     last_seen: float
     active: bool
     auxiliary: bool
-    inflated: bool
+    unverified: bool
     """It claims more than half again of what others can confirm."""
 
 
@@ -89,13 +89,13 @@ def curve(history: HistoryReader, series: Series, *, over: Axis = "time", points
     columns = history.points()
     known = ~np.isnan(columns[series])
     x, y = columns[over][known], columns[series][known]
-    kept = keep_extremes(x, y, points)
+    kept = downsample_min_max(x, y, points)
     spread = [_rounded(columns[name][known][kept]) for name in ("loss_low", "loss_high")] if series == "loss" else None
     low, high = spread or (None, None)
     return Curve(_rounded(x[kept], 10), _rounded(y[kept]), low, high)
 
 
-def keep_extremes(x: np.ndarray, y: np.ndarray, points: int) -> np.ndarray:
+def downsample_min_max(x: np.ndarray, y: np.ndarray, points: int) -> np.ndarray:
     """Indices of at most `points` samples: the least and the greatest of each stretch of x, the first and the last."""
     if len(x) <= points:
         return np.arange(len(x))
@@ -111,7 +111,7 @@ def keep_extremes(x: np.ndarray, y: np.ndarray, points: int) -> np.ndarray:
 
 def progress(history: HistoryReader, *, at: float | None = None) -> Progress | None:
     """Where the swarm is; None before the first reading. `at`: Unix time, now by default."""
-    now = history.now()
+    now = history.snapshot()
     if now is None:
         return None
     at = time.time() if at is None else at
@@ -133,17 +133,17 @@ def progress(history: HistoryReader, *, at: float | None = None) -> Progress | N
     )
 
 
-def leaderboard(history: HistoryReader, *, limit: int = 100, at: float | None = None) -> list[Place]:
+def leaderboard(history: HistoryReader, *, limit: int = 100, at: float | None = None) -> list[LeaderboardEntry]:
     """Who contributed most, by credited computing time."""
     at = time.time() if at is None else at
-    now = history.now()  # first: who is heard while the rest is read has been heard since
+    now = history.snapshot()  # first: who is heard while the rest is read has been heard since
     peers, today = history.peers(), history.contributed_since(at - DAY)
     heard = now.time if now is not None and at - now.time < ACTIVE_SECONDS else math.inf  # in the newest reading
     total = sum(peer.samples for peer in peers) or 1.0
     waiting = 2 * history.about().target_batch_size  # claims that are not yet settled
     counted = [peer for peer in peers if peer.samples > 0 or peer.auxiliary][:limit]
     return [
-        Place(
+        LeaderboardEntry(
             rank=rank,
             peer=peer.peer_id[-12:],
             name=clean_text(peer.name, MAX_NAME) or f"peer {peer.peer_id[-8:]}",
@@ -157,13 +157,13 @@ def leaderboard(history: HistoryReader, *, limit: int = 100, at: float | None = 
             last_seen=peer.last_seen,
             active=peer.last_seen >= heard,
             auxiliary=peer.auxiliary,
-            inflated=peer.claimed_samples > 1.5 * peer.samples + waiting,
+            unverified=peer.claimed_samples > 1.5 * peer.samples + waiting,
         )
         for rank, peer in enumerate(counted, start=1)
     ]
 
 
-def checkpoints(history: HistoryReader, *, limit: int = 50) -> list[Checkpoint]:
+def checkpoints(history: HistoryReader, *, limit: int = 50) -> list[CheckpointEntry]:
     """Newest first."""
     return history.checkpoints(limit)
 
@@ -199,7 +199,7 @@ def swarm_status(history: HistoryReader, *, at: float | None = None) -> dict[str
     return {**status, "samples": samples, **asdict(state), "updated": _iso(state.updated)}
 
 
-def _eta(now: Now, left: int, at: float) -> float | None:
+def _eta(now: Snapshot, left: int, at: float) -> float | None:
     if not now.samples_per_second or now.samples_per_second <= 0:
         return None
     return round(max(0.0, left / now.samples_per_second - (at - now.time)), 1)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field
 
-Moment = Annotated[float, Field(ge=0, le=253_402_300_799)]
+UnixTime = Annotated[float, Field(ge=0, le=253_402_300_799)]
 """Unix time, up to the year 9999: what can be shown as a date."""
 EventKind = Literal["started", "joined", "left", "rollback", "problem"]
 
@@ -16,7 +16,7 @@ EventKind = Literal["started", "joined", "left", "rollback", "problem"]
 class Point:
     """The swarm at one time."""
 
-    time: Moment
+    time: UnixTime
     """Unix time."""
     step: int
     samples: int
@@ -33,10 +33,10 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Now:
+class Snapshot:
     """The swarm just now, for the progress bar."""
 
-    time: Moment
+    time: UnixTime
     step: int
     samples_accumulated: int
     """Towards the next step."""
@@ -52,15 +52,15 @@ class Now:
 
 
 @dataclass(frozen=True)
-class Peer:
+class Contributor:
     """One peer's contribution as credited, beside what it claims."""
 
     peer_id: str
     name: str
     """As the peer wrote it: escape it where it is shown (`names.safe_name`)."""
     device: str
-    first_seen: Moment
-    last_seen: Moment
+    first_seen: UnixTime
+    last_seen: UnixTime
     step: int
     samples: float
     seconds: float
@@ -76,15 +76,15 @@ class Peer:
 
 @dataclass(frozen=True)
 class Event:
-    time: Moment
+    time: UnixTime
     kind: EventKind
     peer_id: str = ""
     text: str = ""
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    time: Moment
+class CheckpointEntry:
+    time: UnixTime
     step: int
     samples: int
     loss: float | None
@@ -100,7 +100,7 @@ class Checkpoint:
 class SampleImage:
     """The image that the model generates for one of the run's fixed prompts at a checkpoint."""
 
-    time: Moment
+    time: UnixTime
     step: int
     prompt: str
     path: str

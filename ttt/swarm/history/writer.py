@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ttt.errors import InvalidInput
 from ttt.swarm.history import schema as tables
-from ttt.swarm.history.types import Checkpoint, Event, Now, Peer, Point, SampleImage
+from ttt.swarm.history.types import CheckpointEntry, Contributor, Event, Point, SampleImage, Snapshot
 
 HISTORY_FILE = "history.sqlite"
 HOUR, DAY = 3600, 86_400
@@ -48,7 +48,7 @@ _MERGE_DAYS = text("""
     SET samples = samples + excluded.samples, seconds = seconds + excluded.seconds""")
 
 
-class History:
+class HistoryWriter:
     """Writes one run's history; a second writer of the same file is refused."""
 
     def __init__(self, path: Path, run: str, *, title: str = "", target_batch_size: int = 0) -> None:
@@ -65,7 +65,7 @@ class History:
             raise
         self._thinned = float("-inf")
 
-    def __enter__(self) -> History:
+    def __enter__(self) -> HistoryWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -85,11 +85,11 @@ class History:
         if thin and (now := rows[-1]["time"]) - self._thinned >= HOUR:
             self.thin(now)
 
-    def set_now(self, now: Now) -> None:
+    def set_snapshot(self, snapshot: Snapshot) -> None:
         with self._writing() as connection:
-            _set(connection, "now", json.dumps(asdict(now)))
+            _set(connection, "now", json.dumps(asdict(snapshot)))
 
-    def credit(self, peers: Iterable[Peer], *, time: float) -> None:
+    def credit(self, peers: Iterable[Contributor], *, time: float) -> None:
         """Replace the peers' rows, and add what they gained since to the hour's contributions."""
         rows = [asdict(peer) for peer in peers]
         if not rows:
@@ -110,7 +110,7 @@ class History:
         with self._writing() as connection:
             connection.execute(insert(tables.events), [asdict(event)])
 
-    def add_checkpoint(self, checkpoint: Checkpoint) -> None:
+    def add_checkpoint(self, checkpoint: CheckpointEntry) -> None:
         with self._writing() as connection:
             connection.execute(insert(tables.checkpoints), [asdict(checkpoint)])
 
@@ -124,7 +124,7 @@ class History:
         with self._writing() as connection:
             return set(connection.execute(select(tables.checkpoints.c.path)).scalars())
 
-    def forget_checkpoints(self, paths: Iterable[str]) -> None:
+    def remove_checkpoints(self, paths: Iterable[str]) -> None:
         """These were deleted by the keeper's policy."""
         if rows := [{"gone": path} for path in paths]:
             with self._writing() as connection:
@@ -148,7 +148,7 @@ class History:
                 gone = delete(tables.sample_images).where(tables.sample_images.c.path == bindparam("gone"))
                 connection.execute(gone, rows)
 
-    def peers(self) -> dict[str, Peer]:
+    def peers(self) -> dict[str, Contributor]:
         """What the ledger starts from."""
         with self._writing() as connection:
             return {row.peer_id: _peer(row._asdict()) for row in connection.execute(select(tables.peers))}
@@ -224,5 +224,5 @@ def _gain(row: dict[str, Any], before: Any) -> dict[str, float]:
     return {name: row[name] - (getattr(before, name) if before is not None else 0.0) for name in ("samples", "seconds")}
 
 
-def _peer(row: dict[str, Any]) -> Peer:
-    return Peer(**{**row, "client_mode": bool(row["client_mode"]), "auxiliary": bool(row["auxiliary"])})
+def _peer(row: dict[str, Any]) -> Contributor:
+    return Contributor(**{**row, "client_mode": bool(row["client_mode"]), "auxiliary": bool(row["auxiliary"])})

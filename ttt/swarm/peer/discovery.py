@@ -27,7 +27,7 @@ class Lookout:
     def wait_for_run(self) -> Announcement:
         """The announcement of a coordinator that the peer was told; Cancelled when asked to stop meanwhile."""
         while (found := self._announced()) is None:
-            self.reporter.say(
+            self.reporter.set_state(
                 "waiting for a donor",
                 f"nobody has announced the run {self.run!r} yet; is its coordinator running?",
             )
@@ -40,7 +40,7 @@ class Lookout:
         rolled_back: called where there is a newer one, whose state nobody offers here.
         """
         while not find_donors(self.dht, run_prefix):
-            self.reporter.say(
+            self.reporter.set_state(
                 "waiting for a donor",
                 "neither the coordinator nor any peer offers the state of the run; a peer never begins a run by itself",
             )
@@ -78,7 +78,7 @@ class Lookout:
                 reconnect(self.dht, self.options.initial_peers)
                 self._look_for_newer(generation, rolled_back)
             except Exception as error:  # without this thread the peer would never find back after a cut
-                self.reporter.problem(f"looking around in the network failed: {error or type(error).__name__}")
+                self.reporter.report_problem(f"looking around in the network failed: {error or type(error).__name__}")
 
     def _look_for_newer(self, generation: int, rolled_back: Callable[[], None]) -> None:
         found = self._announced()

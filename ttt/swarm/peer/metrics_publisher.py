@@ -63,7 +63,7 @@ class Publisher:
             try:
                 self.publish()
             except Exception as error:  # the next report may go through, and credit depends on them
-                self.reporter.problem(f"this peer's report was not sent: {error or type(error).__name__}")
+                self.reporter.report_problem(f"this peer's report was not sent: {error or type(error).__name__}")
 
     def publish(self) -> bool:
         """One record now; False where the network did not take it."""
@@ -87,7 +87,7 @@ class Publisher:
                 "samples_per_second": samples / interval if interval > 0 else 0.0,
                 "compute_seconds": seconds, "compute_seconds_total": self._seconds_total,
                 "learning_rate": status.learning_rate,
-                "group_size": last.group_size if last else 0, "share_received": last.received if last else None,
+                "group_size": last.group_size if last else 0, "share_received": last.results_received if last else None,
                 "averaging_seconds": last.seconds if last else 0.0,
                 "bytes_sent": status.sent_bytes, "bytes_received": status.received_bytes,
             }  # fmt: skip

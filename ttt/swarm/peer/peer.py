@@ -32,7 +32,7 @@ from ttt.swarm.peer.metrics_publisher import Publisher
 from ttt.swarm.peer.recovery import Recovery
 from ttt.swarm.process.lifecycle import check_machine, check_shared_memory, shared_memory_needed
 from ttt.swarm.process.reporter import Reporter
-from ttt.swarm.process.session import batches_until, signals, taking_part
+from ttt.swarm.process.session import batches_until, signals, swarm_session
 from ttt.swarm.process.status import StepRecord, append_record
 from ttt.swarm.training.job import Task, load_task
 from ttt.swarm.training.memory_plan import device_name, in_words, memory_in_use, plan
@@ -51,7 +51,7 @@ def run_peer(options: PeerOptions, settings: RunSettings, access: AccessPolicy |
     check_machine()
     check_hivemind()
     options.check()
-    with taking_part(
+    with swarm_session(
         options, settings, name=options.name, role="auxiliary" if options.auxiliary else "peer"
     ) as reporter:
         peer = Peer(options, settings, reporter, access or AllowAll())
@@ -104,7 +104,7 @@ class Peer(OptimizerEvents):
             stack.enter_context(signals(self.stop))
             self.device = choose_device(self.options.device)
             bundle = find_bundle(self.settings.model.bundle)
-            self.reporter.say("connecting", "joining the network")
+            self.reporter.set_state("connecting", "joining the network")
             self.dht = stack.enter_context(self._dht())
             self.lookout = Lookout(self.dht, self.options, self.settings.run.name, self.reporter, self.stop)
             self.generation = self.lookout.wait_for_run().generation
@@ -129,7 +129,7 @@ class Peer(OptimizerEvents):
             else:
                 self._train(task)
                 self._hand_over()
-            self.reporter.say("stopping", "leaving the swarm")
+            self.reporter.set_state("stopping", "leaving the swarm")
 
     def _task(self, bundle: Bundle) -> Task:
         """The model in memory, and how it is trained there; a helper trains nothing."""
@@ -151,7 +151,9 @@ class Peer(OptimizerEvents):
         options, step = self.options, TrainingStep(task.dalle, precision=self.options.precision)
         seed = options.seed if options.seed is not None else random.SystemRandom().randrange(2**31)
         began, counted = time.monotonic(), 0
-        self.reporter.say("computing", f"{in_words(self.fitted, step.device)} since step {self.optimizer.local_epoch}")
+        self.reporter.set_state(
+            "computing", f"{in_words(self.fitted, step.device)} since step {self.optimizer.local_epoch}"
+        )
         for batch in batches_until(self.stop, task.batches(self.fitted.micro_batch, seed)):
             if self._should_leave():
                 return
@@ -175,7 +177,7 @@ class Peer(OptimizerEvents):
         self._should_leave()
 
     def _help(self) -> None:
-        self.reporter.say("helping", "averaging for others, without training")
+        self.reporter.set_state("assisting", "averaging for others, without training")
         while not self._should_leave():
             self._step()
             self.stop.wait(AUXILIARY_PAUSE)
@@ -190,12 +192,12 @@ class Peer(OptimizerEvents):
             return
         if not self.options.auxiliary:
             self.recovery.check_parameters()
-        self.reporter.say("helping" if self.options.auxiliary else "computing")
+        self.reporter.set_state("assisting" if self.options.auxiliary else "computing")
 
     def _take_reports(self) -> None:
         with self._reports_lock:
             records = self.optimizer.take_reports()
-            self.reporter.rounds(records)
+            self.reporter.record_rounds(records)
             self.publisher.averaged(records)
 
     def _tell_progress(self) -> None:
@@ -212,7 +214,7 @@ class Peer(OptimizerEvents):
         """A step ends: what was computed belongs to the step that follows."""
         self._finished[self.optimizer.local_epoch + 1] = self.step
         self.step = _Step()
-        self.reporter.say("averaging")
+        self.reporter.set_state("averaging")
 
     def step_done(self, step: int) -> None:
         """After an optimizer step, in the thread that made it."""
@@ -227,7 +229,7 @@ class Peer(OptimizerEvents):
                 self.options.folder,
                 StepRecord(
                     step=step, time=time.time(), seconds=time.time() - done.began, samples=done.samples,
-                    loss=done.loss, group_size=status.group_size, received=status.received or 0.0,
+                    loss=done.loss, group_size=status.group_size, results_received=status.results_received or 0.0,
                     learning_rate=self.optimizer.learning_rate(), norm=norm, fingerprint=sums,
                 ),
             )  # fmt: skip
@@ -236,10 +238,10 @@ class Peer(OptimizerEvents):
             self.recovery.back_up_in_time()
 
     def loading_state(self) -> None:
-        self.reporter.say("downloading", "taking the state from another peer")
+        self.reporter.set_state("downloading", "taking the state from another peer")
 
     def waiting_for_donor(self, reason: str) -> None:
-        self.reporter.say("waiting for a donor", reason)
+        self.reporter.set_state("waiting for a donor", reason)
 
     def stop_requested(self) -> bool:
         return self.stop.is_set()
@@ -261,7 +263,7 @@ class Peer(OptimizerEvents):
         """The last state of a complete run would be lost if all left before the coordinator took it."""
         step = self.optimizer.local_epoch
         if step >= self.settings.optimizer.total_steps and not self.options.client and not self.stop.is_set():
-            self.reporter.say("stopping", f"{self.why_left}; staying until the coordinator has them")
+            self.reporter.set_state("stopping", f"{self.why_left}; staying until the coordinator has them")
             self.lookout.hand_over(self.prefix, step, self.optimizer.state_bytes_sent)
 
     def _rolled_back(self) -> None:
@@ -290,7 +292,7 @@ class Peer(OptimizerEvents):
 
     @contextmanager
     def _swarm_optimizer(self, task: Task) -> Iterator[SwarmOptimizer]:
-        self.reporter.say("connecting", "preparing to average with others")
+        self.reporter.set_state("connecting", "preparing to average with others")
         optimizer = SwarmOptimizer(
             dht=self.dht,
             run_prefix=self.prefix,

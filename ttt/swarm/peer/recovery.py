@@ -46,12 +46,14 @@ class Recovery:
         self._backed_up = time.monotonic()
         state = self.optimizer.state_averager.state(copy=True)
         if not is_finite(list(state.tensors.values())):
-            self.reporter.problem(f"step {state.epoch}: the state holds NaN or infinity; the last backup is kept")
+            self.reporter.report_problem(
+                f"step {state.epoch}: the state holds NaN or infinity; the last backup is kept"
+            )
             return
         try:
             save_backup(self.folder, state, self.generation)
         except CheckpointError as error:
-            self.reporter.problem(str(error))
+            self.reporter.report_problem(str(error))
 
     def loss_is_good(self, loss: float) -> bool:
         """Whether the micro-batch counts; after several that do not, the state is restored."""
@@ -61,7 +63,9 @@ class Recovery:
         self.optimizer.discard_gradients()
         self.forget()
         self._bad_losses += 1
-        self.reporter.problem(f"step {self.optimizer.local_epoch}: the loss is {loss}; this peer's gradients dropped")
+        self.reporter.report_problem(
+            f"step {self.optimizer.local_epoch}: the loss is {loss}; this peer's gradients dropped"
+        )
         if self._bad_losses >= BAD_LOSSES:
             self._bad_losses = 0
             self.restore(f"{BAD_LOSSES} losses in a row were not finite")
@@ -74,19 +78,19 @@ class Recovery:
 
     def restore(self, why: str) -> None:
         """Take the state of the swarm, or our own backup where nobody has a sound one."""
-        self.reporter.say("restoring", f"{why}; taking the state of the swarm")
+        self.reporter.set_state("restoring", f"{why}; taking the state of the swarm")
         source, averager = "the swarm", self.optimizer.state_averager
         if not averager.load_state_from_peers(timeout=self.optimizer.averaging_timeout):
             step = self._load_backup()
             if step is None:
-                self.reporter.problem(f"{why}, and neither a donor nor a backup is there; waiting for a donor")
+                self.reporter.report_problem(f"{why}, and neither a donor nor a backup is there; waiting for a donor")
                 self.optimizer.load_state_from_peers(older=True)
             else:
                 source = f"its own backup of step {step}"
         self.optimizer.state_loaded()
         self.forget()
         self.reporter.update(restored=self.reporter.status.restored + 1)
-        self.reporter.problem(f"step {self.optimizer.local_epoch}: {why}; restored from {source}")
+        self.reporter.report_problem(f"step {self.optimizer.local_epoch}: {why}; restored from {source}")
 
     def _load_backup(self) -> int | None:
         """The step of the backup that was taken over; None where there is none that fits."""
@@ -96,6 +100,6 @@ class Recovery:
         try:
             averager.load(replace(backup, epoch=averager.local_epoch))
         except CheckpointError as error:  # of another model, or with numbers that are none; nothing was changed
-            self.reporter.problem(f"the backup of step {backup.epoch} cannot be used: {error}")
+            self.reporter.report_problem(f"the backup of step {backup.epoch} cannot be used: {error}")
             return None
         return backup.epoch

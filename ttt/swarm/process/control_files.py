@@ -1,7 +1,7 @@
 """What a volunteer asks of a peer, and what became of it, as two small files in its folder. Knows no processes.
 
-order.json        Order, written by whoever presses the buttons
-supervision.json  Supervision, written by the supervisor (`supervisor.py`)
+desired.json        DesiredState, written by whoever presses the buttons
+supervisor.json  SupervisorState, written by the supervisor (`supervisor.py`)
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from ttt.atomic import write_atomically
 from ttt.errors import InvalidInput
 from ttt.swarm.process.status import PeerStatus
 
-ORDER_FILE, SUPERVISION_FILE = "order.json", "supervision.json"
+DESIRED_STATE_FILE, SUPERVISOR_STATE_FILE = "desired.json", "supervisor.json"
 LOG_FILE, SUPERVISOR_LOG = "log", "supervisor.log"
 MAX_BYTES = 1 << 16
 MAX_HOURS = 24 * 365.0
 
-Wish = Literal["run", "pause", "stop"]
+Desired = Literal["run", "pause", "stop"]
 Phase = Literal["off", "starting", "running", "stopping", "paused", "waiting", "finished"]
 """waiting: for the next try after the peer died; finished: the run, or what was asked for, is complete."""
 
@@ -29,7 +29,7 @@ class _File(BaseModel):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
-class Order(_File):
+class DesiredState(_File):
     """What the peer is to do. It holds no secret: tokens reach a peer by its environment alone."""
 
     run: str = Field(min_length=1, max_length=1000)
@@ -51,14 +51,14 @@ class Order(_File):
     """Of the GPU's memory that the peer may take."""
     stop_at: float | None = None
     """Unix time."""
-    wish: Wish = "run"
+    desired: Desired = "run"
     pause_until: float | None = None
     """Unix time; None: until told to go on."""
-    bound_to: int = Field(default=0, ge=0)
+    exit_with_pid: int = Field(default=0, ge=0)
     """Stop when the process of this id has ended; 0: outlive everything."""
 
 
-class Work(_File):
+class Contribution(_File):
     """What peers of this folder did, all their processes together."""
 
     samples: int = 0
@@ -67,8 +67,8 @@ class Work(_File):
     received_bytes: int = 0
     seconds: float = 0.0
 
-    def plus(self, status: PeerStatus) -> Work:
-        return Work(
+    def plus(self, status: PeerStatus) -> Contribution:
+        return Contribution(
             samples=self.samples + status.samples,
             steps=self.steps + status.steps_done,
             sent_bytes=self.sent_bytes + status.sent_bytes,
@@ -77,30 +77,30 @@ class Work(_File):
         )
 
 
-class Supervision(_File):
+class SupervisorState(_File):
     """What the supervisor does just now."""
 
     pid: int = 0
-    born: int = 0
+    start_ticks: int = 0
     """When the kernel started it, in clock ticks since the machine's start: a pid alone may be another's by now."""
     phase: Phase = "off"
     reason: str = Field(default="", max_length=4000)
     """Why the peer is off, waits or was started again."""
-    peer: int = 0
+    peer_pid: int = 0
     """Process id of the peer, which leads a session of its own; 0 while there is none."""
-    peer_born: int = 0
+    peer_start_ticks: int = 0
     """When the kernel started it."""
     since: float = 0.0
     """Unix time of the phase's beginning."""
-    next_try: float | None = None
+    next_attempt: float | None = None
     """Unix time at which it is started again."""
     restarts: int = 0
     """After failures, since Start."""
-    banked: Work = Work()
+    accumulated: Contribution = Contribution()
     """By the processes that have ended."""
 
 
-Kept = TypeVar("Kept", Order, Supervision)
+Kept = TypeVar("Kept", DesiredState, SupervisorState)
 
 
 def read(kind: type[Kept], folder: Path) -> Kept | None:
@@ -112,7 +112,7 @@ def read(kind: type[Kept], folder: Path) -> Kept | None:
         return None
 
 
-def write(folder: Path, kept: Order | Supervision) -> None:
+def write(folder: Path, kept: DesiredState | SupervisorState) -> None:
     """InvalidInput where the folder cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,5 +121,5 @@ def write(folder: Path, kept: Order | Supervision) -> None:
         raise InvalidInput(f"{folder} cannot be written: {error}; choose another folder for the peer") from None
 
 
-def _name(kind: type[Order] | type[Supervision]) -> str:
-    return ORDER_FILE if kind is Order else SUPERVISION_FILE
+def _name(kind: type[DesiredState] | type[SupervisorState]) -> str:
+    return DESIRED_STATE_FILE if kind is DesiredState else SUPERVISOR_STATE_FILE

@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from ttt.swarm.process.control_files import Work
+from ttt.swarm.process.control_files import Contribution
 from ttt.swarm.process.status import PeerStatus, State
+from ttt.text import format_bytes, format_duration
 
-STATES: dict[State, str] = {
+STATE_LABELS: dict[State, str] = {
     "starting": "Starting",
     "connecting": "Connecting to the swarm",
     "waiting for a donor": "Waiting for someone who gives the model's state",
     "downloading": "Downloading the state from other peers",
     "computing": "Computing gradients",
     "averaging": "Averaging with other peers",
-    "helping": "Helping others to average",
+    "assisting": "Helping others to average",
     "watching": "Watching the run",
     "restoring": "Restoring the state of the swarm",
     "stopping": "Leaving the swarm",
     "stopped": "Off",
     "failed": "Off",
 }
-MEANINGS: dict[State, str] = {
+STATE_DETAILS: dict[State, str] = {
     "computing": "On its own share of the data, at its own pace.",
     "averaging": "Gradients go to and fro; then everybody takes the same step.",
-    "helping": "It averages for peers that cannot reach each other, and trains nothing itself.",
+    "assisting": "It averages for peers that cannot reach each other, and trains nothing itself.",
 }
 """A sentence for the states that last, where the peer has nothing else to say."""
-WORKING: tuple[State, ...] = ("computing", "averaging", "helping")
+WORKING_STATES: tuple[State, ...] = ("computing", "averaging", "assisting")
 UNKNOWN = "–"
 
 
-def figures(
-    work: Work, live: PeerStatus | None, *, gpu: str = "", share: float | None = None
+def status_rows(
+    work: Contribution, live: PeerStatus | None, *, gpu: str = "", share: float | None = None
 ) -> list[tuple[str, str, str]]:
     """(name, label, value) of the numbers; what is not known yet is a dash.
 
@@ -41,22 +40,22 @@ def figures(
     return [
         ("samples", "Samples contributed", f"{work.samples:,}"),
         ("steps", "Steps taken part in", f"{work.steps:,}"),
-        ("time", "Time given", span(work.seconds)),
+        ("time", "Time given", format_duration(work.seconds)),
         ("pace", "Samples a second", f"{live.samples_per_second:.2f}" if live and live.samples_per_second else UNKNOWN),
         ("loss", "Loss", f"{live.loss:.3f}" if live and live.loss is not None else UNKNOWN),
         ("share", "Share of the last step", f"{share:.0%}" if share is not None and live else UNKNOWN),
         ("step", "Step of the run", _step(live)),
         ("peers", "Peers training", f"{live.peers:,}" if live and live.peers else UNKNOWN),
         ("averaged", "Averaged last with", _averaged(live)),
-        ("sent", "Sent", size(work.sent_bytes)),
-        ("received", "Received", size(work.received_bytes)),
+        ("sent", "Sent", format_bytes(work.sent_bytes)),
+        ("received", "Received", format_bytes(work.received_bytes)),
         ("gpu", "GPU memory", _gpu(live) or gpu or UNKNOWN),
     ]
 
 
-def towards_next_step(status: PeerStatus | None) -> tuple[float, str] | None:
+def step_progress(status: PeerStatus | None) -> tuple[float, str] | None:
     """(0 to 1, in words) of the swarm's work for its next step; None for a peer that is not in it."""
-    if status is None or not status.global_batch or status.state not in WORKING:
+    if status is None or not status.global_batch or status.state not in WORKING_STATES:
         return None
     # A peer averages once it heard that there are enough; the number that it heard of lags behind.
     gathered = status.global_batch if status.state == "averaging" else min(status.swarm_samples, status.global_batch)
@@ -66,31 +65,6 @@ def towards_next_step(status: PeerStatus | None) -> tuple[float, str] | None:
     )
 
 
-def size(count: int) -> str:
-    amount = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if amount < 1024:
-            return f"{amount:.1f} {unit}" if unit != "B" and amount < 10 else f"{amount:.0f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} GiB"
-
-
-def span(seconds: float) -> str:
-    """A time in its two largest units."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    parts: Sequence[tuple[int, str]] = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
-    words: list[str] = []
-    for length, unit in parts:
-        if whole >= length and len(words) < 2:
-            words.append(f"{whole // length} {unit}")
-            whole %= length
-        elif words:
-            break
-    return " ".join(words)
-
-
 def _step(live: PeerStatus | None) -> str:
     return f"{live.step:,}" if live and live.state not in ("starting", "connecting") else UNKNOWN
 
@@ -98,9 +72,9 @@ def _step(live: PeerStatus | None) -> str:
 def _averaged(live: PeerStatus | None) -> str:
     if live is None or not live.group_size:
         return UNKNOWN
-    partly = live.received is not None and live.received < 1
-    return f"{live.group_size} peers" + (f", {live.received:.0%}" if partly else "")
+    partly = live.results_received is not None and live.results_received < 1
+    return f"{live.group_size} peers" + (f", {live.results_received:.0%}" if partly else "")
 
 
 def _gpu(live: PeerStatus | None) -> str:
-    return f"{size(live.gpu_bytes)} of {size(live.gpu_total)}" if live and live.gpu_total else ""
+    return f"{format_bytes(live.gpu_bytes)} of {format_bytes(live.gpu_total)}" if live and live.gpu_total else ""

@@ -18,7 +18,15 @@ from pathlib import Path
 
 from ttt.errors import InvalidInput, SwarmError
 from ttt.swarm.process import control_files as files
-from ttt.swarm.process.control_files import LOG_FILE, MAX_HOURS, SUPERVISOR_LOG, Order, Phase, Supervision, Work
+from ttt.swarm.process.control_files import (
+    LOG_FILE,
+    MAX_HOURS,
+    SUPERVISOR_LOG,
+    Contribution,
+    DesiredState,
+    Phase,
+    SupervisorState,
+)
 from ttt.swarm.process.status import PeerStatus, read_status
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -28,19 +36,19 @@ BIRTH_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class View:
+class PeerView:
     """All that can be said of a folder's peer."""
 
     phase: Phase = "off"
     reason: str = ""
     status: PeerStatus | None = None
     """Of the living process, or of the last one."""
-    order: Order | None = None
-    work: Work = field(default_factory=Work)
+    desired_state: DesiredState | None = None
+    contribution: Contribution = field(default_factory=Contribution)
     """By all processes of this folder."""
     restarts: int = 0
-    next_try: float | None = None
-    peer: int = 0
+    next_attempt: float | None = None
+    peer_pid: int = 0
     log: tuple[str, ...] = ()
 
     @property
@@ -57,28 +65,28 @@ class Launcher:
         self._lock = threading.Lock()
         self._children: list[subprocess.Popen[bytes]] = []
 
-    def view(self) -> View:
+    def view(self) -> PeerView:
         """Reads four small files; never waits."""
         for child in self._children:
             child.poll()  # no zombies
-        supervision, order = files.read(Supervision, self.folder), files.read(Order, self.folder)
+        supervision, desired = files.read(SupervisorState, self.folder), files.read(DesiredState, self.folder)
         status = read_status(self.folder)
-        now = supervision or Supervision()
+        now = supervision or SupervisorState()
         alive = self._supervisor(supervision) is not None
-        unbanked = status is not None and status.pid == now.peer and now.peer > 0
-        return View(
+        unbanked = status is not None and status.pid == now.peer_pid and now.peer_pid > 0
+        return PeerView(
             phase=now.phase if alive or now.phase in ("off", "finished") else "off",
             reason=now.reason if alive or now.phase in ("off", "finished") else _abandoned(now),
             status=status,
-            order=order,
-            work=now.banked.plus(status) if unbanked and status is not None else now.banked,
+            desired_state=desired,
+            contribution=now.accumulated.plus(status) if unbanked and status is not None else now.accumulated,
             restarts=now.restarts,
-            next_try=now.next_try if alive else None,
-            peer=now.peer if alive else 0,
+            next_attempt=now.next_attempt if alive else None,
+            peer_pid=now.peer_pid if alive else 0,
             log=tuple(tail(self.folder / LOG_FILE, LOG_LINES)),
         )
 
-    def start(self, order: Order) -> None:
+    def start(self, order: DesiredState) -> None:
         """Begin under this order. SwarmError where that is impossible."""
         if sys.platform != "linux":
             raise SwarmError("a peer needs Linux; on other systems use WSL 2, a container, or a Space")
@@ -92,7 +100,7 @@ class Launcher:
                 raise InvalidInput("the peer runs already; stop it first to start it with other settings")
             if not self.wait_until_off(BIRTH_SECONDS):
                 raise SwarmError("the last supervisor does not end; look at its log, or stop it by hand")
-            files.write(self.folder, order.model_copy(update={"wish": "run", "pause_until": None}))
+            files.write(self.folder, order.model_copy(update={"desired": "run", "pause_until": None}))
             self._begin_supervisor()
 
     def pause(self, hours: float | None = None) -> None:
@@ -102,36 +110,36 @@ class Launcher:
             if not 0 < hours <= MAX_HOURS:
                 raise InvalidInput(f"a pause lasts more than 0 and at most {MAX_HOURS:.0f} hours, got {hours:g}")
             until = time.time() + 3600 * hours
-        self._wish(wish="pause", pause_until=until)
+        self._wish(desired="pause", pause_until=until)
 
     def resume(self) -> None:
-        self._wish(wish="run", pause_until=None)
+        self._wish(desired="run", pause_until=None)
 
     def stop(self) -> None:
         """Finish the round of averaging and leave. Nothing happens where no peer runs."""
         if self.view().active:
-            self._wish(wish="stop", pause_until=None)
+            self._wish(desired="stop", pause_until=None)
 
     def wait_until_off(self, seconds: float) -> bool:
         """Whether the peer and its supervisor have ended in time."""
         deadline = time.monotonic() + seconds
-        while self._supervisor(files.read(Supervision, self.folder)) is not None:
+        while self._supervisor(files.read(SupervisorState, self.folder)) is not None:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.1)
         return True
 
     def _wish(self, **fields: object) -> None:
-        order = files.read(Order, self.folder)
+        order = files.read(DesiredState, self.folder)
         if order is None or not self.view().active:
             raise InvalidInput("no peer runs here; start it first")
         files.write(self.folder, order.model_copy(update=fields))
 
-    def _supervisor(self, supervision: Supervision | None) -> int | None:
+    def _supervisor(self, supervision: SupervisorState | None) -> int | None:
         """Pid of the living supervisor."""
         if supervision is None or not supervision.pid:
             return None
-        return supervision.pid if born(supervision.pid) == supervision.born else None
+        return supervision.pid if start_ticks(supervision.pid) == supervision.start_ticks else None
 
     def _begin_supervisor(self) -> None:
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
@@ -143,7 +151,7 @@ class Launcher:
         self._children.append(child)
         deadline = time.monotonic() + BIRTH_SECONDS
         while time.monotonic() < deadline:
-            if self._supervisor(files.read(Supervision, self.folder)) is not None:
+            if self._supervisor(files.read(SupervisorState, self.folder)) is not None:
                 return
             if child.poll() is not None:
                 break
@@ -154,7 +162,7 @@ class Launcher:
         raise SwarmError(f"the peer's supervisor did not start; its log is {self.folder / SUPERVISOR_LOG}. {said}")
 
 
-def born(pid: int) -> int | None:
+def start_ticks(pid: int) -> int | None:
     """When a living process was started, in clock ticks since the machine's start; None where there is none."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -174,5 +182,5 @@ def tail(path: Path, lines: int) -> list[str]:
     return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
 
 
-def _abandoned(now: Supervision) -> str:
+def _abandoned(now: SupervisorState) -> str:
     return f"its supervisor was killed while the peer was {now.phase}; the peer left the swarm then"

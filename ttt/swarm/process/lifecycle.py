@@ -56,7 +56,7 @@ def shared_memory_needed(parameters: int, *, trains: bool, eight_bit: bool) -> i
     return (averaged + transfer) * parameters + _SPARE_SHARED_MEMORY
 
 
-def shm_size(need: int) -> str:
+def shm_size_option(need: int) -> str:
     """The option that gives a container so much shared memory."""
     return f"--shm-size={(need >> 20) + 64}m"
 
@@ -69,7 +69,7 @@ def check_shared_memory(need: int) -> None:
         if free < need:
             raise SwarmError(
                 f"{SHARED_MEMORY} has {free >> 20} MiB free, and this model needs {need >> 20} MiB of it (shared by "
-                f"the processes of a peer); in Docker: {shm_size(need)}, or --ipc=host"
+                f"the processes of a peer); in Docker: {shm_size_option(need)}, or --ipc=host"
             )
 
 
@@ -91,14 +91,14 @@ def start_child(command: Sequence[str], *, niceness: int = 0, **options: Any) ->
     return subprocess.Popen(command, start_new_session=True, preexec_fn=prepare, **options)
 
 
-def become_child(parent: int) -> None:
+def init_child_process(parent: int) -> None:
     """First thing in a forked process of a peer: no handlers of the parent's, and no life without it."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then stops us in order
     die_with_parent(parent)
 
 
-def tie_daemon() -> None:
+def kill_daemon_with_parent() -> None:
     """In the DHT's process: libp2p's daemon, which it starts, dies with it too, and does not see Ctrl-C."""
     from hivemind.p2p import p2p_daemon
 
@@ -115,7 +115,7 @@ def tie_daemon() -> None:
     p2p_daemon.asyncio.subprocess.create_subprocess_exec = tied
 
 
-def leave_out_compiler() -> None:
+def skip_compiler_import() -> None:
     """Keep torch's compiler, which nothing here uses, out of the process: 6 s of CPU and much memory at the start.
 
     torch.optim's methods import it only to tell it to leave them alone.
@@ -128,7 +128,7 @@ def leave_out_compiler() -> None:
 
 
 @contextlib.contextmanager
-def sockets_in_own_folder() -> Iterator[None]:
+def private_socket_folder() -> Iterator[None]:
     """hivemind leaves its sockets in /tmp; here they get a folder that is removed."""
     from hivemind.p2p import P2P
 
@@ -143,7 +143,7 @@ def sockets_in_own_folder() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def own_folder(folder: Path) -> Iterator[Path]:
+def locked_folder(folder: Path) -> Iterator[Path]:
     """Make the folder and lock it: two processes in it would share an identity."""
     import fcntl
 

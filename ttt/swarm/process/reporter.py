@@ -51,7 +51,7 @@ class Reporter:
         with self._lock:
             self.status = self.status.model_copy(update=fields)
 
-    def say(self, state: State, message: str = "") -> None:
+    def set_state(self, state: State, message: str = "") -> None:
         """A new state, and the sentence that goes with it for a person, once."""
         changed = (state, message) != (self.status.state, self.status.message)
         self.update(state=state, message=message)
@@ -60,7 +60,7 @@ class Reporter:
         if changed and message:
             self._line(f"{state}: {message}")
 
-    def problem(self, text: str) -> bool:
+    def report_problem(self, text: str) -> bool:
         """Something that went wrong and did not end the work; whether it is news."""
         if text[:MAX_MESSAGE] in self.status.problems[-3:]:
             return False
@@ -72,21 +72,21 @@ class Reporter:
         with contextlib.suppress(OSError):  # a log on a full disk, a terminal that is gone
             self.outlet.line(stamped(text))
 
-    def rounds(self, records: list[RoundRecord]) -> None:
+    def record_rounds(self, records: list[RoundRecord]) -> None:
         """Count rounds of averaging, and explain those that were not clean."""
         for record in records:
             append_record(self.folder, record)
-            clean = self.status.clean_rounds + record.clean
-            done: dict[str, Any] = {"rounds": self.status.rounds + 1, "clean_rounds": clean}
+            clean = self.status.complete_rounds + record.complete
+            done: dict[str, Any] = {"rounds": self.status.rounds + 1, "complete_rounds": clean}
             if record.kind == "gradients":
-                done |= {"group_size": record.group_size, "received": record.received}
+                done |= {"group_size": record.group_size, "results_received": record.results_received}
             self.update(**done)
-            if not record.clean:
-                self.problem(explain(record))
+            if not record.complete:
+                self.report_problem(explain(record))
 
     def close(self, state: State, message: str = "") -> None:
         """The last word; nothing is written afterwards."""
-        self.say(state, message)
+        self.set_state(state, message)
         self._closed.set()
         self._news.set()
         self._thread.join()
@@ -117,7 +117,7 @@ def explain(record: RoundRecord) -> str:
         )
     if record.refused:
         return f"{where}unusable data was left out: {'; '.join(record.refused[:3])}"
-    share = min(record.received, record.gathered)
+    share = min(record.results_received, record.inputs_received)
     return (
         f"{where}only {share:.0%} of the data arrived from a group of {record.group_size}: a peer left or was too "
         "slow. Often? Raise chunk_timeout in the run file above the time of the slowest micro-batch"

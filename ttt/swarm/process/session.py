@@ -12,14 +12,14 @@ from typing import Any, Literal
 from ttt.errors import Cancelled
 from ttt.swarm.config.options import CoordinatorOptions, PeerOptions
 from ttt.swarm.config.run_config import RunSettings
-from ttt.swarm.process.lifecycle import leave_out_compiler, own_folder, sockets_in_own_folder
+from ttt.swarm.process.lifecycle import locked_folder, private_socket_folder, skip_compiler_import
 from ttt.swarm.process.reporter import Reporter, quiet_hivemind
 from ttt.swarm.process.terminal import outlet
 from ttt.types import Batch, BatchStream
 
 
 @contextmanager
-def taking_part(
+def swarm_session(
     options: PeerOptions | CoordinatorOptions,
     settings: RunSettings,
     *,
@@ -28,9 +28,9 @@ def taking_part(
 ) -> Iterator[Reporter]:
     """A folder locked for this process and a reporter in it, which tells how the block ended if it did not itself."""
     quiet_hivemind()
-    leave_out_compiler()
+    skip_compiler_import()
     plain = not isinstance(options, PeerOptions) or options.plain
-    with own_folder(options.folder), sockets_in_own_folder(), outlet(plain=plain) as out:
+    with locked_folder(options.folder), private_socket_folder(), outlet(plain=plain) as out:
         reporter = Reporter(
             options.folder, out, run=settings.run.name, name=name, role=role, global_batch=settings.batch.global_batch
         )

@@ -28,7 +28,7 @@ STALE_SECONDS = 15.0
 """A status that is older than this comes from a process that hangs or was killed."""
 
 State = Literal[
-    "starting", "connecting", "waiting for a donor", "downloading", "computing", "averaging", "helping", "watching",
+    "starting", "connecting", "waiting for a donor", "downloading", "computing", "averaging", "assisting", "watching",
     "restoring", "stopping", "stopped", "failed",
 ]  # fmt: skip
 """helping: an auxiliary peer, which averages and does not compute; watching: the coordinator."""
@@ -78,11 +78,11 @@ class PeerStatus(_Record):
     """Peers that train, this one included."""
     group_size: int = 0
     """Peers in the last round of averaging gradients, this one included; 0 before the first."""
-    received: float | None = None
+    results_received: float | None = None
     """Share of what the last round of gradients should have brought, 0 to 1; less than 1 is a partial round."""
     rounds: int = 0
     """Rounds of averaging, gradients and state."""
-    clean_rounds: int = 0
+    complete_rounds: int = 0
     """Rounds in which every part of every tensor arrived."""
     sent_bytes: int = 0
     """Tensors sent to other peers, gradients and state (not the overhead of the network)."""
@@ -110,9 +110,9 @@ class RoundRecord(_Record):
     time: float
     seconds: float
     group_size: int
-    received: float
+    results_received: float
     """Share of the averages that arrived, 0 to 1."""
-    gathered: float
+    inputs_received: float
     """Share of the others' parts that reached this peer for averaging, 0 to 1 (1 for a peer that averages nothing)."""
     sent_bytes: int
     received_bytes: int
@@ -125,8 +125,8 @@ class RoundRecord(_Record):
     """Why there was no average at all; empty where there was."""
 
     @property
-    def clean(self) -> bool:
-        return not self.failed and not self.refused and self.received == 1 and self.gathered == 1
+    def complete(self) -> bool:
+        return not self.failed and not self.refused and self.results_received == 1 and self.inputs_received == 1
 
 
 class StepRecord(_Record):
@@ -140,7 +140,7 @@ class StepRecord(_Record):
     """By this peer."""
     loss: float | None
     group_size: int
-    received: float
+    results_received: float
     learning_rate: float
     norm: float
     """Euclidean norm of all parameters."""

@@ -20,8 +20,8 @@ from types import FrameType
 
 from ttt.errors import InvalidInput
 from ttt.swarm.process import control_files as files
-from ttt.swarm.process.control_files import LOG_FILE, Order, Phase, Supervision
-from ttt.swarm.process.launcher import born, tail
+from ttt.swarm.process.control_files import LOG_FILE, DesiredState, Phase, SupervisorState
+from ttt.swarm.process.launcher import start_ticks, tail
 from ttt.swarm.process.lifecycle import die_with_parent
 from ttt.swarm.process.status import PeerStatus, read_status
 
@@ -41,11 +41,15 @@ class Supervisor:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.asked = threading.Event()
-        kept, last = files.read(Supervision, folder) or Supervision(), read_status(folder)
-        forgotten = last is not None and kept.peer and last.pid == kept.peer  # a supervisor before us was killed
-        banked = kept.banked.plus(last) if forgotten and last is not None else kept.banked
-        self.orphan = (kept.peer, kept.peer_born)
-        self.now = Supervision(pid=os.getpid(), born=born(os.getpid()) or 0, phase="starting", banked=banked)
+        kept, last = files.read(SupervisorState, folder) or SupervisorState(), read_status(folder)
+        forgotten = (
+            last is not None and kept.peer_pid and last.pid == kept.peer_pid
+        )  # a supervisor before us was killed
+        accumulated = kept.accumulated.plus(last) if forgotten and last is not None else kept.accumulated
+        self.orphan = (kept.peer_pid, kept.peer_start_ticks)
+        self.now = SupervisorState(
+            pid=os.getpid(), start_ticks=start_ticks(os.getpid()) or 0, phase="starting", accumulated=accumulated
+        )
         self.peer: subprocess.Popen[bytes] | None = None
         self.seen: PeerStatus | None = None
         self.failures = 0
@@ -55,48 +59,48 @@ class Supervisor:
         """Until the order says stop, the run is complete, or SIGTERM."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._ask)
-        self._tell("starting")
+        self._set_phase("starting")
         while not self._turn():
             self.asked.wait(POLL_SECONDS)
 
     def _turn(self) -> bool:
         """Look at order and peer once; True when there is nothing left to do."""
-        order, now = files.read(Order, self.folder), time.time()
+        order, now = files.read(DesiredState, self.folder), time.time()
         self._watch_status()
         self._trim_log()
         if not self.written:
             self._write()
         if (why := self._why_end(order, now)) or order is None:
-            self._drain("off", why)
+            self._stop_peer("off", why)
             return True
-        if order.wish == "pause" and (order.pause_until is None or now < order.pause_until):
+        if order.desired == "pause" and (order.pause_until is None or now < order.pause_until):
             if self.peer is not None or self.now.phase != "paused":
-                self._drain("paused", "paused")
+                self._stop_peer("paused", "paused")
             return False
         if self.peer is None:
             orphan, its_birth = self.orphan
-            if orphan and born(orphan) == its_birth and now - self.now.since < DRAIN_SECONDS:
+            if orphan and start_ticks(orphan) == its_birth and now - self.now.since < DRAIN_SECONDS:
                 return False  # a killed supervisor's peer is still leaving the swarm
-            if self.now.next_try is None or now >= self.now.next_try:
+            if self.now.next_attempt is None or now >= self.now.next_attempt:
                 self._start(order)
         elif self.peer.poll() is not None:
-            return self._bury(self.peer.returncode)
+            return self._on_peer_exit(self.peer.returncode)
         elif self.now.phase == "starting" and self.seen is not None:
-            self._tell("running", self.now.reason)
+            self._set_phase("running", self.now.reason)
         return False
 
-    def _why_end(self, order: Order | None, now: float) -> str:
+    def _why_end(self, order: DesiredState | None, now: float) -> str:
         if order is None:
             return "its order is gone"
-        if order.wish == "stop":
+        if order.desired == "stop":
             return "stopped by its owner"
         if order.stop_at is not None and now >= order.stop_at:
             return "the time it was given is over"
-        if order.bound_to and born(order.bound_to) is None:
+        if order.exit_with_pid and start_ticks(order.exit_with_pid) is None:
             return "the program it belonged to has ended"
         return "asked to stop by the system" if self.asked.is_set() else ""
 
-    def _start(self, order: Order) -> None:
+    def _start(self, order: DesiredState) -> None:
         environment = {key: value for key, value in os.environ.items() if key not in SECRETS}
         if order.gpu_fraction < 1:
             environment["PYTORCH_CUDA_ALLOC_CONF"] = f"per_process_memory_fraction:{order.gpu_fraction:.4f}"
@@ -112,9 +116,11 @@ class Supervisor:
             return
         self.seen = None
         why = self.now.reason if self.failures else ""
-        self._tell("starting", why, peer=self.peer.pid, peer_born=born(self.peer.pid) or 0, next_try=None)
+        self._set_phase(
+            "starting", why, peer_pid=self.peer.pid, peer_start_ticks=start_ticks(self.peer.pid) or 0, next_attempt=None
+        )
 
-    def _bury(self, code: int) -> bool:
+    def _on_peer_exit(self, code: int) -> bool:
         """The peer has ended unasked: finished, or to be tried again."""
         self._watch_status()
         assert self.peer is not None
@@ -123,9 +129,9 @@ class Supervisor:
             self.failures = 0
         _kill_group(self.peer.pid)  # whatever is left of it
         self.peer = None
-        self._bank()
+        self._accumulate()
         if code == 0 and last is not None and last.state == "stopped":
-            self._tell("finished", last.message, peer=0)
+            self._set_phase("finished", last.message, peer_pid=0)
             return True
         self._try_later(self._why_died(code, last))
         return False
@@ -133,7 +139,7 @@ class Supervisor:
     def _try_later(self, why: str) -> None:
         self.failures += 1
         wait = BACK_OFF[min(self.failures, len(BACK_OFF)) - 1]
-        self._tell("waiting", why, peer=0, next_try=time.time() + wait, restarts=self.now.restarts + 1)
+        self._set_phase("waiting", why, peer_pid=0, next_attempt=time.time() + wait, restarts=self.now.restarts + 1)
 
     def _why_died(self, code: int, last: PeerStatus | None) -> str:
         if last is not None and last.state == "failed" and last.message:
@@ -146,10 +152,10 @@ class Supervisor:
         told = [line for line in lines if "Error" in line]
         return (told or lines or [f"the peer ended with code {code} and no word"])[-1][:2000]
 
-    def _drain(self, then: Phase, why: str) -> None:
+    def _stop_peer(self, then: Phase, why: str) -> None:
         """Ask the peer to finish its round and leave; kill all of it only where it does not."""
         if self.peer is not None:
-            self._tell("stopping", why)
+            self._set_phase("stopping", why)
             self.peer.terminate()
             deadline = time.monotonic() + DRAIN_SECONDS
             while self.peer.poll() is None and time.monotonic() < deadline:
@@ -161,9 +167,9 @@ class Supervisor:
             self.peer.wait()
             self._watch_status()
             self.peer = None
-            self._bank()
+            self._accumulate()
         self.failures = 0
-        self._tell(then, why, peer=0, next_try=None)
+        self._set_phase(then, why, peer_pid=0, next_attempt=None)
 
     def _watch_status(self) -> None:
         """Remember what the peer reports: a process that begins anew counts from 0."""
@@ -171,13 +177,13 @@ class Supervisor:
         if self.peer is None or status is None or status.pid != self.peer.pid:
             return
         if self.seen is not None and status.started != self.seen.started:
-            self._bank()  # it replaced itself after a roll-back
-            self._tell(self.now.phase, self.now.reason)
+            self._accumulate()  # it replaced itself after a roll-back
+            self._set_phase(self.now.phase, self.now.reason)
         self.seen = status
 
-    def _bank(self) -> None:
+    def _accumulate(self) -> None:
         if self.seen is not None:
-            self.now = self.now.model_copy(update={"banked": self.now.banked.plus(self.seen)})
+            self.now = self.now.model_copy(update={"accumulated": self.now.accumulated.plus(self.seen)})
             self.seen = None
 
     def _trim_log(self) -> None:
@@ -189,7 +195,7 @@ class Supervisor:
                 with log.open("ab") as file:
                     file.write(kept)
 
-    def _tell(self, phase: Phase, reason: str = "", **fields: object) -> None:
+    def _set_phase(self, phase: Phase, reason: str = "", **fields: object) -> None:
         since = self.now.since if phase == self.now.phase and self.now.since else time.time()
         self.now = self.now.model_copy(update={"phase": phase, "reason": reason[:4000], "since": since, **fields})
         self._write()
@@ -209,7 +215,7 @@ class Supervisor:
         self.asked.set()
 
 
-def command(order: Order, folder: Path) -> list[str]:
+def command(order: DesiredState, folder: Path) -> list[str]:
     """The peer as a terminal would start it; every secret stays out of it, as everybody can list processes."""
     line = [sys.executable, "-m", "ttt", "peer", "--run", order.run, "--folder", str(folder)]
     line += [word for address in order.initial_peers for word in ("--initial-peer", address)]

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from ttt.swarm.process.control_files import Work
-from ttt.swarm.process.formatting import MEANINGS, STATES, figures, towards_next_step
-from ttt.swarm.process.log_hints import explained
+from ttt.swarm.process.control_files import Contribution
+from ttt.swarm.process.formatting import STATE_DETAILS, STATE_LABELS, status_rows, step_progress
+from ttt.swarm.process.log_hints import recent_issues
 from ttt.swarm.process.status import PeerStatus
 from ttt.swarm.process.text import clean_text
 
@@ -26,7 +26,7 @@ TWO_COLUMNS = 76
 """Characters of a line from which on figures stand side by side."""
 ELSEWHERE = ("share",)
 """Figures that only the page knows."""
-COLORS = {"computing": "green", "averaging": "green", "helping": "green", "failed": "red", "restoring": "red"}
+COLORS = {"computing": "green", "averaging": "green", "assisting": "green", "failed": "red", "restoring": "red"}
 
 
 class Outlet(Protocol):
@@ -93,9 +93,9 @@ def block(status: PeerStatus, width: int) -> RenderableType:
     from rich.panel import Panel
     from rich.text import Text
 
-    head = Text(STATES[status.state], style=f"bold {COLORS.get(status.state, 'yellow')}")
+    head = Text(STATE_LABELS[status.state], style=f"bold {COLORS.get(status.state, 'yellow')}")
     parts: list[RenderableType] = [head]
-    if said := status.message or MEANINGS.get(status.state, ""):
+    if said := status.message or STATE_DETAILS.get(status.state, ""):
         parts.append(Text(clean_text(said, LONGEST_LINE), style="dim"))
     parts += [*_progress(status), Text(""), _table(status, 2 if width >= TWO_COLUMNS else 1), *_problem(status)]
     who = " as " + clean_text(status.name, 40) if status.name else ""
@@ -106,7 +106,7 @@ def _progress(status: PeerStatus) -> list[RenderableType]:
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
-    towards = towards_next_step(status)
+    towards = step_progress(status)
     if towards is None:
         return []
     lines = Table.grid(expand=True)
@@ -119,7 +119,7 @@ def _table(status: PeerStatus, columns: int) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    told = [one for one in figures(Work().plus(status), status) if one[0] not in ELSEWHERE]
+    told = [one for one in status_rows(Contribution().plus(status), status) if one[0] not in ELSEWHERE]
     cells = [(Text(label, style="dim"), Text(value, style="bold")) for _, label, value in told]
     rows = -(-len(cells) // columns)
     table = Table.grid(padding=(0, 2))
@@ -136,8 +136,8 @@ def _problem(status: PeerStatus) -> list[RenderableType]:
         return []
     last = clean_text(status.problems[-1], 400)
     text = Text("\nLast problem: ", style="yellow").append(last, style="default")
-    for _, complaint in explained([last]):
-        text.append(f"\n{complaint.meaning} {complaint.try_this}", style="dim")
+    for _, complaint in recent_issues([last]):
+        text.append(f"\n{complaint.cause} {complaint.remedy}", style="dim")
     return [text]
 
 

@@ -6,8 +6,8 @@ import os
 import time
 
 from ttt.errors import InvalidInput
-from ttt.swarm.process.control_files import Order, Phase, Work
-from ttt.swarm.process.launcher import View
+from ttt.swarm.process.control_files import Contribution, DesiredState, Phase
+from ttt.swarm.process.launcher import PeerView
 from ttt.swarm.process.status import PeerStatus, State
 from ttt.swarm.training.requirements import Demand
 from ttt.ui.contribute.form import Asked, order_of
@@ -26,15 +26,20 @@ class FakeDesk:
         self._place = place or Place(gpu=Gpu("Tesla T4", 15 << 30, 14 << 30), gpus=1, cores=8, ram=24 << 30)
         self._pace, self._began = pace, 0.0
         self._phase: Phase = "off"
-        self._order: Order | None = None
-        self._before = Work()
+        self._order: DesiredState | None = None
+        self._before = Contribution()
 
-    def view(self) -> View:
+    def view(self) -> PeerView:
         status = self._status() if self._phase == "running" else None
         work = self._before.plus(status) if status else self._before
         log = ("12:00:01  computing: training on cuda since step 12",) if status else ()
-        return View(
-            phase=self._phase, status=status, order=self._order, work=work, peer=os.getpid() if status else 0, log=log
+        return PeerView(
+            phase=self._phase,
+            status=status,
+            desired_state=self._order,
+            contribution=work,
+            peer_pid=os.getpid() if status else 0,
+            log=log,
         )
 
     def place(self) -> Place:
@@ -66,7 +71,7 @@ class FakeDesk:
         self._end("off")
 
     def _end(self, phase: Phase) -> None:
-        self._before, self._phase = self.view().work, phase
+        self._before, self._phase = self.view().contribution, phase
 
     def _status(self) -> PeerStatus:
         age = time.time() - self._began
@@ -76,5 +81,5 @@ class FakeDesk:
             state=state, run="made-up", name="me", pid=os.getpid(), started=self._began, time=time.time(),
             step=12 + samples // 100, steps_done=samples // 100, samples=samples, samples_per_second=self._pace,
             swarm_samples=40 * samples % 4096, global_batch=4096, loss=6.1 - samples * 1e-4, peers=7, group_size=7,
-            received=1.0, sent_bytes=samples << 18, received_bytes=samples << 18,
+            results_received=1.0, sent_bytes=samples << 18, received_bytes=samples << 18,
         )  # fmt: skip

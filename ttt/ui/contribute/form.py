@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 
 from ttt.errors import InvalidInput
-from ttt.swarm.process.control_files import MAX_HOURS, Order
+from ttt.swarm.process.control_files import MAX_HOURS, DesiredState
 from ttt.swarm.training.requirements import Demand
 from ttt.ui.contribute.host import Place, Reach, reach
 
@@ -75,7 +75,7 @@ def memory_of(asked: Asked, place: Place) -> int:
     return min(int(0.9 * place.gpu.free), int(cap * 2**30) if cap else place.gpu.total)
 
 
-def order_of(asked: Asked, place: Place, demand: Demand, *, bound_to: int = 0) -> Order:
+def order_of(asked: Asked, place: Place, demand: Demand, *, exit_with_pid: int = 0) -> DesiredState:
     """The order; InvalidInput says which field is wrong and what is allowed."""
     if not place.linux:
         raise InvalidInput("a peer needs Linux; on other systems use WSL 2, a container, or a Space")
@@ -95,7 +95,7 @@ def order_of(asked: Asked, place: Place, demand: Demand, *, bound_to: int = 0) -
             "a Space can only connect to the ports 80, 443 and 8080, and this run listens on none of them; ask the "
             "organiser for an address on one"
         )
-    return Order(
+    return DesiredState(
         run=_text("the run", asked.run),
         initial_peers=list(way.open) or peers,
         name=_text("the name", asked.name, 100),
@@ -106,7 +106,7 @@ def order_of(asked: Asked, place: Place, demand: Demand, *, bound_to: int = 0) -
         port=0 if way.client else int(_number("the port", asked.port, 0, 65_535)),
         gpu_fraction=_gpu_fraction(asked, place),
         stop_at=_stop_at(asked),
-        bound_to=bound_to,
+        exit_with_pid=exit_with_pid,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 from pydantic import ValidationError
 
 from ttt.errors import TTTError
-from ttt.swarm.process.launcher import Launcher, View, tail
+from ttt.swarm.process.launcher import Launcher, PeerView, tail
 from ttt.swarm.process.status import STEPS_FILE, StepRecord
 from ttt.swarm.training.requirements import Demand, cpu_speed, demand_of
 from ttt.ui.contribute.form import Asked, memory_of, order_of
@@ -31,7 +31,7 @@ class Desk(Protocol):
 
     defaults: Asked
 
-    def view(self) -> View: ...
+    def view(self) -> PeerView: ...
     def place(self) -> Place: ...
     def demand(self, asked: Asked) -> Demand | str: ...
     def pace(self, demand: Demand) -> float: ...
@@ -56,17 +56,17 @@ class PeerDesk:
         folder: Path,
         defaults: Asked | None = None,
         *,
-        bound_to: int = 0,
+        exit_with_pid: int = 0,
         look_around: Callable[[], Place] = look,
     ) -> None:
-        """bound_to: the peer ends with the process of this id; 0: it outlives all."""
+        """exit_with_pid: the peer ends with the process of this id; 0: it outlives all."""
         self.launcher, self.defaults = Launcher(folder), defaults or Asked()
-        self._bound_to, self._look = bound_to, look_around
+        self._bound_to, self._look = exit_with_pid, look_around
         self._kept: dict[object, _Kept] = {}
         self._locks: dict[object, threading.Lock] = defaultdict(threading.Lock)
         self._speed = 0.0
 
-    def view(self) -> View:
+    def view(self) -> PeerView:
         return self._recent("view", VIEW_SECONDS, self.launcher.view)
 
     def place(self) -> Place:
@@ -107,7 +107,7 @@ class PeerDesk:
         place, demand = self.place(), self.demand(asked)
         # A run file that cannot be read is an error of its own; an empty one is told by the order.
         known = demand if isinstance(demand, Demand) else Demand("", "", 0)
-        order = order_of(asked, place, known, bound_to=self._bound_to)
+        order = order_of(asked, place, known, exit_with_pid=self._bound_to)
         if isinstance(demand, str):
             raise TTTError(demand)
         self.launcher.start(order)

@@ -8,9 +8,9 @@ from html import escape
 from typing import Literal
 from urllib.parse import quote
 
-from ttt.swarm.process.formatting import size, span
-from ttt.swarm.process.lifecycle import shm_size
+from ttt.swarm.process.lifecycle import shm_size_option
 from ttt.swarm.training.requirements import Demand
+from ttt.text import format_bytes, format_duration
 from ttt.ui.contribute.auth import Verdict
 from ttt.ui.contribute.host import SPACE_PORTS, Place, Reach
 from ttt.ui.contribute.redact import redact
@@ -77,7 +77,9 @@ def _of_place(place: Place) -> Finding:
         )
     if place.space:
         return Finding("good", f"The Space {place.space}.")
-    return Finding("good", f"Your own machine: {place.cores} processor cores, {size(place.ram)} of free memory.")
+    return Finding(
+        "good", f"Your own machine: {place.cores} processor cores, {format_bytes(place.ram)} of free memory."
+    )
 
 
 def _of_gpu(place: Place) -> Finding:
@@ -86,7 +88,9 @@ def _of_gpu(place: Place) -> Finding:
     if place.gpu is None:
         return Finding("note", "No GPU was found. A peer works on the processor as well, only slowly.")
     more = f" The first of {place.gpus} is used." if place.gpus > 1 else ""
-    return Finding("good", f"{place.gpu.name}: {size(place.gpu.free)} of {size(place.gpu.total)} free.{more}")
+    return Finding(
+        "good", f"{place.gpu.name}: {format_bytes(place.gpu.free)} of {format_bytes(place.gpu.total)} free.{more}"
+    )
 
 
 def _of_model(place: Place, demand: Demand, pace: float) -> list[Finding]:
@@ -95,26 +99,26 @@ def _of_model(place: Place, demand: Demand, pace: float) -> list[Finding]:
     model = f"The model of {demand.title} ({count} parameters)"
     where = "GPU" if place.gpu else "main"
     if demand.micro_batch:
-        found = [Finding("good", f"{model} fits, with micro-batches of {demand.micro_batch}: {size(demand.needs)} of "
-                         f"{where} memory by the calculator.")]  # fmt: skip
+        found = [Finding("good", f"{model} fits, with micro-batches of {demand.micro_batch}: "
+                         f"{format_bytes(demand.needs)} of {where} memory by the calculator.")]  # fmt: skip
     else:
-        found = [Finding("bad", f"{model} does not fit: even a micro-batch of 1 takes {size(demand.needs)} of {where} "
-                         "memory by the calculator.")]  # fmt: skip
+        found = [Finding("bad", f"{model} does not fit: even a micro-batch of 1 takes "
+                         f"{format_bytes(demand.needs)} of {where} memory by the calculator.")]  # fmt: skip
     if place.gpu is None and pace > 0:
         alone = demand.global_batch / pace
         found.append(
             Finding(
                 "note",
                 f"Expect at most {pace_words(pace)} on this processor: alone, one step of the run "
-                f"({demand.global_batch:,} samples) would take it {span(max(1.0, alone))}.",
+                f"({demand.global_batch:,} samples) would take it {format_duration(max(1.0, alone))}.",
             )
         )
     if place.shared_memory is not None and place.shared_memory < demand.shared_memory:
         found.append(
             Finding(
                 "bad",
-                f"/dev/shm has {size(place.shared_memory)} free and the peer needs {size(demand.shared_memory)}; "
-                f"in Docker: {shm_size(demand.shared_memory)}",
+                f"/dev/shm has {format_bytes(place.shared_memory)} free and the peer needs "
+                f"{format_bytes(demand.shared_memory)}; in Docker: {shm_size_option(demand.shared_memory)}",
             )
         )
     return found

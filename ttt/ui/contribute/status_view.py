@@ -6,37 +6,41 @@ import time
 from datetime import UTC, datetime
 from html import escape
 
-from ttt.swarm.process.formatting import MEANINGS, STATES, WORKING, figures, size, span, towards_next_step
-from ttt.swarm.process.launcher import View
-from ttt.swarm.process.log_hints import explained
+from ttt.swarm.process.formatting import STATE_DETAILS, STATE_LABELS, WORKING_STATES, status_rows, step_progress
+from ttt.swarm.process.launcher import PeerView
+from ttt.swarm.process.log_hints import recent_issues
 from ttt.swarm.process.status import STALE_SECONDS
+from ttt.text import format_bytes, format_duration
 from ttt.ui.contribute.host import Place
 from ttt.ui.contribute.redact import mask, redact
 
 
-def headline(view: View, now: float) -> tuple[str, str]:
+def headline(view: PeerView, now: float) -> tuple[str, str]:
     """The state in words, and a sentence more."""
     status = view.status
     if view.phase == "paused":
-        until = view.order.pause_until if view.order else None
+        until = view.desired_state.pause_until if view.desired_state else None
         return "Paused", f"It goes on at {moment(until)}." if until else "It goes on when you press Go on."
     if view.phase == "waiting":
-        wait = max(0.0, (view.next_try or now) - now)
-        return f"Trying again in {span(wait)}", view.reason
+        wait = max(0.0, (view.next_attempt or now) - now)
+        return f"Trying again in {format_duration(wait)}", view.reason
     if view.phase == "finished":
         return "Finished", view.reason
     if view.phase == "off":
         return "Off", view.reason or "No peer works here just now."
     if view.phase == "stopping":
         return "Leaving the swarm", f"It finishes its round first, which may take two minutes ({view.reason})."
-    if status is None or status.pid != view.peer:
+    if status is None or status.pid != view.peer_pid:
         return "Starting", "The program loads; that takes 10 to 20 seconds."
     if now - status.time > STALE_SECONDS:
-        return "No word from the peer", f"Its last report is {span(now - status.time)} old. It may hang; try Stop."
-    return STATES[status.state], status.message or MEANINGS.get(status.state, "")
+        return (
+            "No word from the peer",
+            f"Its last report is {format_duration(now - status.time)} old. It may hang; try Stop.",
+        )
+    return STATE_LABELS[status.state], status.message or STATE_DETAILS.get(status.state, "")
 
 
-def status_html(view: View, now: float, *, gpu: str = "", share: float | None = None, owner: bool = False) -> str:
+def status_html(view: PeerView, now: float, *, gpu: str = "", share: float | None = None, owner: bool = False) -> str:
     """What everybody may see; addresses are for the owner."""
     left, right = headline(view, now)
     tiles = "".join(
@@ -54,24 +58,24 @@ def status_html(view: View, now: float, *, gpu: str = "", share: float | None = 
     )
 
 
-def _light(view: View, words: str) -> str:
+def _light(view: PeerView, words: str) -> str:
     """Colour of the dot: grey for off, green while it computes, red for trouble, amber else."""
     if view.phase in ("off", "finished"):
         return "off"
     if view.phase == "waiting" or words == "No word from the peer":
         return "failed"
-    working = view.status is not None and view.status.state in WORKING
+    working = view.status is not None and view.status.state in WORKING_STATES
     return "ready" if view.phase == "running" and working else "loading"
 
 
-def _figures(view: View, gpu: str, share: float | None) -> list[tuple[str, str, str]]:
-    live = view.status if view.status is not None and view.peer and view.status.pid == view.peer else None
-    return figures(view.work, live, gpu=gpu, share=share)
+def _figures(view: PeerView, gpu: str, share: float | None) -> list[tuple[str, str, str]]:
+    live = view.status if view.status is not None and view.peer_pid and view.status.pid == view.peer_pid else None
+    return status_rows(view.contribution, live, gpu=gpu, share=share)
 
 
-def _bar(view: View) -> str:
+def _bar(view: PeerView) -> str:
     """Towards the next step, where the peer says how far the swarm is."""
-    towards = towards_next_step(view.status) if view.phase == "running" else None
+    towards = step_progress(view.status) if view.phase == "running" else None
     if towards is None:
         return ""
     percent, words = round(100 * towards[0]), escape(towards[1])
@@ -82,23 +86,23 @@ def _bar(view: View) -> str:
     )
 
 
-def trouble_html(view: View) -> str:
+def trouble_html(view: PeerView) -> str:
     """Complaints of the log and of the peer, each with what to try; for the owner."""
     status = view.status
     problems = status.problems if status is not None else []
     newest = [view.reason] if view.phase == "waiting" or view.restarts else []
-    found = explained([*view.log, *problems, *newest])
+    found = recent_issues([*view.log, *problems, *newest])
     if not found:
         return ""
     items = "".join(
-        f"<li><strong>{escape(one.meaning)}</strong> {escape(one.try_this)}<br>"
+        f"<li><strong>{escape(one.cause)}</strong> {escape(one.remedy)}<br>"
         f"<code>{escape(redact(line)[:300])}</code></li>"
         for line, one in found
     )
     return f'<div class="ttt-note ttt-trouble"><p>What the log means, and what to try:</p><ul>{items}</ul></div>'
 
 
-def log_text(view: View) -> str:
+def log_text(view: PeerView) -> str:
     return redact("\n".join(view.log[-25:])) or "Nothing yet."
 
 
@@ -106,9 +110,9 @@ def moment(then: float | None) -> str:
     return "" if then is None else datetime.fromtimestamp(then, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def limits_line(view: View) -> str:
+def limits_line(view: PeerView) -> str:
     """What was asked for, in one line, while a peer is there."""
-    order = view.order
+    order = view.desired_state
     if order is None or not view.active:
         return ""
     micro_batch = order.micro_batch or (view.status.micro_batch if view.status is not None else 0)
@@ -127,21 +131,21 @@ def limits_html(line: str) -> str:
 
 
 def gpu_line(place: Place) -> str:
-    return f"{size(place.gpu.used)} of {size(place.gpu.total)}" if place.gpu else ""
+    return f"{format_bytes(place.gpu.used)} of {format_bytes(place.gpu.total)}" if place.gpu else ""
 
 
-def summary(view: View) -> dict[str, object]:
+def summary(view: PeerView) -> dict[str, object]:
     """For scripts: the state and the counts, nothing private."""
     left, right = headline(view, time.time())
     return {
         "phase": view.phase,
         "state": left,
         "message": redact(right),
-        "samples": view.work.samples,
-        "steps": view.work.steps,
-        "seconds": round(view.work.seconds, 1),
-        "sent_bytes": view.work.sent_bytes,
-        "received_bytes": view.work.received_bytes,
+        "samples": view.contribution.samples,
+        "steps": view.contribution.steps,
+        "seconds": round(view.contribution.seconds, 1),
+        "sent_bytes": view.contribution.sent_bytes,
+        "received_bytes": view.contribution.received_bytes,
     }
 
 

@@ -179,7 +179,7 @@ class ContributeTab:
 
     def _set_up(self) -> Asked:
         """The last order's run, else that of the settings."""
-        order = self.desk.view().order
+        order = self.desk.view().desired_state
         if order is None:
             return self.desk.defaults
         return Asked(run=order.run, initial_peers="\n".join(order.initial_peers), name=order.name)

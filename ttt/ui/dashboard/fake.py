@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ttt.swarm.history.types import Checkpoint, Event, Now, Peer, Point, SampleImage
+from ttt.swarm.history.types import CheckpointEntry, Contributor, Event, Point, SampleImage, Snapshot
 from ttt.ui.dashboard.plots import evenly
 from ttt.ui.dashboard.runs import HISTORY_FILE
 from ttt.ui.fake_images import draw_image
@@ -54,7 +54,7 @@ class Simulation:
     seed: int = 0
     batch: int = 4096
     points: list[Point] = field(default_factory=list)
-    members: list[Peer] = field(default_factory=list)
+    members: list[Contributor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         rng = random.Random(self.seed)
@@ -76,22 +76,22 @@ class Simulation:
         self.points = [self._point(self.end - clock, *row, rng) for row in rows]
         self.members = [self._member(i, worker, clock, rng) for i, worker in enumerate(workers)]
 
-    def now(self) -> Now:
+    def now(self) -> Snapshot:
         """Two thirds of the way to the next step."""
         last = self.points[-1]
-        return Now(
+        return Snapshot(
             time=self.end, step=last.step, samples_accumulated=self.batch * 2 // 3, target_batch_size=self.batch,
             peers=int(last.peers), auxiliary_peers=1, samples_per_second=last.samples_per_second, loss=last.loss,
             learning_rate=last.learning_rate,
         )  # fmt: skip
 
-    def checkpoints(self) -> Iterator[Checkpoint]:
+    def checkpoints(self) -> Iterator[CheckpointEntry]:
         """Twelve, some of them on the Hub."""
         for number, point in enumerate(evenly(self.points, 13)[1:]):
             checksum = hashlib.sha256(f"{point.step}".encode()).hexdigest()
             url = f"https://huggingface.co/example/run/tree/step-{point.step}" if number % 3 == 2 else ""
             path = f"checkpoints/step-{point.step:08d}"
-            yield Checkpoint(point.time, point.step, point.samples, point.loss, path, checksum, url)
+            yield CheckpointEntry(point.time, point.step, point.samples, point.loss, path, checksum, url)
 
     def events(self) -> Iterator[Event]:
         for peer in sorted(self.members, key=lambda one: one.first_seen):
@@ -115,9 +115,9 @@ class Simulation:
         self, folder: Path, run: str = "simulated", title: str = "A simulated run", *, painted: bool = True
     ) -> Path:
         """Make the history as a coordinator would have left it, with sample images or without; returns its file."""
-        from ttt.swarm.history.writer import History  # locks files, which Windows does otherwise
+        from ttt.swarm.history.writer import HistoryWriter  # locks files, which Windows does otherwise
 
-        with History(folder / HISTORY_FILE, run, title=title, target_batch_size=self.batch) as history:
+        with HistoryWriter(folder / HISTORY_FILE, run, title=title, target_batch_size=self.batch) as history:
             history.add_points(self.points)
             today = self.end - 3600
             history.credit([self._before(peer) for peer in self.members], time=self.points[0].time)
@@ -128,7 +128,7 @@ class Simulation:
                 history.add_checkpoint(checkpoint)
             for one in self.sample_images(folder) if painted else ():
                 history.add_sample_image(one)
-            history.set_now(self.now())
+            history.set_snapshot(self.now())
         return folder / HISTORY_FILE
 
     def _who_is_here(self, workers: list[_Worker], part: float, clock: float) -> float:
@@ -145,12 +145,12 @@ class Simulation:
         rate = 2.5e-3 * min(step / (0.05 * self.steps), 1.0, max(0.02, 1.05 * (1 - step / self.steps)))
         return Point(start + clock, step, samples, loss, loss - spread, loss + spread, float(peers), speed, rate)
 
-    def _member(self, number: int, worker: _Worker, seconds: float, rng: random.Random) -> Peer:
+    def _member(self, number: int, worker: _Worker, seconds: float, rng: random.Random) -> Contributor:
         digest = hashlib.sha256(f"{self.seed}/{number}".encode()).hexdigest().replace("0", "z")
         names = (*NAMES[:3], *HOSTILE, "", *NAMES[3:])
         joined = self.end - seconds * (1 - worker.joins)
         boast = 10.0 if number == BOASTER else 1.0
-        return Peer(
+        return Contributor(
             peer_id="12D3Koo" + digest[:45],
             name=names[number] if number < len(names) else f"{NAMES[number % len(NAMES)]} {number}",
             device=DEVICES[number % len(DEVICES)],
@@ -166,6 +166,6 @@ class Simulation:
             auxiliary=False,
         )
 
-    def _before(self, peer: Peer) -> Peer:
+    def _before(self, peer: Contributor) -> Contributor:
         """The same a day earlier, roughly: what is missing is what was done today."""
         return replace(peer, samples=peer.samples * 0.93, seconds=peer.seconds * 0.93)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ttt.swarm.history.summary import Axis, Curve, Place, Progress, Series
-from ttt.swarm.history.types import Checkpoint, Event, SampleImage
+from ttt.swarm.history.summary import Axis, Curve, LeaderboardEntry, Progress, Series
+from ttt.swarm.history.types import CheckpointEntry, Event, SampleImage
 
 NOWHERE = (
     "this server has no run yet. Start one: `make swarm` for a demo on this machine, or "
@@ -37,9 +37,9 @@ class RunData:
     progress: Progress | None
     """None before the first reading of the swarm."""
     curves: Mapping[tuple[Series, Axis], Curve]
-    places: Sequence[Place]
+    places: Sequence[LeaderboardEntry]
     """By credited computing time."""
-    checkpoints: Sequence[Checkpoint]
+    checkpoints: Sequence[CheckpointEntry]
     """Newest first."""
     sample_images: Mapping[str, Sequence[SampleImage]]
     """Prompt -> oldest first."""

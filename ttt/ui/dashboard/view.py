@@ -7,8 +7,8 @@ from html import escape
 from typing import Literal
 from urllib.parse import urlsplit
 
-from ttt.swarm.history.summary import Axis, Curve, Place, Progress, Series
-from ttt.swarm.history.types import Checkpoint, Event, SampleImage
+from ttt.swarm.history.summary import Axis, Curve, LeaderboardEntry, Progress, Series
+from ttt.swarm.history.types import CheckpointEntry, Event, SampleImage
 from ttt.swarm.process.text import clean_text
 from ttt.ui.dashboard import plots
 from ttt.ui.dashboard.plots import SAMPLES, STEPS, TIME, moment, number
@@ -144,7 +144,7 @@ def _curve(run: RunData, name: str) -> tuple[Curve, plots.Curve, plots.Band]:
     return curve, points, [edge for edge in edges if edge[1] == edge[1] and edge[2] == edge[2]]
 
 
-def leaderboard(places: Sequence[Place], order: Order = "seconds", *, everybody: bool = False) -> str:
+def leaderboard(places: Sequence[LeaderboardEntry], order: Order = "seconds", *, everybody: bool = False) -> str:
     """Who contributed, by credited time or samples."""
     if not places:
         return '<p class="ttt-small">Nobody was credited anything yet.</p>'
@@ -156,7 +156,7 @@ def leaderboard(places: Sequence[Place], order: Order = "seconds", *, everybody:
     rest = f" The first {len(shown)} of {len(ranked)}." if len(shown) < len(ranked) else ""
     boast = (
         " Claims more: this peer says it did much more than the peers it averaged with could see."
-        if any(place.inflated for place in shown)
+        if any(place.unverified for place in shown)
         else ""
     )
     return (
@@ -168,13 +168,13 @@ def leaderboard(places: Sequence[Place], order: Order = "seconds", *, everybody:
     )
 
 
-def _place(rank: int, place: Place) -> str:
+def _place(rank: int, place: LeaderboardEntry) -> str:
     marks = ""
     if place.active:
         marks += '<span class="ttt-here">active</span>'
     if place.auxiliary:
         marks += '<span class="ttt-tag">auxiliary</span>'
-    if place.inflated:
+    if place.unverified:
         marks += '<span class="ttt-tag">claims more</span>'
     cells = (
         hours(place.seconds),
@@ -213,7 +213,7 @@ def checkpoints(run: RunData) -> str:
     )
 
 
-def _checkpoint(one: Checkpoint) -> str:
+def _checkpoint(one: CheckpointEntry) -> str:
     url = one.url if urlsplit(one.url).scheme == "https" else ""
     link = f'<a href="{escape(url, quote=True)}" rel="noopener nofollow">open</a>' if url else "–"
     cells = (f"{one.step:,}", number(one.samples, 4), _loss(one.loss), f"<code>{escape(one.checksum[:12])}</code>")
@@ -249,7 +249,7 @@ def _sample_image(prompt: str, one: SampleImage, address: str) -> str:
     )
 
 
-def events(happened: Sequence[Event], places: Sequence[Place]) -> str:
+def events(happened: Sequence[Event], places: Sequence[LeaderboardEntry]) -> str:
     """The last things that happened."""
     if not happened:
         return '<p class="ttt-small">Nothing yet.</p>'
