@@ -41,7 +41,7 @@ class Told:
         self.problems.append(text)
         return False
 
-    def say(self, state: str, message: str = "") -> None: ...
+    def set_state(self, state: str, message: str = "") -> None: ...
 
 
 def coordinator_in(folder: Path, **sections: dict[str, Any]) -> Coordinator:
