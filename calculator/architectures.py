@@ -8,8 +8,12 @@ from typing import Literal, get_args
 from calculator.checks import boolean, one_of, whole_number
 from calculator.errors import CalculatorError
 
-Family = Literal["bert", "t5", "gpt2", "gptj", "llama", "vit", "clip", "dalle"]
-Activation = Literal["gelu", "gelu_new", "relu", "silu", "quick_gelu", "gelu_pytorch_tanh"]
+Family = Literal["bert", "t5", "gpt2", "gptj", "gpt_neox", "falcon", "opt", "llama", "vit", "clip", "dalle"]
+Variant = Literal["", "roberta", "distilbert", "umt5", "gemma", "gemma2", "gemma3", "phi3", "mixtral"]
+Head = Literal["default", "masked-lm", "sequence", "tokens", "span", "none"]
+Activation = Literal[
+    "gelu", "gelu_new", "gelu_fast", "gelu_python", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "tanh"
+]  # fmt: skip
 
 LARGEST_DIMENSION = 10**7
 """Larger dimensions are refused: they are typing errors."""
@@ -19,12 +23,17 @@ LARGEST_DIMENSION = 10**7
 class Architecture:
     """The dimensions of a model, trained as its Hugging Face class with a loss (the paper's own as `ttt` trains it).
 
-    bert: BertForPreTraining; t5: T5ForConditionalGeneration; gpt2: GPT2LMHeadModel; gptj: GPTJForCausalLM;
-    llama: LlamaForCausalLM, Mistral, Qwen2, Qwen3; vit: ViTForImageClassification; clip: CLIPModel;
-    dalle: the transformer of Borzunov et al. 2022.
+    bert: BERT, RoBERTa, DistilBERT; t5: T5, mT5, UMT5; llama: Llama, Mistral, Mixtral, Qwen2, Qwen3, Gemma 1 to 3,
+    Phi-3; dalle: the transformer of Borzunov et al. 2022; the other families are named after transformers' model types.
     """
 
     family: Family
+    variant: Variant = ""
+    """A model type whose layers differ from those of its family."""
+    head: Head = "default"
+    """The output layer and its loss. default: what the family is pretrained with (both BERT losses, the next token,
+    image labels, CLIP's contrastive loss); masked-lm; a label per sequence or per token; the span of an answer; none:
+    no output layer, trained on the mean of the last hidden state."""
     name: str = "custom"
     hidden: int
     layers: int
@@ -55,6 +64,28 @@ class Architecture:
     """RMSNorm on the queries and keys of every head (Qwen3)."""
     rotary: int = 0
     """Rotated channels per head (gptj, dalle)."""
+    experts: int = 0
+    experts_per_token: int = 2
+    """Experts that each token is routed to (mixtral)."""
+    parallel: bool = True
+    """Attention and feed-forward read the same input (falcon, gpt_neox)."""
+    norms: int = 2
+    """LayerNorms per layer (falcon)."""
+    norm_first: bool = True
+    """LayerNorm before attention and feed-forward instead of after them (opt)."""
+    norm_weights: bool = True
+    """LayerNorms have weights and biases (opt)."""
+    final_norm: bool = True
+    """A LayerNorm follows the last layer (opt)."""
+    embedding: int = 0
+    """Channels of the token embedding, projected to and from `hidden` (opt); 0: hidden."""
+    broadcast_keys: bool = False
+    """Keys and values are copied to all heads before attention (falcon's new architecture)."""
+    attention_softcap: bool = False
+    logit_softcap: bool = False
+    """Scores or logits are limited with tanh (gemma2)."""
+    quantization: str = ""
+    """How the published weights are quantised, as text; "" if they are not."""
     token_types: int = 2
     labels: int = 1000
     image_size: int = 224
@@ -74,6 +105,8 @@ class Architecture:
 
     def __post_init__(self) -> None:
         one_of("family", self.family, get_args(Family))
+        one_of("variant", self.variant, get_args(Variant))
+        one_of("head", self.head, get_args(Head))
         one_of("activation", self.activation, get_args(Activation))
         for name in ("hidden", "layers", "heads", "feed_forward", "image_size", "patch_size", "channels", "labels"):
             _check(self, name, 1)
@@ -97,8 +130,12 @@ class Architecture:
             raise CalculatorError(f"{self.heads} heads are not divisible by {self.key_value_heads} key_value_heads")
         if self.groups > self.layers:
             raise CalculatorError(f"groups must be at most the number of layers, {self.layers}, got {self.groups}")
-        if self.family == "t5":
+        if not self.embedding:
+            object.__setattr__(self, "embedding", self.hidden)
+        if self.family == "t5" and self.head != "none":
             _check(self, "decoder_layers", 1)
+        if self.variant == "mixtral":
+            _check(self, "experts", 1)
         if self.family == "clip" and self.vision is None:
             raise CalculatorError("a clip model needs its image tower: vision=Architecture(family='vit', ...)")
         if self.family in ("vit", "clip") and (self.vision or self).image_size < (self.vision or self).patch_size:
@@ -115,6 +152,12 @@ class Architecture:
     def key_value(self) -> int:
         """Channels of all key heads together."""
         return self.key_value_heads * self.head_size
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the output layer produces per position or sequence; 0 without an output layer."""
+        sizes = {"none": 0, "span": 2, "sequence": self.labels, "tokens": self.labels}
+        return sizes.get(self.head, self.vocabulary or self.labels)
 
     @property
     def patches(self) -> int:

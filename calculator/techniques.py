@@ -16,8 +16,7 @@ from calculator.simulate import SimulatedStep
 
 LONGEST_DEFAULT = 2048
 """Longer sequences are never assumed, only used on request."""
-LEARNED_POSITIONS = ("bert", "gpt2", "clip")
-NO_SDPA = ("gptj",)
+LEARNED_POSITIONS = ("bert", "gpt2", "opt", "clip")
 
 
 def with_techniques(a: Architecture, setup: TrainingSetup) -> Architecture:
@@ -30,7 +29,7 @@ def with_techniques(a: Architecture, setup: TrainingSetup) -> Architecture:
             )
         a = replace(a, groups=setup.shared_groups)
     if setup.tied_embeddings is not None and setup.tied_embeddings != a.tied:
-        if a.family in ("vit", "clip", "dalle"):
+        if a.head not in ("default", "masked-lm") or a.family in ("vit", "clip", "dalle"):
             raise CalculatorError(
                 f"tied_embeddings does not apply to {a.family} models: they have no separate output layer"
             )
@@ -42,6 +41,11 @@ def with_techniques(a: Architecture, setup: TrainingSetup) -> Architecture:
     if a.reversible and setup.every:
         raise CalculatorError(
             "reversible layers save no activations, so checkpointing gains nothing: set reversible to False"
+        )
+    if setup.adapter != "none" and a.variant == "mixtral":
+        raise CalculatorError(
+            "adapters are not supported for Mixtral: transformers stores its experts in one tensor, which peft and "
+            "bitsandbytes leave as it is"
         )
     if setup.adapter != "none" and a.family == "dalle":
         raise CalculatorError("adapters are not supported for ttt's own model; it is small enough for full training")
@@ -92,9 +96,11 @@ def step(a: Architecture, setup: TrainingSetup, ahead: int = 0) -> SimulatedStep
     s = sequence_length(a, setup)
     if setup.target_length is not None and a.family != "t5":
         raise CalculatorError("target_length applies to encoder-decoder models (t5) only")
-    if setup.attention == "sdpa" and a.family in NO_SDPA:
-        raise CalculatorError("transformers has no sdpa attention for GPT-J: set attention to eager or auto")
-    eager = setup.attention == "eager" or a.family in NO_SDPA
+    has_sdpa = a.family != "gptj" and a.variant != "gemma2"
+    if setup.attention == "sdpa" and not has_sdpa:
+        name = "GPT-J" if a.family == "gptj" else "Gemma 2"
+        raise CalculatorError(f"transformers has no sdpa attention for {name}: set attention to eager or auto")
+    eager = setup.attention == "eager" or not has_sdpa
     return SimulatedStep(
         batch=setup.batch_size, sequence=s, target=setup.target_length or s, width=setup.width, half=setup.half,
         eager=eager, dropout=setup.dropout, groups=a.groups or None, every=setup.every, reversible=a.reversible,

@@ -51,6 +51,32 @@ FAMILIES = {
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {
         "num_hidden_layers": 4, "hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16,
         "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 40_000}),
+    "gemma": ("GemmaConfig", "GemmaForCausalLM", {
+        "num_hidden_layers": 4, "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 8,
+        "num_key_value_heads": 1, "head_dim": 128, "vocab_size": 32_000}),
+    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM", {
+        "num_hidden_layers": 4, "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 32_000}),
+    "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", {
+        "num_hidden_layers": 4, "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 32_000}),
+    "phi3": ("Phi3Config", "Phi3ForCausalLM", {
+        "num_hidden_layers": 4, "hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16,
+        "num_key_value_heads": 4}),
+    "gpt_neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM", {
+        "num_hidden_layers": 4, "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}),
+    "falcon": ("FalconConfig", "FalconForCausalLM", {
+        "num_hidden_layers": 4, "hidden_size": 1024, "num_attention_heads": 16, "new_decoder_architecture": True,
+        "num_kv_heads": 4, "vocab_size": 32_000}),
+    "opt": ("OPTConfig", "OPTForCausalLM", {"num_hidden_layers": 4}),
+    "roberta": ("RobertaConfig", "RobertaForMaskedLM", {"num_hidden_layers": 4, "max_position_embeddings": 514}),
+    "distilbert": ("DistilBertConfig", "DistilBertForMaskedLM", {"n_layers": 4}),
+    "mt5": ("MT5Config", "MT5ForConditionalGeneration", {"num_layers": 4, "vocab_size": 32_000}),
+    "umt5": ("UMT5Config", "UMT5ForConditionalGeneration", {"num_layers": 4, "vocab_size": 32_000}),
+    "bert-classifier": ("BertConfig", "BertForSequenceClassification", {"num_hidden_layers": 4}),
+    "llama-classifier": ("LlamaConfig", "LlamaForSequenceClassification", {
+        "num_hidden_layers": 4, "hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16,
+        "num_key_value_heads": 4, "pad_token_id": 1}),
     "vit": ("ViTConfig", "ViTForImageClassification", {"num_hidden_layers": 4}),
     "clip": ("CLIPConfig", "CLIPModel", {}),
 }  # fmt: skip
@@ -62,9 +88,9 @@ def transformers_config(case: Case) -> Any:
 
     name, _, overrides = FAMILIES[case.family]
     extra: dict[str, Any] = {"attn_implementation": attention(case), **overrides, **case.config}
-    if case.family not in ("vit", "clip", "bert"):
+    if case.family not in ("vit", "clip", "distilbert") and not case.family.startswith("bert"):
         extra["use_cache"] = False
-    if case.family.startswith("t5"):
+    if case.family.startswith(("t5", "mt5", "umt5")):
         extra |= {"decoder_start_token_id": 0, "pad_token_id": 0}
     if case.family == "clip":
         towers: dict[str, Any] = {"attn_implementation": attention(case)}
@@ -79,7 +105,7 @@ def transformers_config(case: Case) -> Any:
 
 
 def attention(case: Case) -> str:
-    if case.family == "gptj":
+    if case.family in ("gptj", "gemma2"):
         return "eager"
     return "sdpa" if case.setup.attention == "auto" else case.setup.attention
 
@@ -93,7 +119,7 @@ def architecture(case: Case) -> Architecture:
         hidden = changes.get("hidden", paper.hidden)
         layers = changes.get("layers", paper.layers)
         return replace(paper, **changes, feed_forward=4 * hidden, groups=min(paper.groups, layers))
-    return from_config(transformers_config(case).to_dict())
+    return from_config({**transformers_config(case).to_dict(), "architectures": [FAMILIES[case.family][1]]})
 
 
 Loss = Callable[[nn.Module], Tensor]
@@ -189,9 +215,11 @@ def _inputs(case: Case) -> dict[str, Any]:
     if case.family == "vit":
         return {"pixel_values": images, "labels": torch.zeros(b, dtype=ids)}
     tokens, labels = torch.zeros(b, n, dtype=ids), torch.zeros(b, n, dtype=ids)
+    if a.head == "sequence":
+        return {"input_ids": tokens, "labels": torch.zeros(b, dtype=ids)}
     if case.family == "clip":
         return {"pixel_values": images, "input_ids": tokens, "return_loss": True}
-    if case.family.startswith("bert"):
+    if case.family == "bert":
         return {"input_ids": tokens, "labels": labels, "next_sentence_label": torch.zeros(b, dtype=ids)}
     return {"input_ids": tokens, "labels": labels}
 
@@ -234,6 +262,17 @@ def _all() -> list[Case]:
             cases.append(_case(family, batch_size=b, precision=precision))
         cases.append(_case(family, batch_size=b, gradient_checkpointing=True))
         cases.append(_case(family, batch_size=b, attention="eager"))
+    for family, b, s in (("gemma", 4, 512), ("gemma2", 4, 512), ("gemma3", 4, 512), ("phi3", 4, 512),
+                         ("gpt_neox", 8, 512), ("falcon", 4, 512), ("opt", 8, 512), ("roberta", 16, 512),
+                         ("distilbert", 16, 512), ("mt5", 8, 256), ("umt5", 8, 256)):  # fmt: skip
+        cases += [
+            _case(family, batch_size=b, sequence_length=s),
+            _case(family, batch_size=b, sequence_length=s, precision="mixed-bf16", attention="eager"),
+            _case(family, batch_size=b, sequence_length=s, precision="pure-bf16"),
+            _case(family, batch_size=b, sequence_length=s, precision="mixed-bf16", gradient_checkpointing=True),
+        ]
+    cases.append(_case("bert-classifier", batch_size=32, sequence_length=256))
+    cases.append(_case("llama-classifier", batch_size=8, sequence_length=512, precision="mixed-bf16"))
     cases.append(_case("gpt2-large", batch_size=1, sequence_length=1024, gradient_checkpointing=True))
     cases.append(_case("gpt2-large", batch_size=1, sequence_length=1024, precision="mixed-fp16"))
     small = {"depth": 9}

@@ -9,6 +9,9 @@ from calculator.architectures import Architecture
 from calculator.layers import LayerFunction, run_layers
 from calculator.tape import FLOAT32, Parameter, Slot, Storage, Tape, Value
 
+HEAD = "head"
+"""Name of a classifier's output layer; transformers calls it score, classifier or qa_outputs, by model."""
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -21,6 +24,8 @@ class Tensor:
     shape: tuple[int, ...]
     repeat: int = 1
     shared: bool = True
+    is_lookup: bool = False
+    """A table that is indexed, not multiplied with."""
 
     @property
     def n(self) -> int:
@@ -29,7 +34,7 @@ class Tensor:
     @property
     def is_matrix(self) -> bool:
         """True for the matrices of the layers: LoRA adapts them, and QLoRA quantises them."""
-        return len(self.shape) == 2 and self.repeat > 1
+        return len(self.shape) == 2 and self.repeat > 1 and not self.is_lookup
 
 
 def linear(name: str, rows: int, columns: int, bias: bool = True, repeat: int = 1) -> list[Tensor]:
@@ -87,6 +92,29 @@ class Context:
         self.tape.layers_end = len(self.tape.nodes)
 
 
+def task_head(a: Architecture, channels: int = 0) -> list[Tensor]:
+    """The linear output layer of a classifier; for a label per sequence, it has no bias (as in transformers)."""
+    if a.head == "none":
+        return []
+    return linear(HEAD, a.outputs, channels or a.hidden, bias=a.head != "sequence")
+
+
+def task_loss(c: Context, x: Value, *, sequences_only: bool = False) -> Value:
+    """Loss of a model without its default head, from the last hidden state x [b, s, hidden].
+
+    sequences_only: x [b, hidden] is already one vector per sequence.
+    """
+    a, t = c.a, c.tape
+    if a.head == "none":
+        return t.mean(x)
+    if a.head == "tokens":
+        x = c.drop(x)
+    logits = c.linear(x, HEAD, a.outputs, bias=HEAD + ".bias" in c.parameters)
+    if a.head == "sequence" and not sequences_only:
+        logits = t.slice(logits, c.b * a.outputs)
+    return t.cross_entropy(logits)
+
+
 def attention(
     c: Context,
     q: Value,
@@ -102,17 +130,20 @@ def attention(
     softmax32: bool = False,
     cast_before_dropout: bool = False,
     contiguous: bool = False,
+    softcap: bool = False,
 ) -> Value:
     """Queries and keys as views [b, h, rows or columns, d] of [b, s, h, d] -> [b, rows, inner].
 
     groups: query heads per key head; bias: learned [1, h, rows, columns]; softmax32: `softmax(dtype=float32)`, then
-    converted back; contiguous: q and k are not views (they come from `cat`).
+    converted back; contiguous: q and k are not views (they come from `cat`); softcap: scores are limited with tanh.
     """
     if not c.eager:
         return _fused(c, q, k, v, rows, bias and _additive(c, bias))
     t = c.tape
     n = c.b * c.a.heads * rows * columns
     w = _scores(c, q, k, n, groups, scaled, contiguous)
+    if softcap:
+        w = t.scale(t.function(t.scale(w), keeps_input=False))
     if bias is not None:
         width = max(w.width, bias.width)
         w = t.record(
@@ -124,7 +155,7 @@ def attention(
     if softmax32 or cast_before_dropout:
         w = t.cast(w, v.width)
     w = t.dropout(w, c.attention_dropout)
-    vs = _repeat_heads(c, v, groups) if groups > 1 else t.copy(v) if c.b > 1 else v
+    vs = repeat_heads(c, v, groups) if groups > 1 else t.copy(v) if c.b > 1 else v
     out = t.batched_matmul(w, vs, c.b * rows * c.a.inner)
     del vs, w
     return t.copy(out)
@@ -132,7 +163,7 @@ def attention(
 
 def _scores(c: Context, q: Value, k: Value, n: int, groups: int, scaled: bool, contiguous: bool) -> Value:
     t = c.tape
-    k = _repeat_heads(c, k, groups) if groups > 1 else k
+    k = repeat_heads(c, k, groups) if groups > 1 else k
     copies = c.b > 1
     ks = t.copy(k) if copies and groups == 1 else k
     qs = t.copy(q) if copies else q
@@ -141,9 +172,23 @@ def _scores(c: Context, q: Value, k: Value, n: int, groups: int, scaled: bool, c
     return t.scale(w) if scaled else w
 
 
-def _repeat_heads(c: Context, x: Value, groups: int) -> Value:
+def repeat_heads(c: Context, x: Value, groups: int) -> Value:
     """Repeat keys or values for every query head; the backward pass sums the gradients of a group."""
     return c.tape.record(x.n * groups, x.width, None, ((x.slot, x.n * x.width),))
+
+
+def rotate(c: Context, x: Value, angles: tuple[Value, Value], channels: int = 0) -> Value:
+    """Rotary positions: `x * cos + rotate_half(x) * sin`, on the first `channels` of each head (0: all)."""
+    t, (cos, sin) = c.tape, angles
+    rest = None
+    if channels and channels < c.a.head_size:
+        n = x.n // c.a.head_size * channels
+        x, rest = t.slice(x, n), t.slice(x, x.n - n)
+    first = t.scale_by(x, cos)
+    half = t.join(t.scale(t.slice(x, x.n // 2)), t.slice(x, x.n // 2))
+    x = t.add(first, t.scale_by(half, sin))
+    del first, half
+    return x if rest is None else t.join(x, rest)
 
 
 def _additive(c: Context, bias: Value) -> Value:
@@ -172,8 +217,13 @@ def _fused(c: Context, q: Value, k: Value, v: Value, rows: int, bias: Value | No
 
 
 def activation(c: Context, x: Value, name: str) -> Value:
-    """An activation function; transformers computes `gelu_new` and `quick_gelu` from elementary operations."""
+    """An activation function; transformers computes some of them from elementary operations."""
     t = c.tape
+    if name == "gelu_fast":  # 0.5 * x * (1 + tanh(x * 0.8 * (1 + 0.04 * x * x)))
+        inner = t.shift(t.multiply(t.scale(x), x))
+        return t.multiply(t.scale(x), t.shift(t.function(t.multiply(t.scale(x), inner), keeps_input=False)))
+    if name == "gelu_python":  # x * 0.5 * (1 + erf(x / sqrt(2)))
+        return t.multiply(t.scale(x), t.shift(t.function(t.scale(x), keeps_input=True)))
     if name == "gelu_new":
         h, u = t.scale(x), t.scale(t.power(x))
         u = t.scale(t.add(x, u))
@@ -181,4 +231,4 @@ def activation(c: Context, x: Value, name: str) -> Value:
         return t.multiply(h, t.shift(u))
     if name == "quick_gelu":
         return t.multiply(x, t.function(t.scale(x), keeps_input=False))
-    return t.function(x, keeps_input=name != "relu")
+    return t.function(x, keeps_input=name not in ("relu", "tanh"))

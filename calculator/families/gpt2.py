@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from calculator.architectures import Architecture
-from calculator.families.common import Context, Tensor, activation, attention, linear, norm
+from calculator.families.common import Context, Tensor, activation, attention, linear, norm, task_head, task_loss
 from calculator.tape import FLOAT32, PASS_THROUGH, Value
 
 LAYER = "transformer.h.{}."
@@ -12,6 +12,8 @@ LAYER = "transformer.h.{}."
 def tensors(a: Architecture) -> list[Tensor]:
     d, f, n = a.hidden, a.feed_forward, a.layers
     head = [] if a.tied else linear("lm_head", a.vocabulary, d, bias=False)
+    if a.head != "default":
+        head = task_head(a)
     return [
         Tensor("transformer.wte.weight", (a.vocabulary, d)),
         Tensor("transformer.wpe.weight", (a.positions, d)),
@@ -43,6 +45,8 @@ def loss(c: Context) -> Value:
     x = c.layers(x, lambda x: _layer(c, x, mask), a.layers)
     c.head()
     x = c.layer_norm(x, "transformer.ln_f", a.hidden)
+    if a.head != "default":
+        return task_loss(c, x)
     head = c.p("transformer.wte.weight" if a.tied else "lm_head.weight")
     logits = t.linear(x, head, a.vocabulary)
     del x

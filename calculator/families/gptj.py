@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from calculator.architectures import Architecture
-from calculator.families.common import Context, Tensor, activation, linear, norm
+from calculator.families.common import Context, Tensor, activation, linear, norm, task_head, task_loss
 from calculator.tape import FLOAT32, Value
 
 LAYER = "transformer.h.{}."
@@ -18,9 +18,13 @@ def tensors(a: Architecture) -> list[Tensor]:
         *linear(LAYER + "mlp.fc_in", f, d, repeat=n),
         *linear(LAYER + "mlp.fc_out", d, f, repeat=n),
         *norm("transformer.ln_f", d),
-        *([] if a.tied else linear("lm_head", a.vocabulary, d, bias=False)),
-        Tensor("lm_head.bias", (a.vocabulary,)),
+        *(task_head(a) if a.head != "default" else _lm_head(a)),
     ]
+
+
+def _lm_head(a: Architecture) -> list[Tensor]:
+    weight = [] if a.tied else linear("lm_head", a.vocabulary, a.hidden, bias=False)
+    return [*weight, Tensor("lm_head.bias", (a.vocabulary,))]
 
 
 def buffers(a: Architecture, width: int) -> int:
@@ -40,6 +44,8 @@ def loss(c: Context) -> Value:
     x = c.layers(x, lambda x: _layer(c, x, mask), a.layers)
     c.head()
     x = c.layer_norm(x, "transformer.ln_f", a.hidden)
+    if a.head != "default":
+        return task_loss(c, x)
     head = c.p("transformer.wte.weight" if a.tied else "lm_head.weight")
     logits = t.linear(x, head, a.vocabulary, c.p("lm_head.bias"))
     del x

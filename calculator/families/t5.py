@@ -1,4 +1,4 @@
-"""T5: transformers' T5ForConditionalGeneration (1.0: relu, tied; 1.1: gated gelu, untied)."""
+"""T5, mT5 and UMT5: transformers' T5ForConditionalGeneration (1.0: relu, tied; 1.1: gated gelu, untied)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ BUCKETS = 32
 
 
 def tensors(a: Architecture) -> list[Tensor]:
-    head = [] if a.tied else linear("lm_head", a.vocabulary, a.hidden, bias=False)
-    return [Tensor("shared.weight", (a.vocabulary, a.hidden)), *_stack(a, "encoder"), *_stack(a, "decoder"), *head]
+    head = [] if a.tied or a.head == "none" else linear("lm_head", a.vocabulary, a.hidden, bias=False)
+    decoder = _stack(a, "decoder") if a.decoder_layers else []
+    return [Tensor("shared.weight", (a.vocabulary, a.hidden)), *_stack(a, "encoder"), *decoder, *head]
 
 
 def _stack(a: Architecture, stack: str) -> list[Tensor]:
@@ -31,9 +32,16 @@ def _stack(a: Architecture, stack: str) -> list[Tensor]:
     return [
         *result,
         Tensor(f"{last}layer_norm.weight", (d,), n),
-        Tensor(f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight", (BUCKETS, a.heads)),
+        _bias_table(a, stack, n),
         Tensor(f"{stack}.final_layer_norm.weight", (d,)),
     ]
+
+
+def _bias_table(a: Architecture, stack: str, layers: int) -> Tensor:
+    """The position bias of the first layer, shared by the others; in UMT5, every layer has its own."""
+    layer = "{}" if a.variant == "umt5" else "0"
+    name = f"{stack}.block.{layer}.layer.0.SelfAttention.relative_attention_bias.weight"
+    return Tensor(name, (BUCKETS, a.heads), layers if a.variant == "umt5" else 1, is_lookup=True)
 
 
 def inputs(a: Architecture, b: int, s: int, t: int, width: int) -> int:
@@ -44,9 +52,14 @@ def inputs(a: Architecture, b: int, s: int, t: int, width: int) -> int:
 def loss(c: Context) -> Value:
     a, t = c.a, c.tape
     encoded = _run(c, "encoder", None)
+    if not a.decoder_layers:
+        c.head()
+        return t.mean(encoded)
     x = _run(c, "decoder", encoded)
     del encoded
     c.head()
+    if a.head == "none":
+        return t.mean(x)
     if a.tied:
         x = t.scale(x)
     head = c.p("shared.weight" if a.tied else "lm_head.weight")
@@ -60,13 +73,15 @@ def _run(c: Context, stack: str, encoded: Value | None) -> Value:
     decoder = encoded is not None
     s, n = (c.t, a.decoder_layers) if decoder else (c.s, a.layers)
     x = c.drop(t.embedding(c.p("shared.weight"), c.b * s, a.hidden))
-    bias = _bias(c, stack, s)
+    each = a.variant == "umt5"
+    shared = None if each else _bias(c, stack, s)
     mask = t.new(c.b * s * s) if decoder and c.eager else None
     zeros = t.new(a.heads * s * c.s, t.half or t.width) if decoder else None
 
     def layer(x: Value) -> Value:
         _ = mask
         block = f"{stack}.block.{{}}.layer."
+        bias = shared or _bias(c, stack, s)
         x = _attend(c, x, x, f"{block}0.", "SelfAttention", s, s, bias, decoder)
         if encoded is not None:
             x = _attend(c, x, encoded, f"{block}1.", "EncDecAttention", s, c.s, zeros, False)
@@ -77,8 +92,9 @@ def _run(c: Context, stack: str, encoded: Value | None) -> Value:
 
 
 def _bias(c: Context, stack: str, s: int) -> Value:
-    """The learned position bias [heads, s, s], shared by the layers."""
-    table = c.p(f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight")
+    """The learned position bias [heads, s, s], shared by the layers except in UMT5."""
+    layer = "{}" if c.a.variant == "umt5" else "0"
+    table = c.p(f"{stack}.block.{layer}.layer.0.SelfAttention.relative_attention_bias.weight")
     buckets = c.tape.new(s * s, 8)
     gradients = ((table.slot, table.n * table.width),)
     return c.tape.record(s * s * c.a.heads, table.width, buckets.storage, gradients)

@@ -24,7 +24,7 @@ def tensors(a: Architecture) -> list[Tensor]:
         *linear(LAYER + "mlp.fc1", f, d, repeat=n),
         *linear(LAYER + "mlp.fc2", d, f, repeat=n),
         *norm("vit.layernorm", d),
-        *linear("classifier", a.labels, d),
+        *(linear("vit.pooler.dense", d, d) if a.head == "none" else linear("classifier", a.labels, d)),
     ]
 
 
@@ -39,7 +39,10 @@ def loss(c: Context) -> Value:
     x = c.layers(x, lambda x: _layer(c, x), a.layers)
     c.head()
     x = c.layer_norm(x, "vit.layernorm", a.hidden)
-    return t.cross_entropy(c.linear(t.slice(x, c.b * a.hidden), "classifier", a.labels))
+    first = t.slice(x, c.b * a.hidden)
+    if a.head == "none":
+        return t.mean(t.function(c.linear(first, "vit.pooler.dense", a.hidden), keeps_input=False))
+    return t.cross_entropy(c.linear(first, "classifier", a.labels))
 
 
 def _embed(c: Context) -> Value:

@@ -78,6 +78,10 @@ class Elementwise(GraphRecorder):
         n, width = sum(p.n for p in parts), max(p.width for p in parts)
         return self.record(n, width, None, [(p.slot, PASS_THROUGH) for p in parts])
 
+    def mean(self, x: Value) -> Value:
+        """The mean over all elements."""
+        return self.record(1, x.width, None, ((x.slot, x.n * x.width),))
+
     def cross_entropy(self, logits: Value) -> Value:
         log = self.softmax(logits)
         return self.record(1, log.width, log.storage, ((log.slot, log.n * log.width),))

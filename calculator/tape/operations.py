@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from calculator.tape.elementwise import Elementwise
 from calculator.tape.storage import Storage
 from calculator.tape.values import FLOAT32, Gradient, Parameter, Slot, Value
@@ -64,22 +62,31 @@ class Tape(Elementwise):
 
         back: the normalised value is converted to x's dtype (Llama) instead of the weight's dtype (T5).
         """
+        h = self._normalised(x, rows, back=back)
+        h = self.cast(h, x.width if back else weight.width)
+        saved = h.storage if weight.slot else None
+        width = max(h.width, weight.width)
+        gradients = ((h.slot, h.n * h.width), (weight.slot, weight.n * weight.width))
+        return self.record(x.n, width, saved, gradients, scratch=x.n * width)
+
+    def gemma_norm(self, x: Value, weight: Parameter, rows: int) -> Value:
+        """RMSNorm as Gemma computes it: `(normalised * (1 + weight)).to(x.dtype)`, in float32 until the end."""
+        h = self._normalised(x, rows, back=True)
+        saved = h.storage if weight.slot else None
+        gradients = ((h.slot, h.n * FLOAT32), (weight.slot, weight.n * FLOAT32))
+        h = self.record(x.n, FLOAT32, saved, gradients, scratch=x.n * FLOAT32)
+        return self.cast(h, x.width)
+
+    def _normalised(self, x: Value, rows: int, *, back: bool) -> Value:
+        """`x32 * rsqrt(mean(x32 ** 2) + eps)` in float32; without `back`, the factor is x in its own dtype."""
         wide = self.cast(x, FLOAT32)
         square = self.power(wide)
         mean = self.record(rows, FLOAT32, None, ((square.slot, square.n * FLOAT32),))
         del square
         root = self.function(self.shift(mean), keeps_input=False, scratch=2 * rows * FLOAT32)
         factor = wide if back else x
-        saved: Any = (factor.storage, root.storage)
-        h = self.record(
-            x.n, FLOAT32, saved, ((factor.slot, x.n * factor.width), (root.slot, rows * FLOAT32)), scratch=x.n * FLOAT32
-        )
-        del wide, factor, mean
-        h = self.cast(h, x.width if back else weight.width)
-        saved = (h.storage if weight.slot else None,)
-        width = max(h.width, weight.width)
-        gradients = ((h.slot, h.n * h.width), (weight.slot, weight.n * weight.width))
-        return self.record(x.n, width, saved, gradients, scratch=x.n * width)
+        gradients = ((factor.slot, x.n * factor.width), (root.slot, rows * FLOAT32))
+        return self.record(x.n, FLOAT32, (factor.storage, root.storage), gradients, scratch=x.n * FLOAT32)
 
     def embedding(self, table: Parameter, rows: int, dim: int) -> Value:
         return self.record(rows * dim, table.width, None, ((table.slot, table.n * table.width),))

@@ -87,7 +87,7 @@ def test_error_responses(hub: FakeHub, status: int, message: str) -> None:
         (b"<html>sign in</html>", "not the JSON"),
         (b"\xff\xfe\x00", "not the JSON"),
         (b"", "not the JSON"),
-        (b'{"model_type": "mamba"}', "unknown model_type"),
+        (b'{"model_type": "mamba"}', "not supported"),
     ],
 )
 def test_content_that_is_not_a_config(hub: FakeHub, content: bytes, message: str) -> None:

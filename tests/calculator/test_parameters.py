@@ -67,7 +67,7 @@ MODELS |= {
 REFUSED: dict[str, tuple[Any, str]] = {
     "cross-attention": (hf.GPT2Config(add_cross_attention=True), "add_cross_attention"),
     "buckets": (hf.T5Config(relative_attention_num_buckets=64), "must be 32"),
-    "oblong": (hf.ViTConfig(image_size=(224, 320)), "no square"),
+    "oblong": (hf.ViTConfig(image_size=(224, 320)), "not square"),
 }
 
 PUBLISHED = {

@@ -100,9 +100,9 @@ def test_techniques_that_a_model_does_not_support(model: str, techniques: dict[s
         ("{", "not the JSON"),
         ("[1]", "JSON object"),
         ("[" * 100_000, "not the JSON"),
-        ("{}", "known: bert, clip"),
-        ('{"model_type": "mamba"}', "unknown model_type 'mamba'"),
-        ('{"model_type": "gpt2"}', "lacks 'n_embd'"),
+        ("{}", "supported: bert"),
+        ('{"model_type": "mamba"}', "'mamba' is not supported"),
+        ('{"model_type": "gpt2", "n_embd": null}', "wrong type|hidden"),
         (
             '{"model_type": "gpt2", "n_embd": "x", "n_layer": 2, "n_head": 2, "vocab_size": 9, "n_positions": 9}',
             "hidden",
