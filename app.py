@@ -20,7 +20,7 @@ from ttt.ui.contribute.form import Asked
 from ttt.ui.contribute.service import PeerDesk
 from ttt.ui.contribute.tab import ContributeTab
 from ttt.ui.dashboard.api import add_endpoints
-from ttt.ui.dashboard.render_cache import Board
+from ttt.ui.dashboard.render_cache import DashboardRenderer
 from ttt.ui.dashboard.runs import RunFolders
 from ttt.ui.dashboard.tab import DashboardTab
 from ttt.ui.dashboard.thumbnails import Thumbnails
@@ -57,11 +57,11 @@ def serve(settings: Settings, load: Callable[[str], ImageGenerator]) -> None:
         add_endpoint(page, service, first)
 
     thumbnails = Thumbnails(temporary_folder("thumbnails"))
-    board = Board(RunFolders(settings.runs, example=EXAMPLE_RUN), thumbnails, file_url)
+    renderer = DashboardRenderer(RunFolders(settings.runs, example=EXAMPLE_RUN), thumbnails, file_url)
 
     def dashboard(page: gr.Blocks) -> TabRefresh:
-        add_endpoints(board.source)
-        return DashboardTab(board).refresh
+        add_endpoints(renderer.source)
+        return DashboardTab(renderer).refresh
 
     owner, asked = Owner(), Asked(run=settings.run, initial_peers=" ".join(settings.initial_peers))
     desk = PeerDesk(settings.volunteer_folder(), asked, exit_with_pid=settings.peer_ends_with)

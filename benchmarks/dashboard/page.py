@@ -17,7 +17,7 @@ import httpx2
 from ttt.swarm.history.writer import HistoryWriter
 from ttt.ui.app import TabRefresh
 from ttt.ui.dashboard import runs
-from ttt.ui.dashboard.render_cache import Board
+from ttt.ui.dashboard.render_cache import DashboardRenderer
 from ttt.ui.dashboard.runs import RunFolders
 from ttt.ui.dashboard.tab import DashboardTab
 from ttt.ui.dashboard.thumbnails import Thumbnails
@@ -50,7 +50,7 @@ def measure(
     runs.CHECK_SECONDS = 0.0  # every question finds out whether something changed
     with tempfile.TemporaryDirectory() as pictures:
         with gr.Blocks(analytics_enabled=False) as page:
-            refresh = DashboardTab(Board(RunFolders(folder), Thumbnails(Path(pictures)), file_url)).refresh
+            refresh = DashboardTab(DashboardRenderer(RunFolders(folder), Thumbnails(Path(pictures)), file_url)).refresh
             refresh.keep_running(page)
         launched = {"prevent_thread_lock": True, "quiet": True, "ssr_mode": False, "_frontend": False}
         _, url, _ = page.launch(server_port=_free_port(), **launched)  # type: ignore[arg-type]

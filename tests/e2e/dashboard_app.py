@@ -16,5 +16,5 @@ if __name__ == "__main__":
     app.EXAMPLE_RUN = Path(__file__).with_name("no example")
     ttt.ui.dashboard.tab.REFRESH_SECONDS = 0.7
     ttt.ui.dashboard.runs.CHECK_SECONDS = 0.2
-    ttt.ui.dashboard.runs.LOOK_SECONDS = 0.5
+    ttt.ui.dashboard.runs.SEARCH_SECONDS = 0.5
     app.main(sys.argv[1:], lambda target: FakeGenerator(delay=0.02))

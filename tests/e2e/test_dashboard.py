@@ -49,7 +49,7 @@ def open_dashboard(context: Any, server: Server, query: str = "?tab=dashboard") 
 def test_a_visitor_sees_the_run(context: Any, server: Server) -> None:
     page = open_dashboard(context, server)
     assert page.locator("#run-head h2").inner_text() == "Shapes together"
-    assert "towards step 601" in page.locator("#run-head").inner_text()
+    assert "Step 601: " in page.locator("#run-head").inner_text()
     drawn = page.locator("#plots figure")
     assert drawn.count() == 6
     assert drawn.locator("polyline").count() >= 6
@@ -65,7 +65,7 @@ def test_names_of_strangers_are_text(context: Any, server: Server) -> None:
     page = open_dashboard(context, server)
     alarms: list[str] = []
     page.on("dialog", lambda dialog: (alarms.append(dialog.message), dialog.dismiss()))
-    page.get_by_label("Show everybody").check()
+    page.get_by_label("Show all").check()
     board = page.locator("#leaderboard")
     board.get_by_text(HOSTILE[0]).wait_for()
     assert board.locator("img").count() == 0
@@ -88,8 +88,8 @@ def test_the_leaderboard_is_ranked_as_chosen(context: Any, server: Server) -> No
 
 def test_every_plot_has_its_table_within_reach_of_the_keyboard(context: Any, server: Server) -> None:
     page = open_dashboard(context, server)
-    opener = page.get_by_role("button", name="Loss over time: table")
-    assert page.get_by_role("button", name=": table").count() == 6
+    opener = page.get_by_role("button", name="Loss over time as a table")
+    assert page.get_by_role("button", name="as a table").count() == 6
     opener.focus()
     page.keyboard.press("Enter")
     table = page.get_by_role("region", name="Loss over time").get_by_role("table")
@@ -113,14 +113,14 @@ def test_values_under_the_pointer(context: Any, server: Server) -> None:
 
 def test_news_arrive_by_themselves_and_an_open_table_stays_open(context: Any, server: Server, runs: Path) -> None:
     page = open_dashboard(context, server)
-    page.get_by_role("button", name="Loss over time: table").click()
+    page.get_by_role("button", name="Loss over time as a table").click()
     table = page.get_by_role("region", name="Loss over time").get_by_role("table")
     table.wait_for()
     simulation = Simulation(end=time.time() + 7200, steps=600)
     with HistoryWriter(runs / "swarm" / "coordinator" / HISTORY_FILE, "swarm", title="Shapes together") as history:
         history.add_points([replace(simulation.points[-1], step=700, samples=700 * 4096, loss=1.2345)])
         history.set_snapshot(replace(simulation.now(), step=700, samples_accumulated=1024))
-        page.locator("#run-head", has_text="1,024 of 4,096 samples towards step 701").wait_for()
+        page.locator("#run-head", has_text="Step 701: 1,024 of 4,096 samples").wait_for()
         table.get_by_text("1.234").wait_for()
         page.locator("#plot-loss-time figcaption", has_text="1.234").wait_for()
 
@@ -147,10 +147,10 @@ def test_another_tab_is_left_alone_and_no_news_cost_little(context: Any, server:
 
 def test_a_run_has_an_address(context: Any, server: Server) -> None:
     page = open_dashboard(context, server, "?run=ended")
-    page.locator("#run-head", has_text="Not running. Last heard of").wait_for()
+    page.locator("#run-head", has_text="Offline since").wait_for()
     assert page.get_by_label("Run", exact=True).input_value() == "ended"
     page.get_by_label("Run", exact=True).click()
-    page.get_by_role("option", name="swarm: Shapes together, running").click()
+    page.get_by_role("option", name="Shapes together (running)").click()
     page.locator("#run-head h2", has_text="Shapes together").wait_for()
     page.wait_for_url("**/*run=swarm*")
     page.reload()
@@ -187,7 +187,7 @@ def test_where_nothing_runs_the_page_says_how_to_start_and_shows_what_then_start
     with serve(tmp_path, [APP], "--runs", str(tmp_path / "runs")) as server:
         context = browser.new_context(viewport={"width": 375, "height": 800}, reduced_motion="reduce")
         page = open_dashboard(context, server)
-        page.get_by_text("No run on this machine yet").wait_for()
+        page.get_by_text("Nothing is training here yet").wait_for()
         assert "make swarm" in page.locator("#run-head").inner_text()
         check_looks(page, 375, "no run")
         Simulation(end=time.time() + 600, steps=40, peers=3).write(tmp_path / "runs" / "first")
@@ -207,10 +207,10 @@ def test_axe_width_and_requests(browser: Any, server: Server, scheme: str, width
     context.on("request", lambda request: None if request.url.startswith(ours) else outside.append(request.url))
     page = open_dashboard(context, server)
     page.locator("#plots polyline").first.wait_for()
-    page.get_by_role("button", name="Loss over samples: table").click()
+    page.get_by_role("button", name="Loss over samples as a table").click()
     page.get_by_role("region", name="Loss over samples").wait_for()
-    page.get_by_role("button", name="What happened lately").click()
-    page.get_by_role("region", name="What happened").wait_for()
+    page.get_by_role("button", name="Recent events").click()
+    page.get_by_role("region", name="Recent events").wait_for()
     assert page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
     check_looks(page, width, "a run")
     assert not outside

@@ -25,7 +25,7 @@ from ttt.swarm.coordinator.checkpoints import Checkpoint, CheckpointStore
 from ttt.swarm.coordinator.sample_images import NICENESS, Painter, too_many
 from ttt.swarm.history.types import SampleImage
 from ttt.swarm.history.writer import HISTORY_FILE, HistoryWriter
-from ttt.ui.dashboard.render_cache import Board
+from ttt.ui.dashboard.render_cache import DashboardRenderer
 from ttt.ui.dashboard.runs import RunFolders
 from ttt.ui.dashboard.thumbnails import Thumbnails
 from ttt.ui.html import file_url
@@ -189,8 +189,8 @@ def test_the_dashboard_shows_what_a_coordinator_painted(tmp_path: Path) -> None:
         until(lambda: len(list(images.glob("step-00000000-*.webp"))) == 2, "images of step 0")
         until(lambda: len(RunFolders(swarm.folder).read("coordinator").sample_images) == 2, "their rows")
         assert coordinator.stop() == 0
-    board = Board(RunFolders(swarm.folder), Thumbnails(tmp_path / "served"), file_url)
-    html = board.draw("coordinator")["gallery"].html
+    board = DashboardRenderer(RunFolders(swarm.folder), Thumbnails(tmp_path / "served"), file_url)
+    html = board.render("coordinator")["gallery"].html
     assert html.count("<img") == 2
     assert 'alt="a red circle, painted after 0 steps"' in html
     assert "--a green &lt;b&gt;star&lt;/b&gt;, painted after 0 steps" in html

@@ -1,4 +1,4 @@
-"""The Dashboard tab: what is sent, how little where nothing changed, and nothing of a stranger's as markup."""
+"""The Dashboard tab: it sends only what changed, and nothing from outside as markup."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from ttt.swarm.history.writer import HistoryWriter
 from ttt.ui.dashboard import view
 from ttt.ui.dashboard.api import make_endpoints
 from ttt.ui.dashboard.fake import HOSTILE, Simulation
-from ttt.ui.dashboard.render_cache import FIGURE, TABLE, Board
-from ttt.ui.dashboard.run_types import RunData, RunName, RunSource
-from ttt.ui.dashboard.runs import HISTORY_FILE, RunFolders
+from ttt.ui.dashboard.render_cache import FIGURE, TABLE, DashboardRenderer
+from ttt.ui.dashboard.runs import HISTORY_FILE, RunData, RunFolders, RunName, RunSource
 from ttt.ui.dashboard.tab import DashboardTab
 from ttt.ui.dashboard.thumbnails import Thumbnails
 from ttt.ui.dashboard.view import PLOTS
@@ -56,11 +55,11 @@ def served(tmp_path: Path) -> Thumbnails:
 
 def tab_of(source: RunSource, served: Thumbnails) -> DashboardTab:
     with gr.Blocks():
-        return DashboardTab(Board(source, served, file_url))
+        return DashboardTab(DashboardRenderer(source, served, file_url))
 
 
-def told(tab: DashboardTab, changes: dict[Any, Any]) -> dict[str, str]:
-    """The parts that an answer holds, by name."""
+def sent(tab: DashboardTab, changes: dict[Any, Any]) -> dict[str, str]:
+    """The fragments of an answer, by name."""
     return {name: changes[part] for name, part in tab.parts.items() if part in changes}
 
 
@@ -88,37 +87,37 @@ def test_nothing_from_outside_becomes_markup(run: RunData) -> None:
 
 
 def test_hostile_names_arrive_on_the_leaderboard_as_they_were_written(run: RunData) -> None:
-    page = Tags(view.leaderboard(run.places, everybody=True))
+    page = Tags(view.leaderboard(run.places, show_all=True))
     assert "img" not in page.tags and "a" not in page.tags
     for name in HOSTILE:
         assert name[:30] in page.text
     assert "peer " in page.text  # the nameless one
-    assert page.text.count("claims more") == 1
+    assert page.text.count("unverified") == 1  # the mark; the sentence below begins with a capital
 
 
-def test_the_leaderboard_is_ranked_as_asked_and_short_unless_asked(run: RunData) -> None:
-    by_time, by_samples = view.leaderboard(run.places), view.leaderboard(run.places, "samples", everybody=True)
+def test_the_leaderboard_is_ranked_as_requested_and_short_by_default(run: RunData) -> None:
+    by_time, by_samples = view.leaderboard(run.places), view.leaderboard(run.places, "samples", show_all=True)
     assert by_time.count("<tr>") - 1 == view.SHORT_LIST
-    assert f"The first {view.SHORT_LIST} of {len(run.places)}" in by_time
+    assert f"Showing the first {view.SHORT_LIST} of {len(run.places)}" in by_time
     assert by_samples.count("<tr>") - 1 == len(run.places) > view.SHORT_LIST
     samples = sorted((place.samples for place in run.places), reverse=True)
     positions = [by_samples.index(f"<td>{count:,}</td>") for count in samples]
     assert positions == sorted(positions)
 
 
-def test_head_says_how_far_and_whether_anybody_trains(run: RunData) -> None:
+def test_head_shows_progress_and_state(run: RunData) -> None:
     assert run.progress is not None
     going = view.head(run)
     assert 'data-state="training"' in going
-    assert "2,730 of 4,096 samples towards step 401" in going
+    assert "Step 401: 2,730 of 4,096 samples" in going
     assert 'aria-valuenow="66"' in going
     assert "left" in going
     silent = view.head(replace(run, progress=replace(run.progress, active=False, eta_seconds=None, peers=0)))
     assert 'data-state="silent"' in silent
-    assert "Last heard of on 2026-11-18 11:06 UTC" in silent
+    assert "Offline since 2026-11-18 11:06 UTC" in silent
     assert "left" not in silent
     assert 'data-state="waiting"' in view.head(replace(run, progress=replace(run.progress, peers=0)))
-    assert "first reading" in view.head(replace(run, progress=None))
+    assert "first report" in view.head(replace(run, progress=None))
 
 
 def test_every_plot_has_a_table_of_the_same_numbers(run: RunData) -> None:
@@ -145,7 +144,7 @@ def test_a_page_is_sent_everything_once_and_then_only_what_changed(run: RunData,
     source = Changing(run)
     tab = tab_of(source, served)
     first = tab.show(None, "seconds", False, [], {})
-    assert set(told(tab, first)) == set(tab.parts) - {TABLE + name for name in PLOTS}
+    assert set(sent(tab, first)) == set(tab.parts) - {TABLE + name for name in PLOTS}
     assert first[tab.body].visible is True
     assert first[tab.run].value == "run"
     seen = first[tab.seen]
@@ -154,21 +153,21 @@ def test_a_page_is_sent_everything_once_and_then_only_what_changed(run: RunData,
     assert run.progress is not None
     source.run = replace(run, version="2", progress=replace(run.progress, samples_accumulated=3000))
     second = tab.show("run", "seconds", False, [], seen)
-    assert set(told(tab, second)) == {"head"}
-    assert "3,000 of 4,096" in told(tab, second)["head"]
+    assert set(sent(tab, second)) == {"head"}
+    assert "3,000 of 4,096" in sent(tab, second)["head"]
     by_samples = tab.show("run", "samples", False, [], second[tab.seen])
-    assert set(told(tab, by_samples)) == {"leaderboard"}
+    assert set(sent(tab, by_samples)) == {"leaderboard"}
 
 
 def test_a_table_is_sent_when_it_is_opened(run: RunData, served: Thumbnails) -> None:
     tab = tab_of(Changing(run), served)
     seen = tab.show(None, "seconds", False, [], {})[tab.seen]
-    opened = told(tab, tab.show("run", "seconds", False, ["loss-time", "nonsense"], seen))
+    opened = sent(tab, tab.show("run", "seconds", False, ["loss-time", "nonsense"], seen))
     assert set(opened) == {TABLE + "loss-time"}
     assert opened[TABLE + "loss-time"] == view.figure_table(run, "loss-time")
 
 
-def test_plots_are_drawn_anew_when_one_could_see_it(run: RunData, served: Thumbnails) -> None:
+def test_plots_are_rendered_again_when_the_change_is_visible(run: RunData, served: Thumbnails) -> None:
     def later(seconds: float) -> RunData:
         curves = {
             key: replace(curve, x=[*curve.x, curve.x[-1] + seconds], y=[*curve.y, curve.y[-1] * 1.5])
@@ -179,20 +178,20 @@ def test_plots_are_drawn_anew_when_one_could_see_it(run: RunData, served: Thumbn
         )
 
     source = Changing(run)
-    board = Board(source, served, file_url)
-    before = board.draw("run")
+    renderer = DashboardRenderer(source, served, file_url)
+    before = renderer.render("run")
     source.run = later(1.0)
-    assert board.draw("run")[FIGURE + "peers-time"] == before[FIGURE + "peers-time"]
+    assert renderer.render("run")[FIGURE + "peers-time"] == before[FIGURE + "peers-time"]
     source.run = later(1000.0)
-    assert board.draw("run")[FIGURE + "peers-time"] != before[FIGURE + "peers-time"]
+    assert renderer.render("run")[FIGURE + "peers-time"] != before[FIGURE + "peers-time"]
 
 
-def test_visitors_share_what_was_drawn(run: RunData, served: Thumbnails, monkeypatch: pytest.MonkeyPatch) -> None:
-    board = Board(Changing(run), served, file_url)
-    first = board.draw("run", opened=list(PLOTS))
+def test_visitors_share_what_was_rendered(run: RunData, served: Thumbnails, monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer = DashboardRenderer(Changing(run), served, file_url)
+    first = renderer.render("run", opened=list(PLOTS))
     for name in ("head", "figure", "figure_table", "leaderboard", "gallery", "checkpoints", "events"):
-        monkeypatch.setattr(view, name, lambda *a, **k: pytest.fail("drawn again"))
-    second = board.draw("run", opened=list(PLOTS))
+        monkeypatch.setattr(view, name, lambda *a, **k: pytest.fail("rendered again"))
+    second = renderer.render("run", opened=list(PLOTS))
     assert all(second[name] is first[name] for name in first)
 
 
@@ -211,11 +210,11 @@ def test_without_a_run_the_page_says_how_to_start_one(tmp_path: Path, served: Th
     assert then[tab.run].value == "born"
 
 
-@pytest.mark.parametrize("asked", ["no-such-run", "../../etc", EVIL, "x" * 10_000])
-def test_a_run_that_is_not_there_is_told(tmp_path: Path, served: Thumbnails, asked: str) -> None:
+@pytest.mark.parametrize("key", ["no-such-run", "../../etc", EVIL, "x" * 10_000])
+def test_an_unknown_run_is_reported(tmp_path: Path, served: Thumbnails, key: str) -> None:
     Simulation(end=END, steps=30, peers=3).write(tmp_path / "born", painted=False)
     tab = tab_of(RunFolders(tmp_path), served)
-    answer = tab.show(asked, "seconds", False, [], {})
+    answer = tab.show(key, "seconds", False, [], {})
     assert "this server has: born" in answer[tab.parts["head"]]
     assert answer[tab.body].visible is False
     assert not Tags(answer[tab.parts["head"]]).handlers
@@ -253,7 +252,7 @@ def test_the_endpoints_answer_from_the_same_reading(tmp_path: Path) -> None:
         (("mine", "seconds", True), "from 1 to 1000"),
     ],
 )
-def test_wrong_questions_are_answered_in_words(tmp_path: Path, arguments: Any, message: str) -> None:
+def test_wrong_arguments_are_refused_with_the_range(tmp_path: Path, arguments: Any, message: str) -> None:
     Simulation(end=END, steps=30, peers=3).write(tmp_path / "mine", painted=False)
     with pytest.raises(gr.Error, match=message):
         make_endpoints(RunFolders(tmp_path))[1](*arguments)
@@ -265,7 +264,7 @@ def test_endpoints_without_a_run_say_how_to_start_one(tmp_path: Path) -> None:
             endpoint()
 
 
-def test_a_damaged_history_is_told_and_the_others_are_shown(tmp_path: Path, served: Thumbnails) -> None:
+def test_a_damaged_history_is_reported_and_the_others_are_shown(tmp_path: Path, served: Thumbnails) -> None:
     Simulation(end=END, steps=30, peers=3).write(tmp_path / "good", painted=False)
     Simulation(end=END, steps=30, peers=3).write(tmp_path / "bad", painted=False)
     file = tmp_path / "bad" / HISTORY_FILE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from itertools import pairwise
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from ttt.ui.dashboard import plots
 from ttt.ui.dashboard.plots import DAY, HOUR, SAMPLES, TIME, Axis
 
+END = 1_795_000_000.0
 LOSS = Axis("Loss", "number", lambda value: f"{value:.2f}")
 
 
@@ -29,7 +31,7 @@ def test_points_lie_where_their_values_are() -> None:
 
 def test_nobody_watching_breaks_the_line() -> None:
     xs = [float(x) for x in [*range(10), *range(100, 110)]]
-    html = plots.plot("Loss", [(x, 1.0 + x) for x in xs], TIME, LOSS, gap=plots.usual_gap(xs))
+    html = plots.plot("Loss", [(x, 1.0 + x) for x in xs], TIME, LOSS, gap=plots.expected_gap(xs))
     assert [len(line) for line in lines(html)] == [10, 10]
     assert len(lines(plots.plot("Loss", [(x, 1.0 + x) for x in xs], TIME, LOSS))) == 1
 
@@ -37,8 +39,8 @@ def test_nobody_watching_breaks_the_line() -> None:
 def test_what_is_not_known_breaks_the_line_and_none_at_all_says_so() -> None:
     html = plots.plot("Loss", [(0, 1.0), (1, 2.0), (2, None), (3, 3.0), (4, 2.0)], SAMPLES, LOSS)
     assert [len(line) for line in lines(html)] == [2, 2]
-    assert "Nothing was reported" in plots.plot("Loss", [(0, None)], SAMPLES, LOSS)
-    assert "Nothing was reported" in plots.plot("Loss", [], SAMPLES, LOSS)
+    assert "No data yet" in plots.plot("Loss", [(0, None)], SAMPLES, LOSS)
+    assert "No data yet" in plots.plot("Loss", [], SAMPLES, LOSS)
 
 
 @pytest.mark.parametrize("curve", [[(5, 3.0)], [(0, 0.0), (1, 0.0)], [(7, 2.0), (7, 2.0)], [(0, -4.0), (1, -4.0)]])
@@ -78,6 +80,22 @@ def test_times_have_a_few_labels_that_differ(span: float) -> None:
     assert len(set(labels)) == len(labels)
 
 
+def test_dates_are_formatted_without_what_windows_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, strftime("%-d") is an error: every plot that contains a midnight would fail."""
+
+    class WindowsDatetime(datetime):
+        def strftime(self, format: str) -> str:
+            assert "%-" not in format
+            return super().strftime(format)
+
+        def __format__(self, format: str) -> str:
+            return self.strftime(format)
+
+    monkeypatch.setattr(plots, "datetime", WindowsDatetime)
+    labels = {label for span in (DAY, 9 * DAY, 3000 * DAY) for _, label in plots.time_ticks(END, END + span)}
+    assert {"19 Nov", "27 Nov"} <= labels
+
+
 def test_numbers_in_few_digits() -> None:
     values = (None, 0, 0.00012, 0.5, 12.345, 1234, 4_100_000, 2.5e9)
     shown = ["–", "0", "1.20e-04", "0.5", "12.3", "1,234", "4.1 M", "2.5 G"]
@@ -98,4 +116,7 @@ def test_the_table_has_the_first_and_the_last_point_and_says_what_it_left_out() 
 def test_a_plot_is_described_to_those_who_do_not_see_it() -> None:
     html = plots.plot('Loss "over" samples', [(0, 10.0), (100, 2.0)], SAMPLES, LOSS)
     assert 'role="img"' in html
-    assert 'aria-label="Loss &quot;over&quot; samples: from 10.00 at 0 to 2.00 at 100; least 2.00, most 10.00."' in html
+    assert (
+        'aria-label="Loss &quot;over&quot; samples: from 10.00 at 0 to 2.00 at 100; lowest 2.00, highest 10.00."'
+        in html
+    )

@@ -1,4 +1,4 @@
-"""Which runs are found, when they are read anew, and which sample images they may show."""
+"""Finding runs, reading them again when they change, and serving their sample images."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ END = 1_795_000_000.0
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look at the disk whenever asked."""
-    monkeypatch.setattr(runs, "LOOK_SECONDS", 0.0)
+    """Check the disk at every call."""
+    monkeypatch.setattr(runs, "SEARCH_SECONDS", 0.0)
     monkeypatch.setattr(runs, "CHECK_SECONDS", 0.0)
 
 
@@ -52,7 +52,7 @@ def test_a_run_is_read_whole(tmp_path: Path) -> None:
     assert run.status["contributors"] == len(run.places) >= 3
 
 
-def test_runs_of_all_layouts_are_found_those_going_on_first(tmp_path: Path, always: None) -> None:
+def test_runs_of_all_layouts_are_found_running_ones_first(tmp_path: Path, always: None) -> None:
     small(END - 5000).write(tmp_path / "runs" / "old", painted=False)
     small(END).write(tmp_path / "runs" / "now" / "coordinator", painted=False)
     small(END - 9000).write(tmp_path / "example", painted=False)
@@ -61,7 +61,7 @@ def test_runs_of_all_layouts_are_found_those_going_on_first(tmp_path: Path, alwa
     (tmp_path / "example" / runs.HISTORY_FILE).unlink()
     folders = at(END + 10, tmp_path / "runs", tmp_path / "example", tmp_path / "missing")
     assert [name.key for name in folders.names()] == ["now", "old", "example"]
-    assert [name.label.endswith("running") for name in folders.names()] == [True, False, False]
+    assert [name.label.endswith("(running)") for name in folders.names()] == [True, False, False]
     assert folders.read("example").progress.step == 60  # type: ignore[union-attr]
     assert folders.read("example").folder == tmp_path / "example"
     small(END).write(tmp_path / "runs" / "new", painted=False)
@@ -69,8 +69,8 @@ def test_runs_of_all_layouts_are_found_those_going_on_first(tmp_path: Path, alwa
     folders.close()
 
 
-def test_the_example_is_for_who_has_no_run(tmp_path: Path) -> None:
-    """It comes last, after a run that has ended long ago and one that has not been heard of yet."""
+def test_the_example_comes_last(tmp_path: Path) -> None:
+    """After a run that ended long ago and one that has not reported yet."""
     small().write(tmp_path / "example", painted=False)
     folders = RunFolders(tmp_path / "runs", example=tmp_path / "example", clock=lambda: END + 1000)
     assert [name.key for name in folders.names()] == ["example"]
@@ -89,7 +89,7 @@ def test_two_runs_of_one_name_stay_apart(tmp_path: Path) -> None:
     assert keys == {"run", "run/second", "run-2"}
 
 
-def test_nothing_is_read_twice_and_everything_new_once(tmp_path: Path, always: None) -> None:
+def test_the_same_data_is_read_once_and_new_data_again(tmp_path: Path, always: None) -> None:
     small().write(tmp_path / "run", painted=False)
     folders = at(END + 1, tmp_path)
     first = folders.read("run")
@@ -114,7 +114,7 @@ def test_many_visitors_cost_one_reading(tmp_path: Path, monkeypatch: pytest.Monk
         assert folders.read("run") is first
 
 
-def test_a_coordinator_that_ends_is_noticed_without_a_word_from_it(tmp_path: Path, always: None) -> None:
+def test_a_coordinator_that_falls_silent_is_noticed(tmp_path: Path, always: None) -> None:
     small().write(tmp_path / "run", painted=False)
     moment = [END + 10]
     folders = RunFolders(tmp_path, clock=lambda: moment[0])
@@ -127,7 +127,7 @@ def test_a_coordinator_that_ends_is_noticed_without_a_word_from_it(tmp_path: Pat
     assert folders.read("run") is silent
 
 
-def test_what_is_wrong_is_told(tmp_path: Path, always: None) -> None:
+def test_errors_are_reported(tmp_path: Path, always: None) -> None:
     folders = at(END, tmp_path)
     assert folders.names() == []
     with pytest.raises(InvalidInput, match="make swarm"):
@@ -140,7 +140,7 @@ def test_what_is_wrong_is_told(tmp_path: Path, always: None) -> None:
         folders.read("broken")
     with pytest.raises(InvalidInput, match="this server has: broken, run"):
         folders.read("../run")
-    with pytest.raises(InvalidInput, match="there is no run that"):
+    with pytest.raises(InvalidInput, match="there is no run of that name"):
         folders.read("x" * 10_000)
 
 
@@ -152,6 +152,31 @@ def test_a_run_may_be_replaced_by_another_of_its_name(tmp_path: Path, always: No
         file.rename(tmp_path / f"moved-{file.name}")
     Simulation(end=END, steps=30, peers=3).write(tmp_path / "run", painted=False)
     assert folders.read("run").progress.step == 30  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("change", ["deleted", "moved"])
+def test_a_history_that_disappears_is_closed(tmp_path: Path, always: None, change: str) -> None:
+    """Its reader holds a database engine, or the temporary folder of an export."""
+    small().write(tmp_path / "run", painted=False)
+    with HistoryReader(tmp_path / "run" / runs.HISTORY_FILE) as reader:
+        export(reader, tmp_path / "run" / runs.EXPORT_FILE)
+    for file in (tmp_path / "run").glob(f"{runs.HISTORY_FILE}*"):
+        file.unlink()
+    folders = at(END + 1, tmp_path)
+    folders.read("run")
+    (known,) = folders._known()
+    assert known.reader is not None
+    closed: list[str] = []
+    close = known.reader.close
+    known.reader.close = lambda: (closed.append("reader"), close())  # type: ignore[method-assign, func-returns-value]
+    if change == "deleted":
+        (tmp_path / "run" / runs.EXPORT_FILE).unlink()
+    else:
+        (tmp_path / "run").rename(tmp_path / "renamed")
+    assert "run" not in [name.key for name in folders.names()]
+    assert closed == ["reader"]
+    with pytest.raises(InvalidInput, match="no longer on this server"):
+        folders._data(known)  # a visitor's thread may have found the run just before
 
 
 def test_sample_images_are_served_as_copies_and_only_from_the_run(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The endpoints `/swarm_status` and `/leaderboard`: public, answered from what the dashboard read. Knows no page."""
+"""The endpoints `/swarm_status` and `/leaderboard`: public, answered from what the dashboard has read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 import gradio as gr
 
 from ttt.errors import InvalidInput, TTTError
-from ttt.ui.dashboard.run_types import NOWHERE, RunData, RunSource
+from ttt.fields import check_whole_number
+from ttt.ui.dashboard.runs import NO_RUNS, RunData, RunSource
 from ttt.ui.dashboard.view import ORDERS
 
 MAX_LIMIT = 1000
@@ -25,31 +26,33 @@ def make_endpoints(source: RunSource) -> tuple[Callable[..., dict], Callable[...
     """The functions behind the endpoints."""
 
     def swarm_status(run: str = "") -> dict:
-        """How a training run stands: step, progress to the next one, loss, peers, speed, last checkpoint.
+        """The state of a training run: step, progress to the next one, loss, peers, speed, last checkpoint.
 
         Args:
-            run: name of the run, as the dashboard lists it; empty: the one that goes on now, or the newest
+            run: name of the run, as the dashboard lists it; empty: the one that is running, or the newest
         Returns:
-            status: numbers, words and ISO dates; "active" is false where its coordinator does not run
+            status: numbers, text and ISO dates; "active" is false if its coordinator is not running
         """
         return dict(_read(source, run).status)
 
     def leaderboard(run: str = "", order: str = "seconds", limit: int = 100) -> list[dict]:
-        """Who contributed to a training run, counted from signed records as far as other peers confirm them.
+        """The contributors of a training run, credited with work that other peers confirmed.
 
-        Names are as their owners wrote them: escape them where you show them, or take html_name.
+        Names are as their owners wrote them: escape them before you show them, or use html_name.
 
         Args:
-            run: name of the run; empty: the one that goes on now, or the newest
-            order: seconds (of computing) or samples
-            limit: so many places at most, from 1 to 1000
+            run: name of the run; empty: the one that is running, or the newest
+            order: seconds (of training) or samples
+            limit: the most rows to return, from 1 to 1000
         Returns:
             places: best first, each with name, peer, seconds, samples, share, dates
         """
         if order not in ORDERS:
             raise gr.Error(f"order must be one of {', '.join(ORDERS)}; got {order!r:.40}", print_exception=False)
-        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= MAX_LIMIT:
-            raise gr.Error(f"limit must be a whole number from 1 to {MAX_LIMIT}", print_exception=False)
+        try:
+            limit = check_whole_number("limit", limit, 1, MAX_LIMIT)
+        except TTTError as error:
+            raise gr.Error(str(error), print_exception=False) from None
         ranked = sorted(_read(source, run).places, key=lambda place: -getattr(place, order))
         return [
             {**asdict(place), "rank": rank, "first_seen": _iso(place.first_seen), "last_seen": _iso(place.last_seen)}
@@ -64,7 +67,7 @@ def _read(source: RunSource, run: str) -> RunData:
         if not run:
             names = source.names()
             if not names:
-                raise InvalidInput(NOWHERE)
+                raise InvalidInput(NO_RUNS)
             run = names[0].key
         return source.read(run)
     except TTTError as error:

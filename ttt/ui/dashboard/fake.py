@@ -1,7 +1,7 @@
-"""A simulated run, the same for the same seed: for looking at the dashboard alone, and for its tests. Knows no page.
+"""A simulated run, deterministic in its seed, to run the dashboard alone and to test it. Independent of Gradio.
 
-Peers of different speed come and go in the rhythm of days; the loss falls as a power of the samples, with noise; one
-peer claims ten times what it did; two have names that would break a careless page.
+Peers of different speeds join and leave in a daily rhythm; the loss falls as a power of the samples, with noise; one
+peer claims ten times what it did; two have names that would break a page that does not escape them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DEVICES = ("NVIDIA GeForce RTX 3060, 12 GB", "Tesla T4, 15 GB", "NVIDIA A100, 40
 NAMES = ("Ada", "Grace", "Linus", "Margaret", "Edsger", "Barbara", "Alan", "Katherine", "Donald", "Radia")
 HOSTILE = ("<img src=x onerror=alert(1)>", "[free GPUs](https://example.org) **now** `x` |")
 BOASTER = 2
-"""The peer that claims ten times what it did."""
+"""Index of the peer that claims ten times what it did."""
 DAY = 86_400.0
 
 

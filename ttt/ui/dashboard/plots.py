@@ -1,8 +1,8 @@
-"""Line plots as SVG and the tables beside them: pure functions. Knows axes and numbers; neither runs nor gradio.
+"""Line plots as SVG, and the same numbers as tables: pure functions. Independent of runs and of Gradio.
 
-The drawing is stretched to its place and the labels lie on top of it as text, so that they keep their size on a phone.
-Coordinates are whole thousandths of the plot, which keeps a plot of 300 points at a few kilobytes; dashboard.js turns
-them back into values under the pointer.
+The drawing is stretched to the width of the page. Labels are HTML on top of it, so they keep their size on a phone.
+Coordinates are whole thousandths of the plot, so 300 points take a few kilobytes; dashboard.js turns them back into
+values under the pointer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import TypeVar
 
 GRID = 1000
-"""Units of the drawing, each way."""
+"""Width and height of the drawing, in its own units."""
 TABLE_ROWS = 40
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 TIME_STEPS = (
@@ -26,24 +26,24 @@ TIME_STEPS = (
 
 T = TypeVar("T")
 Curve = Sequence[tuple[float, float | None]]
-"""(x, y), x rising; None breaks the line."""
+"""(x, y) with x increasing; y = None interrupts the line."""
 Band = Sequence[tuple[float, float, float]]
-"""(x, low, high), x rising."""
+"""(x, low, high) with x increasing."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """How a size is called, written and divided."""
+    """Name and number format of a quantity."""
 
     name: str
     kind: str
-    """As dashboard.js writes its values: "time", "whole" or "number"."""
+    """Format of its values in dashboard.js: "time", "whole" or "number"."""
     text: Callable[[float], str]
-    """A value in words, for tables and descriptions."""
+    """Formats a value for tables and descriptions."""
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """1234567 -> 1.23 M, 0.00012 -> 1.20e-04; three digits that mean something."""
+    """Three significant digits: 1234567 -> 1.23 M, 0.00012 -> 1.20e-04."""
     if value is None:
         return "–"
     size = abs(value)
@@ -58,7 +58,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def moment(time: float) -> str:
-    """Unix time as date and minute, UTC."""
+    """Unix time as date and minute in UTC."""
     return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M")
 
 
@@ -80,11 +80,11 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def time_ticks(low: float, high: float, count: int = 4) -> list[tuple[float, str]]:
-    """Round moments within [low, high] and their labels: the clock, or the date where days matter."""
+    """Round times within [low, high] and their labels: a time of day, or a date if they are days apart."""
     step = next((s for s in TIME_STEPS if (high - low) / s <= count), TIME_STEPS[-1])
     first = math.ceil(low / step)
-    moments = [float(i * step) for i in range(first, math.floor(high / step) + 1)]
-    return [(t, _clock(t, step)) for t in moments]
+    times = [float(i * step) for i in range(first, math.floor(high / step) + 1)]
+    return [(t, _clock(t, step)) for t in times]
 
 
 def _clock(time: float, step: int) -> str:
@@ -92,32 +92,35 @@ def _clock(time: float, step: int) -> str:
     if step >= 112 * DAY:
         return day.strftime("%b %Y")
     midnight = time % DAY == 0
-    return day.strftime("%-d %b") if midnight or step >= DAY else day.strftime("%H:%M")
+    # Not "%-d", which Windows does not know.
+    return f"{day.day} {day:%b}" if midnight or step >= DAY else day.strftime("%H:%M")
 
 
 def plot(
     title: str, curve: Curve, x: Axis, y: Axis, *, band: Band = (), zero: bool = False, gap: float = math.inf
 ) -> str:
-    """A figure: title, newest value, drawing. zero: the y axis begins there; gap: a longer way between two points is
-    a time of which nothing is known."""
+    """A figure: title, latest value, drawing.
+
+    zero: start the y axis at 0; gap: interrupt the line where two points are further apart.
+    """
     known = [(a, b) for a, b in curve if b is not None]
     if not known:
         return _empty(title)
     (left, right), (low, high) = _limits(curve, known, band, zero)
 
-    def place(a: float, b: float) -> tuple[int, int]:
+    def point(a: float, b: float) -> tuple[int, int]:
         return round(GRID * (a - left) / (right - left)), round(GRID * (high - b) / (high - low))
 
-    lines = "".join(_line([place(a, b) for a, b in piece]) for piece in _pieces(curve, gap))
-    upper = [place(a, top) for a, _, top in band]
-    lower = [place(a, bottom) for a, bottom, _ in reversed(band)]
+    lines = "".join(_line([point(a, b) for a, b in piece]) for piece in _pieces(curve, gap))
+    upper = [point(a, top) for a, _, top in band]
+    lower = [point(a, bottom) for a, bottom, _ in reversed(band)]
     area = f'<polygon points="{_points([*upper, *lower])}"/>' if band else ""
-    end = place(*known[-1])
+    end = point(*known[-1])
     dot = f'<i class="ttt-dot-now" style="left:{end[0] / 10:g}%;top:{end[1] / 10:g}%"></i>'
     marks = [(b, number(b)) for b in ticks(low, high, 4) if y.kind != "whole" or b == int(b)]
-    rules = "".join(f'<path d="M0 {place(left, b)[1]}H{GRID}"/>' for b, _ in marks)
-    beside = "".join(f'<span style="top:{place(left, b)[1] / 10:g}%">{text}</span>' for b, text in marks)
-    below = "".join(_below(place(a, low)[0], text) for a, text in _x_marks(left, right, x))
+    rules = "".join(f'<path d="M0 {point(left, b)[1]}H{GRID}"/>' for b, _ in marks)
+    beside = "".join(f'<span style="top:{point(left, b)[1] / 10:g}%">{text}</span>' for b, text in marks)
+    below = "".join(_below(point(a, low)[0], text) for a, text in _x_marks(left, right, x))
     drawing = (
         f'<svg viewBox="0 0 {GRID} {GRID}" preserveAspectRatio="none" aria-hidden="true" focusable="false">'
         f'<g class="ttt-rules">{rules}</g>{area}{lines}</svg>'
@@ -133,22 +136,22 @@ def plot(
 
 
 def table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]], *, note: str = "") -> str:
-    """The numbers of a plot; cells are text and are escaped here."""
+    """The numbers of a plot. Escapes the cells."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     body = "".join(
         f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
         for row in rows
     )
-    said = f'<p class="ttt-small">{escape(note)}</p>' if note else ""
+    small = f'<p class="ttt-small">{escape(note)}</p>' if note else ""
     return (
         f'<div class="ttt-scroll" tabindex="0" role="region" aria-label="{escape(title, quote=True)}">'
         f'<table class="ttt-table"><caption class="sr-only">{escape(title)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{said}"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{small}"
     )
 
 
 def curve_table(title: str, curve: Curve, x: Axis, y: Axis, *, band: Band = ()) -> str:
-    """At most `TABLE_ROWS` points of a curve, evenly chosen, the first and the last among them."""
+    """At most `TABLE_ROWS` evenly spaced points of a curve, including the first and the last."""
     spread = {a: (low, high) for a, low, high in band}
     chosen = evenly([point for point in curve if point[1] is not None], TABLE_ROWS)
     names = [x.name, y.name, *(["Low", "High"] if band else [])]
@@ -156,12 +159,12 @@ def curve_table(title: str, curve: Curve, x: Axis, y: Axis, *, band: Band = ()) 
         [x.text(a), y.text(b or 0.0), *((y.text(v) for v in spread[a]) if a in spread else ["–", "–"] if band else [])]
         for a, b in chosen
     ]
-    note = f"{len(rows)} of {len(curve)} points, evenly chosen." if len(rows) < len(curve) else ""
+    note = f"{len(rows)} of {len(curve)} points, evenly spaced." if len(rows) < len(curve) else ""
     return table(title, names, rows, note=note)
 
 
 def evenly(items: Sequence[T], most: int) -> list[T]:
-    """At most `most` of them, the first and the last included."""
+    """At most `most` evenly spaced items, including the first and the last."""
     if len(items) <= most:
         return list(items)
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
@@ -184,7 +187,7 @@ def _limits(
 
 
 def _pieces(curve: Curve, gap: float) -> Iterable[list[tuple[float, float]]]:
-    """The curve, broken where nothing is known."""
+    """The curve in pieces, interrupted where values are missing."""
     piece: list[tuple[float, float]] = []
     last = -math.inf
     for a, b in curve:
@@ -198,14 +201,15 @@ def _pieces(curve: Curve, gap: float) -> Iterable[list[tuple[float, float]]]:
         yield piece
 
 
-def usual_gap(xs: Sequence[float]) -> float:
-    """Six times the usual way between two points: beyond it, nobody was watching."""
-    ways = sorted(b - a for a, b in pairwise(xs))
-    return 6 * ways[len(ways) // 2] if ways and ways[len(ways) // 2] > 0 else math.inf
+def expected_gap(xs: Sequence[float]) -> float:
+    """Six times the median distance between two points: beyond it, no coordinator was recording."""
+    distances = sorted(b - a for a, b in pairwise(xs))
+    median = distances[len(distances) // 2] if distances else 0.0
+    return 6 * median if median > 0 else math.inf
 
 
 def _line(points: Sequence[tuple[int, int]]) -> str:
-    if len(points) == 1:  # a line needs two ends to be seen
+    if len(points) == 1:  # a line of one point is invisible
         points = [*points, (points[0][0] + 2, points[0][1])]
     return f'<polyline points="{_points(points)}"/>'
 
@@ -218,22 +222,22 @@ def _x_marks(left: float, right: float, x: Axis) -> list[tuple[float, str]]:
     return time_ticks(left, right) if x.kind == "time" else [(a, number(a)) for a in ticks(left, right, 4)]
 
 
-def _below(place: int, text: str) -> str:
-    edge = ' class="ttt-first"' if place < 60 else ' class="ttt-last"' if place > GRID - 60 else ""
-    return f'<span{edge} style="left:{place / 10:g}%">{text}</span>'
+def _below(x: int, text: str) -> str:
+    edge = ' class="ttt-first"' if x < 60 else ' class="ttt-last"' if x > GRID - 60 else ""
+    return f'<span{edge} style="left:{x / 10:g}%">{text}</span>'
 
 
 def _describe(title: str, known: Sequence[tuple[float, float]], x: Axis, y: Axis) -> str:
-    """What somebody who can't see the plot is told; the table says the rest."""
+    """The plot as a sentence, for screen readers; the table has the details."""
     values = [b for _, b in known]
     return (
         f"{title}: from {y.text(values[0])} at {x.text(known[0][0])} to {y.text(values[-1])} at "
-        f"{x.text(known[-1][0])}; least {y.text(min(values))}, most {y.text(max(values))}."
+        f"{x.text(known[-1][0])}; lowest {y.text(min(values))}, highest {y.text(max(values))}."
     )
 
 
 def _empty(title: str) -> str:
     return (
         f'<figure class="ttt-plot"><figcaption><strong>{escape(title)}</strong></figcaption>'
-        '<div class="ttt-canvas ttt-nothing"><p>Nothing was reported yet.</p></div></figure>'
+        '<div class="ttt-canvas ttt-nothing"><p>No data yet.</p></div></figure>'
     )

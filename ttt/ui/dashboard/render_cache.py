@@ -1,4 +1,4 @@
-"""A run's parts as HTML, drawn once and shared by all visitors. Knows where runs are read, and no gradio."""
+"""Renders the parts of a run as HTML once for all visitors. Independent of Gradio."""
 
 from __future__ import annotations
 
@@ -9,77 +9,78 @@ from dataclasses import dataclass, field
 
 from ttt.swarm.history.types import SampleImage
 from ttt.ui.dashboard import view
-from ttt.ui.dashboard.run_types import RunData, RunSource
+from ttt.ui.dashboard.runs import RunData, RunSource
 from ttt.ui.dashboard.thumbnails import Thumbnails
 from ttt.ui.dashboard.view import PLOTS, Order
 
 PLOT_STEPS = 400
-"""Plots are drawn anew when time moved on by this part of them: less can't be seen."""
+"""Plots are rendered again when the time axis has grown by this fraction: less would be invisible."""
 PLOT_SECONDS = 300.0
-"""And after so long in any case."""
+"""And after this time in any case."""
 FIGURE, TABLE = "figure/", "table/"
 
 
 @dataclass(frozen=True)
-class Part:
+class Fragment:
     html: str
     digest: str
-    """Of the HTML: a page that has it needs nothing."""
+    """Hash of `html`; a client that already has it is not sent the fragment again."""
 
 
 @dataclass
-class _Drawn:
+class _Rendered:
     run: RunData
     plotted: RunData
-    parts: dict[str, Part] = field(default_factory=dict)
-    plots: dict[str, Part] = field(default_factory=dict)
+    """The data of the plots, which may be slightly older."""
+    fragments: dict[str, Fragment] = field(default_factory=dict)
+    plots: dict[str, Fragment] = field(default_factory=dict)
 
 
-class Board:
-    """What the dashboard shows, by run."""
+class DashboardRenderer:
+    """Caches the rendered fragments of each run."""
 
     def __init__(self, source: RunSource, thumbnails: Thumbnails, file_url: Callable[[object], str]) -> None:
-        """file_url: from a file below the thumbnails' folder to its address."""
+        """file_url: the address of a file below the thumbnails' folder."""
         self.source, self._thumbnails, self._file_url = source, thumbnails, file_url
-        self._drawn: dict[str, _Drawn] = {}
+        self._rendered: dict[str, _Rendered] = {}
         self._lock = threading.Lock()
 
-    def draw(
-        self, key: str, order: Order = "seconds", everybody: bool = False, opened: Collection[str] = ()
-    ) -> dict[str, Part]:
-        """Every part by name; opened: the plots whose tables are wanted too. Errors are those of `RunSource.read`."""
+    def render(
+        self, key: str, order: Order = "seconds", show_all: bool = False, opened: Collection[str] = ()
+    ) -> dict[str, Fragment]:
+        """Every fragment by name. opened: plots whose tables are included. Raises the errors of `RunSource.read`."""
         run = self.source.read(key)
         with self._lock:
-            drawn = self._current(key, run)
-            parts = {
-                "head": self._part(drawn.parts, "head", lambda: view.head(run)),
-                "leaderboard": self._part(
-                    drawn.parts,
-                    f"leaderboard/{order}/{everybody}",
-                    lambda: view.leaderboard(run.places, order, everybody=everybody),
+            rendered = self._current(key, run)
+            fragments = {
+                "head": self._fragment(rendered.fragments, "head", lambda: view.head(run)),
+                "leaderboard": self._fragment(
+                    rendered.fragments,
+                    f"leaderboard/{order}/{show_all}",
+                    lambda: view.leaderboard(run.places, order, show_all=show_all),
                 ),
-                "gallery": self._part(drawn.parts, "gallery", lambda: self._gallery(run)),
-                "checkpoints": self._part(drawn.parts, "checkpoints", lambda: view.checkpoints(run)),
-                "events": self._part(drawn.parts, "events", lambda: view.events(run.events, run.places)),
+                "gallery": self._fragment(rendered.fragments, "gallery", lambda: self._gallery(run)),
+                "checkpoints": self._fragment(rendered.fragments, "checkpoints", lambda: view.checkpoints(run)),
+                "events": self._fragment(rendered.fragments, "events", lambda: view.events(run.events, run.places)),
             }
             for name in PLOTS:
-                parts[FIGURE + name] = self._plot(drawn, FIGURE, name, view.figure)
+                fragments[FIGURE + name] = self._plot(rendered, FIGURE, name, view.figure)
                 if name in opened:
-                    parts[TABLE + name] = self._plot(drawn, TABLE, name, view.figure_table)
-        return parts
+                    fragments[TABLE + name] = self._plot(rendered, TABLE, name, view.figure_table)
+        return fragments
 
-    def _current(self, key: str, run: RunData) -> _Drawn:
-        old = self._drawn.get(key)
+    def _current(self, key: str, run: RunData) -> _Rendered:
+        old = self._rendered.get(key)
         if old is not None and old.run.version == run.version:
             return old
         if old is not None and not _visibly_later(old.plotted, run):
-            self._drawn[key] = _Drawn(run, old.plotted, plots=old.plots)
+            self._rendered[key] = _Rendered(run, old.plotted, plots=old.plots)
         else:
-            self._drawn[key] = _Drawn(run, run)
-        return self._drawn[key]
+            self._rendered[key] = _Rendered(run, run)
+        return self._rendered[key]
 
-    def _plot(self, drawn: _Drawn, kind: str, name: str, draw: Callable[[RunData, str], str]) -> Part:
-        return self._part(drawn.plots, kind + name, lambda: draw(drawn.plotted, name))
+    def _plot(self, rendered: _Rendered, kind: str, name: str, render: Callable[[RunData, str], str]) -> Fragment:
+        return self._fragment(rendered.plots, kind + name, lambda: render(rendered.plotted, name))
 
     def _gallery(self, run: RunData) -> str:
         def url(image: SampleImage) -> str | None:
@@ -89,11 +90,11 @@ class Board:
         return view.gallery(run, url)
 
     @staticmethod
-    def _part(kept: dict[str, Part], name: str, draw: Callable[[], str]) -> Part:
-        if name not in kept:
-            html = draw()
-            kept[name] = Part(html, hashlib.blake2b(html.encode(), digest_size=8).hexdigest())
-        return kept[name]
+    def _fragment(cache: dict[str, Fragment], name: str, render: Callable[[], str]) -> Fragment:
+        if name not in cache:
+            html = render()
+            cache[name] = Fragment(html, hashlib.blake2b(html.encode(), digest_size=8).hexdigest())
+        return cache[name]
 
 
 def _visibly_later(old: RunData, new: RunData) -> bool:

@@ -1,32 +1,91 @@
-"""Finds the runs on this machine and reads their histories, once for all visitors. Knows no gradio and no SQL."""
+"""Finds the runs on this machine and reads their histories, once for all visitors. Independent of Gradio and of SQL."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 from ttt.errors import InvalidInput, TTTError
 from ttt.swarm.history import summary
 from ttt.swarm.history.reader import HistoryReader
-from ttt.ui.dashboard.run_types import NOWHERE, RunData, RunName
+from ttt.swarm.history.summary import Axis, Curve, LeaderboardEntry, Progress, Series
+from ttt.swarm.history.types import CheckpointEntry, Event, SampleImage
 
 HISTORY_FILE, EXPORT_FILE = "history.sqlite", "history.json"
 FOLDERS = ("", "*/", "*/*/")
-"""A folder of a run, of runs, or of runs with a coordinator's folder each (what `ttt coordinator` makes)."""
+"""A run's folder, a folder of runs, or one of runs with a coordinator's folder in each, as `ttt coordinator` makes."""
 MAX_RUNS = 100
-LOOK_SECONDS = 10.0
-"""Between two searches for new runs, as long as there is one."""
+SEARCH_SECONDS = 10.0
+"""Between two searches for new runs, once a run is found."""
 CHECK_SECONDS = 1.0
-"""Between two looks at whether a history changed, whoever asks."""
+"""Between two checks for changes of a history, for all visitors together."""
 MAX_PLACES = 1000
 SILENT = "/silent"
+"""Appended to the version of a run whose coordinator has stopped reporting."""
 CURVES: tuple[tuple[summary.Series, summary.Axis], ...] = (
     ("loss", "samples"), ("loss", "time"), ("peers", "time"), ("samples_per_second", "time"), ("step", "time"),
     ("learning_rate", "samples"),
 )  # fmt: skip
+
+NO_RUNS = (
+    "this server has no run yet. Start one: `make swarm` for a demo on this machine, or "
+    "`python -m ttt run new run.toml` and `python -m ttt coordinator --run run.toml` for your own"
+)
+
+
+@dataclass(frozen=True)
+class RunName:
+    """A run that can be chosen."""
+
+    key: str
+    """Its name in the form, in links and in the API."""
+    label: str
+    """For the list, which shows it as text: not escaped."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Everything the dashboard shows of a run, with curves downsampled to what a screen can show."""
+
+    key: str
+    title: str
+    version: str
+    """Changes with the data, so that the same data is read and rendered only once."""
+    progress: Progress | None
+    """None before the coordinator's first report."""
+    curves: Mapping[tuple[Series, Axis], Curve]
+    places: Sequence[LeaderboardEntry]
+    """By credited training time."""
+    checkpoints: Sequence[CheckpointEntry]
+    """Newest first."""
+    sample_images: Mapping[str, Sequence[SampleImage]]
+    """Prompt -> oldest first."""
+    events: Sequence[Event]
+    """Newest first."""
+    status: Mapping[str, Any] = field(default_factory=dict)
+    """The answer of the endpoint `/swarm_status`."""
+    folder: Path = Path()
+    """Base of the sample images' paths."""
+
+
+class RunSource(Protocol):
+    """A source of runs, such as `RunFolders`."""
+
+    def names(self) -> list[RunName]:
+        """Running ones first, then the newest."""
+        ...
+
+    def read(self, key: str) -> RunData:
+        """Raises InvalidInput, which names the known runs, or SwarmError, which says what is wrong with a history.
+
+        May be called concurrently and often: returns the same object until the data changes.
+        """
+        ...
 
 
 @dataclass
@@ -39,9 +98,13 @@ class _Run:
     stamp: str = ""
     checked: float = float("-inf")
     data: RunData | None = None
+    dropped: bool = False
+    """True once its file has disappeared; another thread may still hold this object."""
 
     def open(self) -> HistoryReader:
-        """The reader of the file that is there now."""
+        """A reader of the current file; it may have been replaced. Call with `lock` held."""
+        if self.dropped:
+            raise InvalidInput(f"the run {self.key} is no longer on this server")
         self.stamp, inode = _stamp(self.path)
         if self.reader is None or inode != self.inode:
             self.close()
@@ -55,32 +118,32 @@ class _Run:
 
 
 class RunFolders:
-    """The runs below some folders; new ones are found while the server runs."""
+    """The runs below some folders. Finds new ones while the server is running."""
 
     def __init__(self, *roots: Path, example: Path | None = None, clock: Callable[[], float] = time.time) -> None:
-        """example: a run to show where there is no other; it comes last. clock: Unix time."""
+        """example: a run that is listed last; clock: Unix time."""
         self._roots, self._example, self._clock = (*roots, example) if example else roots, example, clock
         self._lock = threading.Lock()
         self._runs: dict[str, _Run] = {}
         self._names: list[RunName] = []
-        self._looked = self._named = float("-inf")
+        self._searched = self._named = float("-inf")
 
     def names(self) -> list[RunName]:
-        """Those that go on now first, then the newest; a history that cannot be read says so when it is chosen.
-
-        The example is last."""
-        if not self._names or time.monotonic() - self._named >= LOOK_SECONDS:
-            found = sorted(self._label(run) for run in self._known())
-            self._names, self._named = [RunName(key, label) for _, key, label in found], time.monotonic()
+        """Running ones first, then the newest, then the example. A damaged history fails only when it is read."""
+        if not self._names or time.monotonic() - self._named >= SEARCH_SECONDS:
+            labels = sorted(self._label(run) for run in self._known())
+            count = Counter(label for _, _, label in labels)
+            self._names = [RunName(key, label if count[label] == 1 else f"{label}, {key}") for _, key, label in labels]
+            self._named = time.monotonic()
         return self._names
 
     def read(self, key: str) -> RunData:
-        """InvalidInput names the runs there are; SwarmError says what is wrong with a history."""
+        """Raises InvalidInput, which names the known runs, or SwarmError, which says what is wrong with a history."""
         known = {run.key: run for run in self._known()}
         if not known:
-            raise InvalidInput(NOWHERE)
+            raise InvalidInput(NO_RUNS)
         if key not in known:
-            shown = repr(key) if len(repr(key)) <= 60 else "that"
+            shown = repr(key) if len(repr(key)) <= 60 else "of that name"
             raise InvalidInput(f"there is no run {shown}; this server has: {', '.join(known)}")
         return self._data(known[key])
 
@@ -90,32 +153,38 @@ class RunFolders:
                 run.close()
 
     def _known(self) -> list[_Run]:
+        dropped: list[_Run] = []
         with self._lock:
-            if (now := time.monotonic()) - self._looked >= LOOK_SECONDS or not self._runs:
-                self._looked = now
-                paths = _find(self._roots)
+            if (now := time.monotonic()) - self._searched >= SEARCH_SECONDS or not self._runs:
+                self._searched = now
                 old, self._runs = self._runs, {}
-                for key, path in _keys(paths).items():
+                for key, path in _keys(_find(self._roots)).items():
                     self._runs[key] = old[key] if key in old and old[key].path == path else _Run(key, path)
-            return list(self._runs.values())
+                dropped = [run for key, run in old.items() if self._runs.get(key) is not run]
+            runs = list(self._runs.values())
+        for run in dropped:  # outside our lock: a reader may be at work for seconds
+            with run.lock:
+                run.dropped = True
+                run.close()
+        return runs
 
     def _label(self, run: _Run) -> tuple[tuple[int, float], str, str]:
-        """(place in the list, key, words)."""
+        """(sort key, run's key, label)."""
         try:
             with run.lock:
                 reader = run.open()
                 title, progress = reader.about().title, summary.progress(reader, at=self._clock())
         except TTTError:
             return (2, 0.0), run.key, f"{run.key} (cannot be read)"
-        words = run.key if not title else f"{run.key}: {title}"
+        label = title or run.key
         if run.path.parent == self._example:
-            return (3, 0.0), run.key, words
+            return (3, 0.0), run.key, label
         if progress is None or not progress.active:
-            return (1, -progress.updated if progress else 0.0), run.key, words
-        return (0, -progress.updated), run.key, f"{words}, running"
+            return (1, -progress.updated if progress else 0.0), run.key, label
+        return (0, -progress.updated), run.key, f"{label} (running)"
 
     def _data(self, run: _Run) -> RunData:
-        """Read anew where the file or the silence of its writer says so; everybody else waits for that and shares."""
+        """Read again if the file has changed or its writer has fallen silent. Concurrent callers share one read."""
         with run.lock:
             now, at = time.monotonic(), self._clock()
             if run.data is not None and now - run.checked < CHECK_SECONDS:
@@ -128,7 +197,7 @@ class RunFolders:
 
 
 def read_run(key: str, reader: HistoryReader, folder: Path, stamp: str, at: float) -> RunData:
-    """Everything that is shown of a run, as it is at Unix time `at`."""
+    """Everything the dashboard shows of a run, as of Unix time `at`."""
     progress = summary.progress(reader, at=at)
     status = summary.swarm_status(reader, at=at)
     return RunData(
@@ -157,35 +226,35 @@ def _silent(data: RunData, at: float) -> bool:
 def _reader(path: Path) -> HistoryReader:
     if path.name == HISTORY_FILE:
         return HistoryReader(path)
-    from ttt.swarm.history.export import Example  # locks files, which not every system can
+    from ttt.swarm.history.export import Example  # its file locks are not available on every system
 
     return Example(path)
 
 
 def _find(roots: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """(root, history) in the order of the roots; an export counts where the history itself is not."""
-    found: dict[Path, tuple[Path, Path]] = {}
+    """(root, history) in the order of the roots; an export only if there is no history beside it."""
+    histories: dict[Path, tuple[Path, Path]] = {}
     for root in roots:
         for folder in FOLDERS:
             for name in (HISTORY_FILE, EXPORT_FILE):
                 for path in sorted(root.glob(f"{folder}{name}")):
-                    found.setdefault(path.parent, (root, path))
-    return list(found.values())[:MAX_RUNS]
+                    histories.setdefault(path.parent, (root, path))
+    return list(histories.values())[:MAX_RUNS]
 
 
-def _keys(found: Sequence[tuple[Path, Path]]) -> dict[str, Path]:
-    """A short name for each: that of the folder below the root; longer or numbered where two would be the same."""
+def _keys(histories: Sequence[tuple[Path, Path]]) -> dict[str, Path]:
+    """A short key for each: the name of its folder below the root, longer or numbered if two would be the same."""
     keys: dict[str, Path] = {}
-    for root, path in found:
+    for root, path in histories:
         inside = path.parent.relative_to(root)
         short = inside.parts[0] if inside.parts else root.resolve().name
-        wanted = (short, inside.as_posix(), *(f"{short}-{i}" for i in range(2, MAX_RUNS + 2)))
-        keys[next(key for key in wanted if key not in keys)] = path
+        candidates = (short, inside.as_posix(), *(f"{short}-{i}" for i in range(2, MAX_RUNS + 2)))
+        keys[next(key for key in candidates if key not in keys)] = path
     return keys
 
 
 def _stamp(path: Path) -> tuple[str, int]:
-    """(what changes whenever something is written, the file's inode): SQLite writes to the log beside it first."""
+    """(text that changes whenever something is written, inode). SQLite writes to the log beside the file first."""
     parts, inode = [], 0
     for file in (path, path.with_name(f"{path.name}-wal")):
         try:

@@ -1,4 +1,4 @@
-"""The Dashboard tab: layout and wiring. Holds no run: it gets a Board. `python -m ttt.ui.dashboard.tab`."""
+"""The Dashboard tab: layout and events. `python -m ttt.ui.dashboard.tab` runs it alone, with a simulated run."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import gradio as gr
 from ttt.errors import InvalidInput, TTTError
 from ttt.ui.app import Tab, TabRefresh, run_standalone
 from ttt.ui.dashboard import view
-from ttt.ui.dashboard.render_cache import FIGURE, TABLE, Board, Part
-from ttt.ui.dashboard.run_types import NOWHERE
+from ttt.ui.dashboard.render_cache import FIGURE, TABLE, DashboardRenderer, Fragment
+from ttt.ui.dashboard.runs import NO_RUNS
 from ttt.ui.dashboard.view import ORDERS, PLOTS
 from ttt.ui.html import file_url
 
 REFRESH_SECONDS = 5.0
-"""A coordinator writes about every ten."""
+"""A coordinator writes about every ten seconds."""
 Changes = dict[Any, Any]
 
 
 class DashboardTab:
     """Components of the tab and what happens when they are used."""
 
-    def __init__(self, board: Board) -> None:
-        self.board = board
+    def __init__(self, renderer: DashboardRenderer) -> None:
+        self.renderer = renderer
         self._lay_out()
         self._wire()
 
@@ -47,7 +47,7 @@ class DashboardTab:
             for name, (title, *_) in PLOTS.items():
                 with gr.Column(elem_classes="ttt-card", min_width=280):
                     self.parts[FIGURE + name] = gr.HTML(value="", elem_id=f"plot-{name}")
-                    with gr.Accordion(label=f"{title}: table", open=False, elem_id=f"table-{name}") as table:
+                    with gr.Accordion(label=f"{title} as a table", open=False, elem_id=f"table-{name}") as table:
                         self.parts[TABLE + name] = gr.HTML(value="")
                     self.tables[name] = table
 
@@ -55,9 +55,9 @@ class DashboardTab:
         with gr.Column(elem_classes="ttt-card", elem_id="leaderboard"):
             gr.HTML(value="<h2>Leaderboard</h2>")
             with gr.Row(elem_id="board-options"):
-                choices = [(words, order) for order, words in ORDERS.items()]
+                choices = [(label, order) for order, label in ORDERS.items()]
                 self.order = gr.Radio(choices=choices, value="seconds", label="Ranked by", elem_id="order")
-                self.everybody = gr.Checkbox(value=False, label="Show everybody", elem_id="everybody")
+                self.show_all = gr.Checkbox(value=False, label="Show all", elem_id="show-all")
             self.parts["leaderboard"] = gr.HTML(value="")
         with gr.Column(elem_classes="ttt-card", elem_id="gallery"):
             gr.HTML(value="<h2>Sample images</h2>")
@@ -67,24 +67,24 @@ class DashboardTab:
             self.parts["checkpoints"] = gr.HTML(value="")
         with (
             gr.Column(elem_classes="ttt-card", elem_id="events"),
-            gr.Accordion(label="What happened lately", open=False),
+            gr.Accordion(label="Recent events", open=False),
         ):
             self.parts["events"] = gr.HTML(value="")
 
     def _wire(self) -> None:
-        inputs = [self.run, self.order, self.everybody, self.opened, self.seen]
+        inputs = [self.run, self.order, self.show_all, self.opened, self.seen]
         self._show_event: dict[str, Any] = {
             "fn": self.show,
             "inputs": inputs,
             "outputs": [self.run, self.body, self.seen, *self.parts.values()],
             "preprocess": False,
-            "queue": False,  # an answer from memory: no place in a queue is worth its messages
+            "queue": False,  # answered from memory; queueing would cost more than the answer
             "show_progress": "hidden",
             "api_visibility": "undocumented",
         }
         self.clock.tick(**self._show_event)
-        for chosen in (self.run, self.order, self.everybody):
-            chosen.input(**self._show_event)
+        for control in (self.run, self.order, self.show_all):
+            control.input(**self._show_event)
         self.run.input(fn=None, inputs=[self.run], js="(run) => { window.ttt?.addressOf({ tab: 'dashboard', run }); }")
         hidden: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "undocumented"}
         for name, table in self.tables.items():
@@ -98,21 +98,21 @@ class DashboardTab:
         return TabRefresh(self.clock, self._show_event)
 
     def show(
-        self, run: Any, order: Any, everybody: Any, opened: Any, seen: Any, request: gr.Request | None = None
+        self, run: Any, order: Any, show_all: Any, opened: Any, seen: Any, request: gr.Request | None = None
     ) -> Changes:
-        """Whatever changed since this page was last told."""
-        names = self.board.source.names()
+        """The fragments that have changed since this page was last updated."""
+        names = self.renderer.source.names()
         keys = [name.key for name in names]
-        asked = run or (dict(request.query_params).get("run") if request is not None else None)
-        key = asked if isinstance(asked, str) and asked else keys[0] if keys else ""
+        chosen = run or (dict(request.query_params).get("run") if request is not None else None)
+        key = chosen if isinstance(chosen, str) and chosen else keys[0] if keys else ""
         known = seen if isinstance(seen, dict) else {}
         try:
             if not names:
-                raise InvalidInput(NOWHERE)
+                raise InvalidInput(NO_RUNS)
             tables = [name for name in PLOTS if isinstance(opened, list) and name in opened]
-            parts = self.board.draw(key, "samples" if order == "samples" else "seconds", everybody is True, tables)
+            parts = self.renderer.render(key, "samples" if order == "samples" else "seconds", show_all is True, tables)
         except TTTError as error:
-            parts = {"head": Part(view.problem(str(error)), str(error))}
+            parts = {"head": Fragment(view.problem(str(error)), str(error))}
         changed = {name: part for name, part in parts.items() if known.get(name) != part.digest}
         listed = repr([key, names])
         if not changed and known.get("names") == listed:
@@ -125,17 +125,17 @@ class DashboardTab:
             value = key if key in keys else None
             choices = [(name.label, name.key) for name in names]
             changes[self.run] = gr.Dropdown(choices=choices, value=value, visible=bool(names))
-        told = {name: part.digest for name, part in changed.items()}
-        changes[self.seen] = {**known, **told, "names": listed, "whole": whole}
+        digests = {name: part.digest for name, part in changed.items()}
+        changes[self.seen] = {**known, **digests, "names": listed, "whole": whole}
         return changes
 
 
 def _with(name: str, opened: Any) -> list[str]:
-    return [*(one for one in opened or [] if one != name), name]
+    return [*_without(name, opened), name]
 
 
 def _without(name: str, opened: Any) -> list[str]:
-    return [one for one in opened or [] if one != name]
+    return [other for other in opened or [] if other != name]
 
 
 def main() -> None:
@@ -149,8 +149,8 @@ def main() -> None:
     folder = temporary_folder("dashboard")
     Simulation(end=time.time()).write(folder / "runs" / "simulated")
     thumbnails = Thumbnails(folder / "thumbnails")
-    board = Board(RunFolders(folder / "runs"), thumbnails, file_url)
-    run_standalone(Tab("Dashboard", lambda page: DashboardTab(board).refresh), thumbnails.root)
+    renderer = DashboardRenderer(RunFolders(folder / "runs"), thumbnails, file_url)
+    run_standalone(Tab("Dashboard", lambda page: DashboardTab(renderer).refresh), thumbnails.root)
 
 
 if __name__ == "__main__":

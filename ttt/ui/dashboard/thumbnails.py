@@ -1,7 +1,7 @@
-"""Sample images of a history made fit to be served: checked, re-encoded, named by their content. Knows no gradio.
+"""Copies of sample images that are safe to serve: checked, re-encoded, named by their content. Independent of Gradio.
 
-A history may come from a stranger: its paths are followed only inside its own folder, and a file is served only as
-what Pillow read out of it.
+A history may come from an untrusted source: its paths are followed only inside its own folder, and instead of a file,
+the page serves what Pillow decoded from it.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 
 
 class Thumbnails:
-    """JPEG copies in a folder of their own, the only one that the page may serve."""
+    """JPEG copies in a folder of their own, which is the only one that the page may serve."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._made: dict[tuple[str, int, int], str | None] = {}
+        self._names: dict[tuple[str, int, int], str | None] = {}
         self._lock = threading.Lock()
 
     def of(self, folder: Path, path: str) -> Path | None:
-        """The copy of folder/path, made now if need be; None for what is missing, outside or not an image."""
+        """The copy of folder/path, created if necessary; None if it is missing, outside the folder or not an image."""
         try:
             base, file = folder.resolve(), (folder / path).resolve()
             about = file.stat()
-        except (OSError, ValueError):  # a path may hold anything
+        except (OSError, ValueError):  # the path is untrusted text
             return None
         if not file.is_relative_to(base) or not file.is_file() or about.st_size > MAX_BYTES:
             return None
         key = (str(file), about.st_mtime_ns, about.st_size)
         with self._lock:
-            if key not in self._made:
-                self._made[key] = self._make(file)
-            name = self._made[key]
+            if key not in self._names:
+                self._names[key] = self._make(file)
+            name = self._names[key]
         return None if name is None else self.root / name
 
     def _make(self, file: Path) -> str | None:

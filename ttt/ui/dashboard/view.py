@@ -1,4 +1,4 @@
-"""A run as HTML, part by part: pure functions. Whatever a stranger or a file wrote is escaped. Knows no gradio."""
+"""A run as HTML, part by part: pure functions that escape whatever a peer or a file wrote. Independent of Gradio."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from urllib.parse import urlsplit
 from ttt.swarm.history.summary import Axis, Curve, LeaderboardEntry, Progress, Series
 from ttt.swarm.history.types import CheckpointEntry, Event, SampleImage
 from ttt.swarm.process.text import clean_text
+from ttt.ui import html
 from ttt.ui.dashboard import plots
 from ttt.ui.dashboard.plots import SAMPLES, STEPS, TIME, moment, number
-from ttt.ui.dashboard.run_types import NOWHERE, RunData
-from ttt.ui.html import duration
+from ttt.ui.dashboard.runs import NO_RUNS, RunData
+from ttt.ui.html import duration, progress_bar
 
 Order = Literal["seconds", "samples"]
-ORDERS: dict[Order, str] = {"seconds": "Computing time", "samples": "Samples"}
+ORDERS: dict[Order, str] = {"seconds": "Training time", "samples": "Samples"}
 SHORT_LIST = 20
-"""Lines of the leaderboard before one asks for all."""
+"""Rows of the leaderboard unless all are requested."""
 SampleImageUrl = Callable[[SampleImage], str | None]
-"""Address of a sample image; None where there is none to show."""
+"""Address of a sample image, or None if it cannot be shown."""
 
 LOSS = plots.Axis("Loss", "number", lambda value: f"{value:.3f}")
 PEERS = plots.Axis("Peers", "whole", lambda value: f"{value:.0f}")
 SPEED = plots.Axis("Samples/s", "number", number)
 RATE = plots.Axis("Learning rate", "number", lambda value: f"{value:.2e}")
 PLOTS: dict[str, tuple[str, Series, Axis, plots.Axis, bool]] = {
-    # name: title, series, over what, how its values are written, whether the axis begins at zero
+    # name: (title, series, x axis, y axis, y axis starts at zero)
     "loss-samples": ("Loss over samples", "loss", "samples", LOSS, False),
     "loss-time": ("Loss over time", "loss", "time", LOSS, False),
     "peers-time": ("Active peers over time", "peers", "time", PEERS, True),
@@ -36,67 +37,63 @@ PLOTS: dict[str, tuple[str, Series, Axis, plots.Axis, bool]] = {
     "rate-samples": ("Learning rate over samples", "learning_rate", "samples", RATE, True),
 }
 EVENTS = {
-    "started": "The coordinator began",
+    "started": "Run started",
     "joined": "Joined",
     "left": "Left",
-    "rollback": "Set back",
+    "rollback": "Rolled back",
     "problem": "Problem",
 }
 
 
 def empty() -> str:
-    """No run on this machine: how to get one."""
+    """Shown while there is no run: how to get one."""
     return (
-        '<section class="ttt-welcome"><h2>No run on this machine yet</h2>'
-        "<p>When a swarm trains here, this page shows its loss falling, who takes part, and what the model paints.</p>"
-        "<dl><div><dt>See a swarm in two minutes, on this machine alone</dt><dd><code>make swarm</code></dd></div>"
-        "<div><dt>Begin a run of your own</dt><dd><code>python -m ttt run new run.toml</code><br>"
+        '<section class="ttt-welcome"><h2>Nothing is training here yet</h2>'
+        "<p>During a run, this page shows the loss, the contributors and images that the model generates.</p>"
+        "<dl><div><dt>Try a swarm on this machine, in two minutes</dt><dd><code>make swarm</code></dd></div>"
+        "<div><dt>Start your own run</dt><dd><code>python -m ttt run new run.toml</code><br>"
         "<code>python -m ttt coordinator --run run.toml</code></dd></div>"
-        "<div><dt>Look at a run that was finished</dt><dd>put its folder, with <code>history.sqlite</code> or an "
-        "exported <code>history.json</code>, into <code>runs/</code>, or start the app with "
-        "<code>--runs FOLDER</code></dd></div>"
+        "<div><dt>Open a finished run</dt><dd>Put its folder, with <code>history.sqlite</code> or an exported "
+        "<code>history.json</code>, into <code>runs/</code>, or start the app with <code>--runs FOLDER</code>.</dd>"
+        "</div>"
         "</dl></section>"
     )
 
 
 def problem(message: str) -> str:
-    if message == NOWHERE:
+    if message == NO_RUNS:
         return empty()
-    return f'<div class="ttt-problem" role="alert"><strong>This run cannot be shown.</strong> {escape(message)}</div>'
+    return html.problem(message, "This run cannot be shown.")
 
 
 def head(run: RunData) -> str:
-    """Where the run stands: state, progress to the next step, numbers."""
+    """The state of the run, progress to the next step, and the main numbers."""
     title = f"<h2>{escape(run.title or run.key)}</h2>"
     if run.progress is None:
-        return f'{title}<p class="ttt-state" data-state="silent">Waiting for the first reading of the swarm.</p>'
+        return f'{title}<p class="ttt-state" data-state="silent">Waiting for the first report.</p>'
     p = run.progress
     state = "training" if p.active and p.peers else "waiting" if p.active else "silent"
-    words = {
+    text = {
         "training": "Training now.",
-        "waiting": "The coordinator runs; nobody trains just now.",
-        "silent": f"Not running. Last heard of on {moment(p.updated)} UTC.",
+        "waiting": "Online; nobody is training right now.",
+        "silent": f"Offline since {moment(p.updated)} UTC.",
     }[state]
     started = run.status.get("started")
-    since = f" Began on {escape(str(started)[:10])}." if started else ""
+    since = f" Started on {escape(str(started)[:10])}." if started else ""
     dot = '<span class="ttt-dot" aria-hidden="true"></span>'
-    line = f'<p class="ttt-state" data-state="{state}">{dot}<span>{escape(words)}{since}</span></p>'
+    line = f'<p class="ttt-state" data-state="{state}">{dot}<span>{escape(text)}{since}</span></p>'
     return title + line + _bar(p) + _tiles(run, p)
 
 
 def _bar(p: Progress) -> str:
     percent = int(p.fraction * 100)
-    left = f"{p.samples_accumulated:,} of {p.target_batch_size:,} samples towards step {p.step + 1:,}"
+    left = f"Step {p.step + 1:,}: {p.samples_accumulated:,} of {p.target_batch_size:,} samples"
     if p.eta_seconds is None:
-        ahead = ""
+        eta = ""
     else:
-        ahead = f"about {duration(p.eta_seconds)} left" if p.eta_seconds >= 1 else "averaging next"
-    return (
-        f'<div class="ttt-status"><p><strong>{escape(left)}</strong><span class="ttt-eta">{escape(ahead)}</span></p>'
-        f'<div class="ttt-bar" role="progressbar" aria-label="Progress to the next step" aria-valuemin="0" '
-        f'aria-valuemax="100" aria-valuenow="{percent}" aria-valuetext="{percent} %, {escape(ahead, quote=True)}">'
-        f'<span style="width:{percent}%"></span></div></div>'
-    )
+        eta = f"about {duration(p.eta_seconds)} left" if p.eta_seconds >= 1 else "averaging now"
+    bar = progress_bar("Progress of the next step", percent, f"{percent} %, {eta}" if eta else f"{percent} %")
+    return f'<div class="ttt-status"><p><strong>{left}</strong><span class="ttt-eta">{eta}</span></p>{bar}</div>'
 
 
 def _tiles(run: RunData, p: Progress) -> str:
@@ -120,15 +117,15 @@ def _loss(value: float | None) -> str:
 
 
 def figure(run: RunData, name: str) -> str:
-    """One of `PLOTS`, drawn."""
+    """One of `PLOTS` as a figure."""
     title, _, over, y, zero = PLOTS[name]
     curve, points, band = _curve(run, name)
-    gap = plots.usual_gap(curve.x) if over == "time" else float("inf")
+    gap = plots.expected_gap(curve.x) if over == "time" else float("inf")
     return plots.plot(title, points, TIME if over == "time" else SAMPLES, y, band=band, zero=zero, gap=gap)
 
 
 def figure_table(run: RunData, name: str) -> str:
-    """The same as numbers."""
+    """The same numbers as a table."""
     title, _, over, y, _ = PLOTS[name]
     _, points, band = _curve(run, name)
     return plots.curve_table(title, points, TIME if over == "time" else SAMPLES, y, band=band)
@@ -144,38 +141,36 @@ def _curve(run: RunData, name: str) -> tuple[Curve, plots.Curve, plots.Band]:
     return curve, points, [edge for edge in edges if edge[1] == edge[1] and edge[2] == edge[2]]
 
 
-def leaderboard(places: Sequence[LeaderboardEntry], order: Order = "seconds", *, everybody: bool = False) -> str:
-    """Who contributed, by credited time or samples."""
+def leaderboard(places: Sequence[LeaderboardEntry], order: Order = "seconds", *, show_all: bool = False) -> str:
+    """The contributors, by credited training time or samples."""
     if not places:
-        return '<p class="ttt-small">Nobody was credited anything yet.</p>'
+        return '<p class="ttt-small">No contributions yet.</p>'
     ranked = sorted(places, key=lambda place: -getattr(place, order))
-    shown = ranked if everybody else ranked[:SHORT_LIST]
+    shown = ranked if show_all else ranked[:SHORT_LIST]
     rows = "".join(_place(rank, place) for rank, place in enumerate(shown, start=1))
-    names = ("Rank", "Name", "Computing time", "Samples", "Share", "Last 24 h", "Device", "Last seen (UTC)")
+    names = ("Rank", "Name", "Training time", "Samples", "Share", "Samples, last 24 h", "Device", "Last seen (UTC)")
     columns = "".join(f'<th scope="col">{name}</th>' for name in names)
-    rest = f" The first {len(shown)} of {len(ranked)}." if len(shown) < len(ranked) else ""
-    boast = (
-        " Claims more: this peer says it did much more than the peers it averaged with could see."
-        if any(place.unverified for place in shown)
-        else ""
+    rest = f" Showing the first {len(shown)} of {len(ranked)}." if len(shown) < len(ranked) else ""
+    unverified = (
+        " Unverified: reports much more than other peers saw." if any(place.unverified for place in shown) else ""
     )
     return (
         '<div class="ttt-scroll" tabindex="0" role="region" aria-label="Leaderboard">'
         '<table class="ttt-table ttt-board">'
         f'<caption class="sr-only">Leaderboard by {ORDERS[order].lower()}</caption>'
         f"<thead><tr>{columns}</tr></thead><tbody>{rows}</tbody></table></div>"
-        f'<p class="ttt-small">Counted from signed records, as far as other peers confirm them.{rest}{boast}</p>'
+        f'<p class="ttt-small">Counts only work that other peers confirmed.{rest}{unverified}</p>'
     )
 
 
 def _place(rank: int, place: LeaderboardEntry) -> str:
     marks = ""
     if place.active:
-        marks += '<span class="ttt-here">active</span>'
+        marks += ' <span class="ttt-here">active</span>'
     if place.auxiliary:
-        marks += '<span class="ttt-tag">auxiliary</span>'
+        marks += ' <span class="ttt-tag">auxiliary</span>'
     if place.unverified:
-        marks += '<span class="ttt-tag">claims more</span>'
+        marks += ' <span class="ttt-tag">unverified</span>'
     cells = (
         hours(place.seconds),
         f"{place.samples:,}",
@@ -191,7 +186,7 @@ def _place(rank: int, place: LeaderboardEntry) -> str:
 
 
 def hours(seconds: float) -> str:
-    """Computing time: 42 s, 12 min, 3.5 h, 120 h."""
+    """A training time: 42 s, 12 min, 3.5 h, 120 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
@@ -200,12 +195,12 @@ def hours(seconds: float) -> str:
 
 
 def checkpoints(run: RunData) -> str:
-    """With their dates, newest first."""
+    """The checkpoints, newest first."""
     if not run.checkpoints:
-        return '<p class="ttt-small">No checkpoint was written yet.</p>'
-    names = ("Date (UTC)", "Step", "Samples", "Loss", "SHA-256", "On the Hub")
+        return '<p class="ttt-small">No checkpoints yet.</p>'
+    names = ("Date (UTC)", "Step", "Samples", "Loss", "SHA-256", "Hub")
     columns = "".join(f'<th scope="col">{name}</th>' for name in names)
-    rows = "".join(_checkpoint(one) for one in run.checkpoints)
+    rows = "".join(_checkpoint(checkpoint) for checkpoint in run.checkpoints)
     return (
         '<div class="ttt-scroll" tabindex="0" role="region" aria-label="Checkpoints"><table class="ttt-table">'
         f'<caption class="sr-only">Checkpoints</caption><thead><tr>{columns}</tr></thead><tbody>{rows}</tbody>'
@@ -213,23 +208,29 @@ def checkpoints(run: RunData) -> str:
     )
 
 
-def _checkpoint(one: CheckpointEntry) -> str:
-    url = one.url if urlsplit(one.url).scheme == "https" else ""
-    link = f'<a href="{escape(url, quote=True)}" rel="noopener nofollow">open</a>' if url else "–"
-    cells = (f"{one.step:,}", number(one.samples, 4), _loss(one.loss), f"<code>{escape(one.checksum[:12])}</code>")
-    return f'<tr><th scope="row">{moment(one.time)}</th>{"".join(f"<td>{c}</td>" for c in cells)}<td>{link}</td></tr>'
+def _checkpoint(checkpoint: CheckpointEntry) -> str:
+    url = checkpoint.url if urlsplit(checkpoint.url).scheme == "https" else ""
+    cells = (
+        f"{checkpoint.step:,}",
+        number(checkpoint.samples, 4),
+        _loss(checkpoint.loss),
+        f"<code>{escape(checkpoint.checksum[:12])}</code>",
+        f'<a href="{escape(url, quote=True)}" rel="noopener nofollow">open</a>' if url else "–",
+    )
+    listed = "".join(f"<td>{cell}</td>" for cell in cells)
+    return f'<tr><th scope="row">{moment(checkpoint.time)}</th>{listed}</tr>'
 
 
 def gallery(run: RunData, url: SampleImageUrl) -> str:
-    """For each fixed prompt what the model painted, checkpoint by checkpoint."""
-    strips = [strip for prompt, several in run.sample_images.items() if (strip := _strip(prompt, several, url))]
+    """For each fixed prompt, the sample images of each checkpoint."""
+    strips = [strip for prompt, images in run.sample_images.items() if (strip := _strip(prompt, images, url))]
     if not strips:
         return '<p class="ttt-small">No sample images yet.</p>'
     return "".join(strips)
 
 
-def _strip(prompt: str, several: Sequence[SampleImage], url: SampleImageUrl) -> str:
-    shown = "".join(_sample_image(prompt, one, address) for one in several if (address := url(one)))
+def _strip(prompt: str, images: Sequence[SampleImage], url: SampleImageUrl) -> str:
+    shown = "".join(_sample_image(prompt, image, address) for image in images if (address := url(image)))
     title = escape(clean_text(prompt, 200), quote=True)
     if not shown:
         return ""
@@ -241,18 +242,18 @@ def _strip(prompt: str, several: Sequence[SampleImage], url: SampleImageUrl) -> 
     )
 
 
-def _sample_image(prompt: str, one: SampleImage, address: str) -> str:
-    alt = escape(f"{clean_text(prompt, 200)}, painted after {one.step:,} steps", quote=True)
+def _sample_image(prompt: str, image: SampleImage, address: str) -> str:
+    alt = escape(f"{clean_text(prompt, 200)}, generated after {image.step:,} steps", quote=True)
     return (
         f'<li><img src="{escape(address, quote=True)}" alt="{alt}" width="128" height="128" loading="lazy">'
-        f"<span>step {one.step:,}</span></li>"
+        f"<span>step {image.step:,}</span></li>"
     )
 
 
-def events(happened: Sequence[Event], places: Sequence[LeaderboardEntry]) -> str:
-    """The last things that happened."""
-    if not happened:
-        return '<p class="ttt-small">Nothing yet.</p>'
+def events(recent: Sequence[Event], places: Sequence[LeaderboardEntry]) -> str:
+    """The recent events, newest first."""
+    if not recent:
+        return '<p class="ttt-small">No events yet.</p>'
     names = {place.peer: place.name for place in places}
     rows = [
         [
@@ -261,6 +262,6 @@ def events(happened: Sequence[Event], places: Sequence[LeaderboardEntry]) -> str
             names.get(event.peer_id[-12:], event.peer_id[-12:]) or "–",
             clean_text(event.text, 300) or "–",
         ]
-        for event in happened
+        for event in recent
     ]
-    return plots.table("What happened", ("Time (UTC)", "What", "Who", "Details"), rows)
+    return plots.table("Recent events", ("Time (UTC)", "Event", "Peer", "Details"), rows)
