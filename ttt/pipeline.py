@@ -1,24 +1,24 @@
-"""TextToImage: a prompt becomes a stream of Progress and the best pictures. Knows no files and no user interface."""
+"""TextToImage: the models of a bundle, ready to turn prompts into ranked images. Independent of any user interface."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ttt.errors import InvalidInput
+from ttt.fields import check_whole_number
 from ttt.hardware import choose_device, choose_dtype
 from ttt.model.dalle import Dalle, check_tokens
 from ttt.model.vqgan import Vqgan
 from ttt.preview import code_palette
-from ttt.request import Request
-from ttt.rerank import Scorer, load_in_background
+from ttt.request import SHARES, Request
+from ttt.rerank import Scorer, completed, load_in_background
 from ttt.sampling.params import SamplingParams
 from ttt.sampling.weights import DecoderWeights
 from ttt.tokenizer import TextTokenizer, check_prompt
@@ -29,13 +29,12 @@ if TYPE_CHECKING:
 
 
 class TextToImage:
-    """All parts of a model, ready to paint.
+    """All models of a bundle, ready to generate images.
 
         pipe = TextToImage.from_pretrained("demo")
         best = pipe("a red circle above a blue square", SamplingParams(candidates=32, keep=4))
 
-    Any number of streams may run at once; they share nothing that changes. Painting reads the weights as they are
-    when the pipeline is made.
+    Any number of streams may run at once. Sampling uses a copy of the weights made when the pipeline is built.
     """
 
     def __init__(
@@ -50,10 +49,10 @@ class TextToImage:
         dtype: str | torch.dtype = "auto",
         chunk: int | None = None,
     ) -> None:
-        """dtype: of painting, and bfloat16 of the VQGAN's products too (float16 could overflow there); `dalle` itself
-        and scores stay as they are. "int8" is the transformer's products with weights in 8 bits and all else in
-        bfloat16: faster on CPUs, and a little further from the model. chunk: most candidates painted at once, else as
-        many as fit the memory that is free when painting starts.
+        """dtype: precision of sampling. bfloat16 also applies to the VQGAN's products (float16 could overflow there);
+        `dalle` itself and the scores stay float32. "int8" is 8 bits for the transformer's products with weights and
+        bfloat16 for everything else: faster on CPUs, with slightly different images. chunk: most candidates sampled at
+        once; None for as many as fit in the memory that is free when sampling starts.
         """
         self.device = choose_device(device, dtype)
         precision = choose_dtype(dtype, self.device, dalle.config)
@@ -62,9 +61,9 @@ class TextToImage:
         self.vqgan = vqgan.eval().to(self.device).to(memory_format=torch.channels_last)  # 1.4x faster on CPUs
         self.weights = DecoderWeights(self.dalle, precision)
         self.dtype = self.weights.dtype
-        self._scorer = scorer
-        self.shares: dict[Stage, float] = {}
-        """Of the time of the last request, what each stage took: the next one's progress is told by it."""
+        self._scorer = scorer if isinstance(scorer, Future) else completed(scorer)
+        self.shares: Mapping[Stage, float] = SHARES
+        """Fraction of the last finished request spent in each stage; scales the progress bar of later ones."""
         self._palette: Tensor | None = None
         self._lock = threading.Lock()
 
@@ -83,7 +82,7 @@ class TextToImage:
         """`"demo"`, a bundle folder, or a Hub id (`revision`: branch, tag or commit of it)."""
         from ttt.bundle import find_bundle
 
-        check_chunk(chunk)  # a wrong one is told before anything is fetched
+        check_chunk(chunk)  # before anything is downloaded
         device = choose_device(device, dtype)
         bundle = find_bundle(name_or_path, revision, cache_dir=cache_dir, local_files_only=local_files_only)
         return cls.from_bundle(bundle, device=device, dtype=dtype, chunk=chunk)
@@ -130,18 +129,36 @@ class TextToImage:
         *,
         chunk: int | None = None,
     ) -> Iterator[Progress]:
-        """Progress at least after every row of codes; the last one carries the pictures.
+        """Yield Progress at least after every row of codes; the last one carries the images.
 
-        InvalidInput at once for a bad prompt, bad params or a bad chunk. Setting `cancel` raises Cancelled within one
-        layer of the prompt or one code of every candidate (on a GPU within one row); while images are decoded or
-        ranked, after those that each thread has in hand. Closing the iterator stops the work as fast.
+        A wrong prompt, params or chunk raises InvalidInput at once. Setting `cancel` raises Cancelled within one layer
+        of the prefill or one code of every candidate (on a GPU one row of codes); while images are decoded or ranked,
+        after those that each thread is working on. Closing the iterator stops the work as quickly.
         """
         if params is None:
             params = SamplingParams()
         if not isinstance(params, SamplingParams):
             raise InvalidInput(f"params must be SamplingParams or None, got {type(params).__name__}")
-        chunk = self.chunk if chunk is None else check_chunk(chunk)
-        return Request(self, check_prompt(prompt), params, cancel, chunk).run()
+        prompt = check_prompt(prompt)
+        request = Request(
+            prompt,
+            params,
+            text=self.text_tokens([prompt]),
+            weights=self.weights,
+            decode=self.decode,
+            vqgan=self.vqgan.config,
+            palette=lambda: self.palette,
+            scorer=self._scorer,
+            shares=self.shares,
+            cancel=cancel,
+            chunk=self.chunk if chunk is None else check_chunk(chunk),
+        )
+        return self._run(request)
+
+    def _run(self, request: Request) -> Iterator[Progress]:
+        yield from request.run()
+        total = sum(request.seconds.values())
+        self.shares = {stage: seconds / total for stage, seconds in request.seconds.items()}
 
     def text_tokens(self, prompts: Sequence[str]) -> Tensor:
         """-> int64 [b, text_seq_len] on the pipeline's device."""
@@ -158,21 +175,12 @@ class TextToImage:
 
     @property
     def scorer(self) -> Scorer:
-        """Waits for it where it is still being loaded; raises what its loading raised."""
-        return self._scorer.result() if isinstance(self._scorer, Future) else self._scorer
-
-    @property
-    def scorer_ready(self) -> bool:
-        """False while it is still being loaded."""
-        return not isinstance(self._scorer, Future) or self._scorer.done()
-
-    @property
-    def scorer_failed(self) -> bool:
-        return isinstance(self._scorer, Future) and self._scorer.done() and self._scorer.exception() is not None
+        """The CLIP scorer; waits while it is being loaded, and raises the error of a failed loading."""
+        return self._scorer.result()
 
     @property
     def palette(self) -> Tensor:
-        """What each code looks like, for previews; made once."""
+        """What each code looks like, for previews; computed on first use."""
         with self._lock:
             if self._palette is None:
                 self._palette = code_palette(self.vqgan, self.device)
@@ -180,9 +188,5 @@ class TextToImage:
 
 
 def check_chunk(chunk: int | None) -> int | None:
-    """Most candidates at once; None is for as many as fit."""
-    if chunk is None:
-        return None
-    if isinstance(chunk, bool) or not isinstance(chunk, (int, np.integer)) or chunk < 1:
-        raise InvalidInput(f"chunk must be a whole number from 1, or None for what fits; got {repr(chunk)[:60]}")
-    return int(chunk)
+    """Refuse anything but None (as many candidates as fit in memory) and whole numbers from 1."""
+    return None if chunk is None else check_whole_number("chunk", chunk, 1)

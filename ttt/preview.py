@@ -70,7 +70,7 @@ class ContactSheet:
         self._tiles[divmod(candidate, self.columns)] = np.asarray(small)
         self._decoded.add(candidate)
 
-    def picture(self) -> Image.Image:
+    def image(self) -> Image.Image:
         return Image.fromarray(self._array[: self._array.shape[0] - GAP, : self._array.shape[1] - GAP])
 
 

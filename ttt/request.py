@@ -1,188 +1,214 @@
-"""One request, from prompt to ranked pictures: the stages, previews, shares of time. Knows no files.
+"""One request, from the tokens of a prompt to ranked images: stages, previews and progress.
 
-Its state is its own, so that requests of several threads never meet; of the pipeline it only reads.
+A Request is built from ready parts, which it only reads, so requests may run in several threads at once.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
+from ttt.config import VqganConfig
 from ttt.errors import Cancelled
 from ttt.hardware import is_small, memory_budget
 from ttt.linear import MIN_ROWS
 from ttt.preview import ContactSheet
-from ttt.sampling.cache import Prompt
+from ttt.rerank import Scorer
+from ttt.sampling.cache import PrefillResult
 from ttt.sampling.decode import prefill
 from ttt.sampling.paint import Canvas, memory_per_candidate, painting
 from ttt.sampling.params import SamplingParams
+from ttt.sampling.weights import DecoderWeights
 from ttt.types import Progress, RankedImage, Stage
 from ttt.workers import Work, WorkerPool
 
-if TYPE_CHECKING:
-    from ttt.pipeline import TextToImage
-
 PREVIEW_SHARE = 0.04
-"""Of the time since the last one, what a preview may take."""
+"""Share of the time since the last preview that the next one may take."""
 DECODE_AT_ONCE = 2
-"""Images a thread decodes together: more are slower on a CPU, for they leave its caches."""
-SHARES: dict[Stage, float] = {"reading": 0.01, "painting": 0.55, "decoding": 0.38, "ranking": 0.06}
-"""Of the time of a request, until one has been measured."""
+"""Images that a thread decodes together. More are slower on a CPU, because they leave its caches."""
+SHARES: dict[Stage, float] = {"prefill": 0.01, "sampling": 0.55, "decoding": 0.38, "ranking": 0.06}
+"""Fraction of the time of a request that each stage takes, until a request has been measured."""
 
 
-@dataclass
 class Request:
-    pipe: TextToImage
-    prompt: str
-    params: SamplingParams
-    cancel: threading.Event | None = None
-    chunk: int | None = None
-    _fraction: float = 0.0
-    _seconds: dict[Stage, float] = field(default_factory=dict)
-    _preview_due: float = 0.0
+    """Generates the images of one prompt; `run` may be called once."""
+
+    def __init__(
+        self,
+        prompt: str,
+        params: SamplingParams,
+        *,
+        text: Tensor,
+        weights: DecoderWeights,
+        decode: Callable[[Tensor], Tensor],
+        vqgan: VqganConfig,
+        palette: Callable[[], Tensor],
+        scorer: Future[Scorer],
+        shares: Mapping[Stage, float] = SHARES,
+        cancel: threading.Event | None = None,
+        chunk: int | None = None,
+    ) -> None:
+        """text: the prompt's tokens int64 [1, text_seq_len]. decode: codes [b, n] -> images [b, 3, h, w] in [0, 1].
+
+        palette: returns what each code looks like, for previews; may take a while. shares: fraction of the time that
+        each stage is expected to take, which scales the progress. chunk: most candidates that are sampled at once.
+        """
+        self.prompt, self.params, self.text = prompt, params, text
+        self.weights, self.decode, self.vqgan, self.palette = weights, decode, vqgan, palette
+        self.scorer, self.device, self.cancel, self.chunk = scorer, weights.device, cancel, chunk
+        self.seconds: dict[Stage, float] = {}
+        """How long each finished stage took."""
+        self._shares = dict(shares)
+        self._fraction = 0.0
+        self._preview_due = 0.0
 
     def run(self) -> Iterator[Progress]:
-        """reading -> painting -> decoding -> ranking -> done."""
-        pipe, params, started = self.pipe, self.params, time.perf_counter()
-        yield Progress("reading", 0.0)
+        """prefill -> sampling -> decoding -> ranking -> done."""
+        params, started = self.params, time.perf_counter()
+        yield Progress("prefill", 0.0)
         self._check()
-        prompt = self._read()
-        canvas = Canvas(params.candidates, pipe.dalle.config)
-        self.sheet = ContactSheet(params.candidates, pipe.dalle.config.image_fmap_size, pipe.palette)
-        self._seconds["reading"] = time.perf_counter() - started
-        yield from self._paint(painting(pipe.weights, prompt, params, canvas), canvas)
-        del prompt
-        config = pipe.vqgan.config
-        self.images = np.zeros((params.candidates, config.resolution, config.resolution, 3), dtype=np.uint8)
-        yield from self._decode(canvas)
-        self.scores = torch.zeros(params.candidates)
-        yield from self._rank()
-        pipe.shares = {stage: s / sum(self._seconds.values()) for stage, s in self._seconds.items()}
-        ranking = self._ranking()
-        yield Progress("done", 1.0, self.sheet.picture(), ranking[: params.keep], ranking)
+        prompt = self._prefill()
+        canvas = Canvas(params.candidates, self.weights.config)
+        sheet = ContactSheet(params.candidates, self.weights.config.image_fmap_size, self.palette())
+        self.seconds["prefill"] = time.perf_counter() - started
 
-    def _read(self) -> Prompt:
-        """Of a small model on one core: more would wait for one another longer than they work."""
-        pipe, small, read = self.pipe, is_small(self.pipe.dalle.config), []
+        yield from self._sample(painting(self.weights, prompt, params, canvas), canvas, sheet)
+        del prompt  # its keys may be large
+
+        side = self.vqgan.resolution
+        images = np.zeros((params.candidates, side, side, 3), dtype=np.uint8)
+        yield from self._decode(canvas.codes, images, sheet)
+
+        scores = torch.zeros(params.candidates)
+        yield from self._rank(images, scores)
+
+        ranking = self._ranking(images, scores.tolist())
+        yield Progress("done", 1.0, sheet.image(), ranking[: params.keep], ranking)
+
+    def _prefill(self) -> PrefillResult:
+        """Small models use one core: synchronising threads would cost more than the work."""
+        results = []
 
         def work(piece: range, pool: WorkerPool) -> None:
-            read.append(prefill(pipe.weights, pipe.text_tokens([self.prompt]), check=pool.check))
+            results.append(prefill(self.weights, self.text, check=pool.check))
 
-        for _ in WorkerPool(1, 1, work, pipe.device, self.cancel, cores=1 if small else None).run():
+        cores = 1 if is_small(self.weights.config) else None
+        for _ in WorkerPool(1, 1, work, self.device, self.cancel, cores=cores).run():
             pass
-        return read[0]
+        return results[0]
 
-    def _paint(self, work: Work, canvas: Canvas) -> Iterator[Progress]:
-        pipe, params = self.pipe, self.params
-        fits = memory_budget(pipe.device) // memory_per_candidate(pipe.dalle.config, pipe.dtype)
-        pool = WorkerPool(
-            params.candidates,
-            min(params.candidates, self.chunk or max(MIN_ROWS, fits)),
-            work,
-            pipe.device,
-            self.cancel,
-            padded_to=MIN_ROWS,
-        )
-        for done in self._stage("painting", pool, lambda: canvas.fraction):
-            if pipe.scorer_failed:  # better now than after the last code
-                _ = pipe.scorer
-            yield Progress("painting", done, self._preview(canvas))
+    def _sample(self, work: Work, canvas: Canvas, sheet: ContactSheet) -> Iterator[Progress]:
+        """Fill `canvas.codes`."""
+        count = self.params.candidates
+        fits = memory_budget(self.device) // memory_per_candidate(self.weights.config, self.weights.dtype)
+        size = min(count, self.chunk or max(MIN_ROWS, fits))
+        pool = WorkerPool(count, size, work, self.device, self.cancel, padded_to=MIN_ROWS)
+        for fraction in self._stage("sampling", pool, lambda: canvas.fraction):
+            if self.scorer.done():
+                self.scorer.result()  # a CLIP that could not be loaded ends the request now, not after the last code
+            yield Progress("sampling", fraction, self._preview(canvas, sheet))
 
-    def _decode(self, canvas: Canvas) -> Iterator[Progress]:
-        pipe, finished = self.pipe, [False] * self.params.candidates
+    def _decode(self, codes: Tensor, images: NDArray[np.uint8], sheet: ContactSheet) -> Iterator[Progress]:
+        """Fill `images` [candidates, h, w, 3]."""
+        count = self.params.candidates
+        finished = np.zeros(count, dtype=bool)
         shown: set[int] = set()
 
         def work(piece: range, pool: WorkerPool) -> None:
             pool.check()
-            images = pipe.decode(canvas.codes[piece.start : piece.stop])
-            pixels = images.mul(255).round_().to(torch.uint8).permute(0, 2, 3, 1)
-            self.images[piece.start : piece.stop] = pixels.cpu().numpy()
-            finished[piece.start : piece.stop] = [True] * len(piece)
+            part = slice(piece.start, piece.stop)
+            pixels = self.decode(codes[part]).mul(255).round_().to(torch.uint8)  # [b, 3, h, w]
+            images[part] = pixels.permute(0, 2, 3, 1).cpu().numpy()
+            finished[part] = True
             pool.notify()
 
-        pool = WorkerPool(len(finished), self._decode_size(), work, pipe.device, self.cancel, min_piece=1)
-        for done in self._stage("decoding", pool, lambda: sum(finished) / len(finished)):
-            for candidate in [i for i, is_done in enumerate(finished) if is_done and i not in shown]:
-                self.sheet.show_image(candidate, self.images[candidate])
+        pool = WorkerPool(count, self._decode_size(), work, self.device, self.cancel, min_piece=1)
+        for fraction in self._stage("decoding", pool, lambda: float(finished.mean())):
+            for candidate in set(np.flatnonzero(finished).tolist()) - shown:
+                sheet.show_image(candidate, images[candidate])
                 shown.add(candidate)
-            yield Progress("decoding", done, self._timed_picture(force=len(shown) == len(finished)))
+            yield Progress("decoding", fraction, self._timed_image(sheet, force=len(shown) == count))
 
-    def _rank(self) -> Iterator[Progress]:
-        pipe, count = self.pipe, self.params.candidates
-        yield Progress("ranking", self._whole("ranking", 0.0))
-        while not pipe.scorer_ready:  # waiting in a thread could not be cancelled
+    def _rank(self, images: NDArray[np.uint8], scores: Tensor) -> Iterator[Progress]:
+        """Fill `scores` [candidates]."""
+        count = self.params.candidates
+        yield Progress("ranking", self._total("ranking", 0.0))
+        while not self.scorer.done():  # waiting in the pool's threads could not be cancelled
             time.sleep(0.1)
             self._check()
             yield Progress("ranking", self._fraction)
-        ranked = [False] * count
+        scorer, ranked = self.scorer.result(), np.zeros(count, dtype=bool)
 
         def work(piece: range, pool: WorkerPool) -> None:
             pool.check()
-            # From the 8-bit pixels: anyone can compute the same scores from the saved pictures.
-            pixels = torch.from_numpy(self.images[piece.start : piece.stop]).to(pipe.device)
-            images = pixels.permute(0, 3, 1, 2).float() / 255
-            self.scores[piece.start : piece.stop] = pipe.scorer.scores(images, self.prompt).float().cpu()
-            ranked[piece.start : piece.stop] = [True] * len(piece)
+            part = slice(piece.start, piece.stop)
+            # From the 8-bit pixels, so that the scores can be computed again from the saved images.
+            pixels = torch.from_numpy(images[part]).to(self.device).permute(0, 3, 1, 2)  # [b, 3, h, w]
+            scores[part] = scorer.scores(pixels.float() / 255, self.prompt).float().cpu()
+            ranked[part] = True
             pool.notify()
 
-        pool = WorkerPool(count, 8 * self._decode_size(), work, pipe.device, self.cancel, min_piece=1)
-        for done in self._stage("ranking", pool, lambda: sum(ranked) / count):
-            yield Progress("ranking", done)
+        pool = WorkerPool(count, 8 * self._decode_size(), work, self.device, self.cancel, min_piece=1)
+        for fraction in self._stage("ranking", pool, lambda: float(ranked.mean())):
+            yield Progress("ranking", fraction)
+
+    def _ranking(self, images: NDArray[np.uint8], scores: list[float]) -> tuple[RankedImage, ...]:
+        """All candidates, best first; of equal scores the lower number first."""
+        order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+        return tuple(RankedImage(Image.fromarray(images[i]), scores[i], i, self.params.seed) for i in order)
 
     def _stage(self, stage: Stage, pool: WorkerPool, part_done: Callable[[], float]) -> Iterator[float]:
-        """Run a pool; yields the fraction of the whole request after each of its ticks and at its end."""
+        """Run a pool; yields the fraction of the whole request after each of its notifications and at its end."""
         started = time.perf_counter()
-        with closing(pool.run()) as ticks:
-            for _ in ticks:
-                yield self._whole(stage, part_done())
-        self._seconds[stage] = time.perf_counter() - started
+        with closing(pool.run()) as notifications:
+            for _ in notifications:
+                yield self._total(stage, part_done())
+        self.seconds[stage] = time.perf_counter() - started
         self._check()
-        yield self._whole(stage, 1.0)
+        yield self._total(stage, 1.0)
 
-    def _whole(self, stage: Stage, part: float) -> float:
-        shares = self.pipe.shares or SHARES
+    def _total(self, stage: Stage, part: float) -> float:
+        """Fraction of the whole request when `part` of a stage is done; it never falls."""
         before = 0.0
-        for name, share in shares.items():
+        for name, share in self._shares.items():
             if name == stage:
                 self._fraction = max(self._fraction, min(0.999, before + share * part))
             before += share
         return self._fraction
 
-    def _preview(self, canvas: Canvas) -> Image.Image | None:
+    def _preview(self, canvas: Canvas, sheet: ContactSheet) -> Image.Image | None:
+        """The sheet with all codes so far, unless it is not due."""
         if time.perf_counter() < self._preview_due or not any(canvas.painted):  # an empty sheet would delay the first
             return None
         started = time.thread_time()
-        self.sheet.show_codes(canvas.codes.numpy(), canvas.painted)
-        return self._timed_picture(started, force=True)
+        sheet.show_codes(canvas.codes.numpy(), canvas.painted)
+        return self._timed_image(sheet, started, force=True)
 
-    def _timed_picture(self, started: float | None = None, *, force: bool = False) -> Image.Image | None:
-        """The sheet, unless the last one was so recent that previews would cost more than their share."""
+    def _timed_image(
+        self, sheet: ContactSheet, started: float | None = None, *, force: bool = False
+    ) -> Image.Image | None:
+        """The sheet, unless previews would take more than their share of the time; `force` returns it regardless."""
         if time.perf_counter() < self._preview_due and not force:
             return None
-        started = time.thread_time() if started is None else started  # what it takes, not how long others made it wait
-        picture = self.sheet.picture()
+        started = time.thread_time() if started is None else started  # of this thread: waiting for a core costs nothing
+        image = sheet.image()
         self._preview_due = time.perf_counter() + (time.thread_time() - started) / PREVIEW_SHARE
-        return picture
+        return image
 
     def _decode_size(self) -> int:
-        """Images to decode at once in all threads together."""
-        config, device = self.pipe.vqgan.config, self.pipe.device
-        bytes_per_image = 4 * 8 * config.ch * config.resolution**2
-        wanted = DECODE_AT_ONCE * torch.get_num_threads() if device.type == "cpu" else 32
-        return int(max(1, min(wanted, memory_budget(device) // bytes_per_image)))
-
-    def _ranking(self) -> tuple[RankedImage, ...]:
-        scores = self.scores.tolist()
-        order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
-        return tuple(RankedImage(Image.fromarray(self.images[i]), scores[i], i, self.params.seed) for i in order)
+        """Images that all threads together decode at once."""
+        bytes_per_image = 4 * 8 * self.vqgan.ch * self.vqgan.resolution**2
+        most = DECODE_AT_ONCE * torch.get_num_threads() if self.device.type == "cpu" else 32
+        return int(max(1, min(most, memory_budget(self.device) // bytes_per_image)))
 
     def _check(self) -> None:
         if self.cancel is not None and self.cancel.is_set():

@@ -1,4 +1,4 @@
-"""CLIP scores: how well pictures fit a prompt. Knows open_clip, nothing of how pictures are painted."""
+"""CLIP scores: how well images match a prompt, by open_clip. Independent of how the images were generated."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from ttt.tokenizer import clean, read_tokenizer
 if TYPE_CHECKING:
     from ttt.bundle import ClipSpec
 
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 END = "[EOS]"
-"""Ends a text in a bundle's own tokenizer; CLIP reads the text's features at its place."""
+"""Ends a text in a bundle's own tokenizer; CLIP takes the features of the text from its position."""
 
 
 class Scorer(Protocol):
-    """Anything that says how well pictures fit a prompt."""
+    """Anything that scores how well images match a prompt."""
 
     def scores(self, images: Tensor, prompt: str) -> Tensor:
         """Images [b, 3, h, w] in [0, 1] -> [b] float32 on the CPU, higher is better."""
 
 
 class ClipScorer:
-    """Scores are 100 times the cosine of the picture's and the prompt's embeddings (Radford et al. 2021)."""
+    """Scores are 100 times the cosine of the image's and the prompt's embeddings (Radford et al. 2021)."""
 
     def __init__(self, model: nn.Module, tokenize: Callable[[str], Tensor], device: torch.device | str = "cpu") -> None:
         """model: an open_clip CLIP; tokenize: a prompt -> ids [1, context_length]."""
@@ -47,7 +49,7 @@ class ClipScorer:
     def from_spec(
         cls, spec: ClipSpec, device: torch.device | str = "cpu", cache_dir: str | Path | None = None
     ) -> ClipScorer:
-        """The CLIP of a bundle: local files, or a model and a tag that open_clip knows."""
+        """Load the CLIP of a bundle: local files, or a model and a tag that open_clip knows."""
         if spec.config is not None and spec.weights is not None:
             model = _local_model(spec.config, spec.weights)
             return cls(model, _local_tokenizer(spec.tokenizer, model), device)
@@ -66,10 +68,10 @@ class ClipScorer:
         return self.model.encode_text(self.tokenize(clean(prompt)).to(self.device), normalize=True)[0]  # type: ignore[operator]
 
     def prepare(self, images: Tensor) -> Tensor:
-        """open_clip's own preparation of square pictures, on tensors: [b, 3, h, w] in [0, 1] -> [b, 3, *size]."""
+        """open_clip's preprocessing of square images, on tensors: [b, 3, h, w] in [0, 1] -> [b, 3, *size]."""
         images = images.to(self.device, torch.float32)
         height, width = self.size
-        # As Pillow does: rows first, then columns, 8 bits after each (what overshoots at an edge is cut twice).
+        # As Pillow does: rows first, then columns, rounded to 8 bits and clamped after each.
         for size in ((images.shape[-2], width), (height, width)):
             if tuple(images.shape[-2:]) != size:
                 images = F.interpolate(images, size=size, mode=self.interpolation, align_corners=False, antialias=True)
@@ -77,8 +79,15 @@ class ClipScorer:
         return (images - self.mean) / self.std
 
 
+def completed(scorer: Scorer) -> Future[Scorer]:
+    """A future that has this scorer already."""
+    future: Future[Scorer] = Future()
+    future.set_result(scorer)
+    return future
+
+
 def load_in_background(spec: ClipSpec, device: torch.device | str = "cpu") -> Future[Scorer]:
-    """`ClipScorer.from_spec` in a thread: open_clip takes seconds to import, and is needed only once all is painted."""
+    """Run `ClipScorer.from_spec` in a thread: importing open_clip takes seconds, and scores are needed last."""
     future: Future[Scorer] = Future()
 
     def load() -> None:
@@ -89,10 +98,6 @@ def load_in_background(spec: ClipSpec, device: torch.device | str = "cpu") -> Fu
 
     threading.Thread(target=load, name="ttt-clip", daemon=True).start()
     return future
-
-
-OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
-OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def _local_model(config: Path, weights: Path) -> nn.Module:
@@ -111,7 +116,7 @@ def _local_model(config: Path, weights: Path) -> nn.Module:
             raise BundleError(f"{config} has no {tower}; it must be an open_clip model configuration")
         foreign = [key for key in values[tower] if key.startswith(("hf_model", "hf_tokenizer", "timm_model"))]
         if foreign:  # open_clip would fetch these from the network
-            raise BundleError(f"{config} names a model elsewhere ({', '.join(foreign)}); only complete local ones work")
+            raise BundleError(f"{config} refers to a model elsewhere ({', '.join(foreign)}); it must be complete")
     values = {key: value for key, value in values.items() if not key.startswith("_")}
     kind = CustomTextCLIP if values.pop("custom_text", False) else CLIP
     try:
@@ -136,7 +141,7 @@ def _local_tokenizer(file: Path | None, model: Any) -> Callable[[str], Tensor]:
     end = tokenizer.token_to_id(END)
     if end is None or end >= model.vocab_size:
         raise BundleError(
-            f"{file} has no token {END} within CLIP's {model.vocab_size}; CLIP reads the meaning of a text there"
+            f"{file} has no token {END} below CLIP's vocabulary size {model.vocab_size}; CLIP needs it to read a text"
         )
 
     def tokenize(prompt: str) -> Tensor:
@@ -147,9 +152,9 @@ def _local_tokenizer(file: Path | None, model: Any) -> Callable[[str], Tensor]:
 
 
 def text_ids(ids: Sequence[int], end: int, length: int, vocab_size: int) -> Tensor:
-    """Cut at `length` - 1, end, padded with 0: int64 [length]."""
-    kept = [i for i in ids if i < vocab_size][: length - 1]
-    return torch.tensor([*kept, end] + [0] * (length - 1 - len(kept)), dtype=torch.long)
+    """int64 [length]: at most `length` - 1 of the ids, then `end`, padded with 0."""
+    known = [i for i in ids if i < vocab_size][: length - 1]
+    return torch.tensor([*known, end] + [0] * (length - 1 - len(known)), dtype=torch.long)
 
 
 def _named_model(name: str, tag: str, cache_dir: str | Path | None) -> tuple[nn.Module, Callable[[str], Tensor]]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-Stage = Literal["reading", "painting", "decoding", "ranking", "done"]
+Stage = Literal["prefill", "sampling", "decoding", "ranking", "done"]
 
 
 @dataclass(frozen=True)

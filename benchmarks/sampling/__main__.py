@@ -28,7 +28,7 @@ from ttt.config import DEMO, DEMO_VQGAN, PAPER, PAPER_VQGAN, DalleConfig
 from ttt.errors import TTTError
 from ttt.hardware import choose_device, choose_dtype, flop_per_code, free_memory, is_small
 from ttt.model.dalle import Dalle
-from ttt.sampling.cache import Prompt, bytes_per_candidate
+from ttt.sampling.cache import PrefillResult, bytes_per_candidate
 from ttt.sampling.decode import prefill
 from ttt.sampling.params import SamplingParams, allowed
 from ttt.sampling.weights import DecoderWeights, cache_dtype
@@ -141,10 +141,10 @@ def _weights(config: DalleConfig, device: torch.device, dtype: torch.dtype) -> t
 
 def _prefill(
     weights: DecoderWeights, text: torch.Tensor, rounds: int, peer: Peer | None
-) -> tuple[dict[str, float], Prompt]:
+) -> tuple[dict[str, float], PrefillResult]:
     """Of one prompt, as a request does it, and its products alone; the first round warms up."""
     cores = 1 if is_small(weights.config) else None
-    prompts: list[Prompt] = []
+    prompts: list[PrefillResult] = []
     products: list[Callable[[], None]] = []
     ours, floors, theirs = [], [], []
 
@@ -185,7 +185,7 @@ def _prefill(
 
 
 def _steps(
-    weights: DecoderWeights, prompt: Prompt, options: argparse.Namespace, peer: Peer | None, bytes_s: float
+    weights: DecoderWeights, prompt: PrefillResult, options: argparse.Namespace, peer: Peer | None, bytes_s: float
 ) -> Iterator[dict[str, Any]]:
     print(
         f"{'batch':>6} {'step ms':>9} {'products':>9} {'ratio':>6} {'(CPU)':>6} {'bytes ms':>9} {'ratio':>6} "

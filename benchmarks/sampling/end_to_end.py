@@ -34,7 +34,7 @@ def end_to_end(
     start, first, shown, last_told = time.perf_counter(), 0.0, 0, 0.0
     for progress in pipe.stream("a red circle", params):
         elapsed = time.perf_counter() - start
-        if progress.stage == "painting" and progress.sheet is not None:
+        if progress.stage == "sampling" and progress.sheet is not None:
             first, shown = first or elapsed, shown + 1
         if elapsed - last_told > 60:  # minutes go by at the paper's size
             last_told = elapsed
@@ -97,6 +97,6 @@ def _preview_seconds(pipe: TextToImage, candidates: int) -> float:
     for _ in range(5):
         start = time.perf_counter()
         sheet.show_codes(codes, [config.image_seq_len // 2] * candidates)
-        sheet.picture()
+        sheet.image()
         best = min(best, time.perf_counter() - start)
     return best

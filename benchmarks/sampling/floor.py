@@ -13,7 +13,7 @@ import torch
 
 from ttt.config import DalleConfig
 from ttt.linear import Int8Linear
-from ttt.sampling.cache import Prompt, slots_of
+from ttt.sampling.cache import PrefillResult, slots_of
 from ttt.sampling.graph import recorder_on
 from ttt.sampling.weights import DecoderWeights, Linear
 
@@ -43,7 +43,7 @@ def products_alone(weights: DecoderWeights, rows: int, *, logit_rows: int | None
     weights.to_logits(last)
 
 
-def bytes_moved(weights: DecoderWeights, prompt: Prompt, b: int) -> int:
+def bytes_moved(weights: DecoderWeights, prompt: PrefillResult, b: int) -> int:
     """A step's least traffic, were nothing but the processor's own caches between it and the memory: every layer's
     weights and prompt keys once, and of each candidate the image keys of one group.
     """

@@ -19,7 +19,7 @@ from benchmarks.sampling.floor import clock, products_alone, products_of
 from ttt.errors import TTTError
 from ttt.hardware import is_out_of_memory
 from ttt.linear import MIN_ROWS
-from ttt.sampling.cache import Cache, Prompt
+from ttt.sampling.cache import Cache, PrefillResult
 from ttt.sampling.decode import decode_one_code, pick, uniforms
 from ttt.sampling.graph import recorder_on
 from ttt.sampling.params import SamplingParams
@@ -52,7 +52,7 @@ class Steps:
     `cpu_is_known`: whether the processor's times are those of a step.
     """
 
-    def __init__(self, weights: DecoderWeights, prompt: Prompt, b: int) -> None:
+    def __init__(self, weights: DecoderWeights, prompt: PrefillResult, b: int) -> None:
         self.weights, self.prompt, self.b = weights, prompt, b
         self.times, self.fits = Times(), True
         self.threads, self.cpu_is_known = 1, False

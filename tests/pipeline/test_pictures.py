@@ -120,7 +120,7 @@ def test_a_chunk_that_is_no_number_of_candidates_is_refused_at_once(pipe: TextTo
         ),
     )  # fmt: skip
     for make in makers:
-        with pytest.raises(InvalidInput, match="chunk must be a whole number from 1, or None"):
+        with pytest.raises(InvalidInput, match="chunk must be a whole number of at least 1"):
             make()
 
 

@@ -1,4 +1,4 @@
-"""A request under way: its stages, its memory, its end when somebody stops it, and others beside it."""
+"""A running request: stages, progress, memory, cancelling, and requests that run at the same time."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from tests.support.pipelines import PARAMS, PROMPT, last, pipe_of, pixels
 from tests.support.tiny import TINY_DALLE
 from ttt import SamplingParams, TextToImage
+from ttt.bundle import Bundle
 from ttt.errors import BundleError, Cancelled, TTTError
 from ttt.rerank import Scorer
 from ttt.sampling import decode as decode_module
@@ -31,7 +32,7 @@ def test_stages_come_in_order_with_a_sheet_for_every_row(pipe: TextToImage, chun
     monkeypatch.setattr("ttt.request.PREVIEW_SHARE", float("inf"))  # show every preview, whatever it costs
     seen = list(pipe.stream(PROMPT, PARAMS, chunk=chunk))
     stages = list(dict.fromkeys(p.stage for p in seen))
-    assert stages == ["reading", "painting", "decoding", "ranking", "done"]
+    assert stages == ["prefill", "sampling", "decoding", "ranking", "done"]
     assert [p.fraction for p in seen] == sorted(p.fraction for p in seen)
     assert seen[0].fraction == 0
     assert all(p.fraction < 1 for p in seen[:-1])
@@ -40,16 +41,16 @@ def test_stages_come_in_order_with_a_sheet_for_every_row(pipe: TextToImage, chun
     assert len({sheet.tobytes() for sheet in sheets}) >= 3
     assert {sheet.size for sheet in sheets} == {sheets[0].size}
     assert seen[-1].sheet is not None
-    assert any(p.stage == "painting" and p.sheet is not None for p in seen)
+    assert any(p.stage == "sampling" and p.sheet is not None for p in seen)
 
 
-def test_nothing_depends_on_who_looks(pipe: TextToImage, monkeypatch):
+def test_the_images_do_not_depend_on_previews(pipe: TextToImage, monkeypatch):
     whole = pixels(last(pipe.stream(PROMPT, PARAMS)).ranking)
     monkeypatch.setattr("ttt.request.PREVIEW_SHARE", 1e-9)
     assert (pixels(last(pipe.stream(PROMPT, PARAMS)).ranking) == whole).all()
 
 
-def test_running_out_of_memory_goes_on_in_smaller_chunks(pipe: TextToImage, monkeypatch):
+def test_after_an_out_of_memory_error_it_continues_in_smaller_chunks(pipe: TextToImage, monkeypatch):
     whole = pixels(last(pipe.stream(PROMPT, PARAMS)).ranking)
     real, tried = paint_module.decode_one_code, []
 
@@ -64,7 +65,7 @@ def test_running_out_of_memory_goes_on_in_smaller_chunks(pipe: TextToImage, monk
     seen = list(pipe.stream(PROMPT, PARAMS, chunk=11))
     assert tried, "the first chunk should have been large"
     assert (pixels(seen[-1].ranking) == whole).all()
-    assert [p.fraction for p in seen] == sorted(p.fraction for p in seen), "painting again must not move the bar back"
+    assert [p.fraction for p in seen] == sorted(p.fraction for p in seen), "sampling again must not move the bar back"
 
 
 def test_without_memory_for_one_candidate_the_error_says_so(pipe: TextToImage, monkeypatch):
@@ -77,12 +78,12 @@ def test_without_memory_for_one_candidate_the_error_says_so(pipe: TextToImage, m
     monkeypatch.setattr(paint_module, "decode_one_code", never)
     with pytest.raises(TTTError, match="not enough memory for even one candidate"):
         pipe(PROMPT, PARAMS)
-    assert len(set(tried)) == len(tried), "fewer than are filled up to need as much memory: not tried again"
+    assert len(set(tried)) == len(tried), "smaller pieces are padded and need as much memory: not tried again"
     monkeypatch.undo()
     assert len(pipe(PROMPT, PARAMS)) == 3, "the next request works"
 
 
-def test_chunks_follow_from_the_memory_there_is(pipe: TextToImage, monkeypatch):
+def test_chunks_fit_in_the_free_memory(pipe: TextToImage, monkeypatch):
     pieces: list[int] = []
     real = paint_module.Cache
 
@@ -98,7 +99,7 @@ def test_chunks_follow_from_the_memory_there_is(pipe: TextToImage, monkeypatch):
     assert len(pieces) == 3
 
 
-@pytest.mark.parametrize("stage", ["painting", "decoding", "ranking"])
+@pytest.mark.parametrize("stage", ["sampling", "decoding", "ranking"])
 def test_cancel_stops_and_the_next_request_works(pipe: TextToImage, stage: str):
     cancel = threading.Event()
     threads = threading.active_count()
@@ -126,7 +127,7 @@ def test_cancel_from_another_thread_stops_between_two_codes(pipe: TextToImage, m
     assert len(codes) == 3
 
 
-def test_cancel_stops_while_the_prompt_is_read(pipe: TextToImage, monkeypatch):
+def test_cancel_stops_during_prefill(pipe: TextToImage, monkeypatch):
     real, cancel, layers = decode_module._attend_text, threading.Event(), []
 
     def counted(weights, layer, x):
@@ -143,8 +144,8 @@ def test_cancel_stops_while_the_prompt_is_read(pipe: TextToImage, monkeypatch):
 def test_closing_the_stream_stops_the_work(pipe: TextToImage):
     threads = threading.active_count()
     stream = pipe.stream(PROMPT, SamplingParams(candidates=64))
-    assert next(stream).stage == "reading"
-    assert next(stream).stage == "painting"
+    assert next(stream).stage == "prefill"
+    assert next(stream).stage == "sampling"
     stream.close()  # type: ignore[attr-defined]
     assert threading.active_count() <= threads
 
@@ -175,6 +176,20 @@ def test_two_streams_at_once_do_not_mix(pipe: TextToImage):
         result = threaded[i]
         assert result is not None
         assert (pixels(result.ranking) == alone[i]).all()
+
+
+def test_the_bar_of_a_request_does_not_jump_when_another_one_ends(bundle: Bundle):
+    pipe = TextToImage.from_pretrained(bundle.root, device="cpu")
+    expected = {"prefill": 0.2, "sampling": 0.2, "decoding": 0.2, "ranking": 0.4}
+    pipe.shares = expected
+    running = pipe.stream(PROMPT, PARAMS)
+    seen = [next(running)]
+    pipe(PROMPT, PARAMS)
+    assert pipe.shares != expected, "later requests expect what the last one took"
+    pipe.shares = {"prefill": 0.97, "sampling": 0.01, "decoding": 0.01, "ranking": 0.01}
+    seen += running
+    at_end = {progress.stage: progress.fraction for progress in seen}
+    assert at_end == pytest.approx({"prefill": 0.0, "sampling": 0.4, "decoding": 0.6, "ranking": 0.999, "done": 1.0})
 
 
 def test_inference_mode_does_not_leak_into_the_callers_code(pipe: TextToImage):

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from tests.sampling.fake_gpu import GPU, on_fake_gpu
 from tests.sampling.oracle import config_of, request
 from tests.support.tiny import tiny_dalle
-from ttt.sampling.cache import Prompt
+from ttt.sampling.cache import PrefillResult
 from ttt.sampling.decode import prefill
 from ttt.sampling.paint import Loop, random_numbers
 from ttt.sampling.params import SamplingParams
@@ -21,7 +21,7 @@ from ttt.sampling.weights import DecoderWeights
 PARAMS = SamplingParams(candidates=5)
 
 
-def on_gpu(size: str, kinds: str, dtype: torch.dtype, mode: FakeTensorMode) -> tuple[DecoderWeights, Prompt]:
+def on_gpu(size: str, kinds: str, dtype: torch.dtype, mode: FakeTensorMode) -> tuple[DecoderWeights, PrefillResult]:
     weights = DecoderWeights(tiny_dalle(3, config_of(size, kinds)), dtype, pack=False)
     with torch.inference_mode():
         prompt = prefill(weights, request(weights.config, 1)[0])

@@ -18,6 +18,7 @@ from ttt.config import DEMO, DEMO_VQGAN
 from ttt.data.checker import judge
 from ttt.data.shapes import scene_is_held_out
 from ttt.model.vqgan import Vqgan
+from ttt.rerank import completed
 from ttt.train.demo import DemoRecipe, DemoTraining
 from ttt.train.demo_clip import ClipTask, clip_config
 from ttt.train.demo_paintings import Paintings, Unranked, paintings
@@ -89,7 +90,7 @@ def test_all_stages_make_a_bundle_that_paints_and_another_can_be_built_on_it(tmp
 def painted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Paintings]]:
     folder = tmp_path_factory.mktemp("paintings")
     pipe = TextToImage.from_pretrained("demo", device="cpu")
-    pipe._scorer = Unranked()
+    pipe._scorer = completed(Unranked())
     return folder, paintings(pipe, folder, prompts=6, candidates=16, right=3, wrong=5)
 
 

@@ -21,7 +21,7 @@ READ_MULTIPLE = 16
 
 
 @dataclass(frozen=True)
-class Prompt:
+class PrefillResult:
     """A prefilled prompt. Read-only, so any number of candidates and threads may share it."""
 
     keys: list[Tensor]
@@ -80,7 +80,9 @@ class ShiftState:
 class Cache:
     """All that decoding remembers of `b` candidates."""
 
-    def __init__(self, config: DalleConfig, prompt: Prompt, b: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: DalleConfig, prompt: PrefillResult, b: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self.prompt, self.b, self.fmap = prompt, b, config.image_fmap_size
         unseen = {kind: unseen_slots(kind, config).to(device) for kind in set(config.layer_kinds)}
         self.images = [ImageKeys(kind, config, b, dtype, device, unseen[kind]) for kind in config.layer_kinds]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ttt.errors import CheckpointError
 from ttt.model.layers import shift_tokens
-from ttt.sampling.cache import Cache, Prompt
+from ttt.sampling.cache import Cache, PrefillResult
 from ttt.sampling.params import SamplingParams
 from ttt.sampling.weights import DecoderWeights, LayerWeights, Norm
 
@@ -28,7 +28,7 @@ MIN_TEMPERATURE = 1e-6
 """Colder is the same as always taking the likeliest code, but would divide by zero in float32."""
 
 
-def prefill(weights: DecoderWeights, text: Tensor, *, check: Callable[[], None] | None = None) -> Prompt:
+def prefill(weights: DecoderWeights, text: Tensor, *, check: Callable[[], None] | None = None) -> PrefillResult:
     """text int64 [1, text_seq_len] -> keys and values of `<bos>` and the text, and the first code's logits.
 
     check: called before every layer; what it raises ends the work.
@@ -46,7 +46,7 @@ def prefill(weights: DecoderWeights, text: Tensor, *, check: Callable[[], None] 
         values.append(v)
     logits = logits_after(weights, x1[-1:], x2[-1:])[0]
     check_finite(logits)
-    return Prompt(keys, values, logits)
+    return PrefillResult(keys, values, logits)
 
 
 def check_finite(logits: Tensor) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ttt.config import DalleConfig
 from ttt.linear import MIN_ROWS
-from ttt.sampling.cache import Cache, Prompt, slots_of
+from ttt.sampling.cache import Cache, PrefillResult, slots_of
 from ttt.sampling.decode import check_finite, decode_one_code, pick, uniforms
 from ttt.sampling.graph import REHEARSALS, Recorder, Run, recorder_on
 from ttt.sampling.params import SamplingParams
@@ -50,7 +50,7 @@ class Painter(Protocol):
 class Loop:
     """Steps called from Python: on a CPU the fastest way, and the last resort on a GPU."""
 
-    def __init__(self, weights: DecoderWeights, prompt: Prompt, params: SamplingParams, random: Tensor) -> None:
+    def __init__(self, weights: DecoderWeights, prompt: PrefillResult, params: SamplingParams, random: Tensor) -> None:
         """random: [n, b]."""
         (n, b), device = random.shape, weights.device
         self.weights, self.params, self.random, self.position = weights, params, random, 0
@@ -72,7 +72,9 @@ class Replays:
     For one thread, as a GPU's pool is.
     """
 
-    def __init__(self, weights: DecoderWeights, prompt: Prompt, params: SamplingParams, recorder: Recorder) -> None:
+    def __init__(
+        self, weights: DecoderWeights, prompt: PrefillResult, params: SamplingParams, recorder: Recorder
+    ) -> None:
         self.weights, self.prompt, self.params, self.recorder = weights, prompt, params, recorder
         self._step: StaticStep | None = None
         self._run: Run | None = None
@@ -110,7 +112,11 @@ class Replays:
 
 
 def painting(
-    weights: DecoderWeights, prompt: Prompt, params: SamplingParams, canvas: Canvas, recorder: Recorder | None = None
+    weights: DecoderWeights,
+    prompt: PrefillResult,
+    params: SamplingParams,
+    canvas: Canvas,
+    recorder: Recorder | None = None,
 ) -> Work:
     """The work that paints a range of candidates; it ticks after each row of codes.
 

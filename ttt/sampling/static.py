@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttt.config import AttentionKind, DalleConfig
-from ttt.sampling.cache import Prompt, bytes_per_candidate, place_of, slots_of, unseen_slots, window_of
+from ttt.sampling.cache import PrefillResult, bytes_per_candidate, place_of, slots_of, unseen_slots, window_of
 from ttt.sampling.decode import feed_body, logits_after, normed, pick
 from ttt.sampling.params import SamplingParams
 from ttt.sampling.weights import DecoderWeights, LayerWeights
@@ -86,7 +86,7 @@ class StaticStep:
     Calls read and write the same memory every time, wait for nothing and decide nothing on the host.
     """
 
-    def __init__(self, weights: DecoderWeights, prompt: Prompt, params: SamplingParams, b: int) -> None:
+    def __init__(self, weights: DecoderWeights, prompt: PrefillResult, params: SamplingParams, b: int) -> None:
         config, dtype, device = weights.config, weights.dtype, weights.device
         n, h, d = config.image_seq_len, config.heads, config.dim_head
         self.weights, self.params, self.b = weights, params, b

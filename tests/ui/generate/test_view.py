@@ -46,7 +46,7 @@ def test_nothing_from_outside_becomes_markup() -> None:
 
 
 def test_a_bar_says_how_far_and_how_long() -> None:
-    page = view.status(Update("working", stage="painting", fraction=0.25, since=100.0), 110.0)
+    page = view.status(Update("working", stage="sampling", fraction=0.25, since=100.0), 110.0)
     assert 'role="progressbar"' in page
     assert 'aria-valuenow="25"' in page
     assert "Generating, 25%" in page
@@ -73,7 +73,7 @@ def test_a_bar_without_a_known_end_has_no_value() -> None:
 
 
 def test_announcements_are_few() -> None:
-    said = {view.announcement(Update("working", stage="painting", fraction=i / 200)) for i in range(150)}
+    said = {view.announcement(Update("working", stage="sampling", fraction=i / 200)) for i in range(150)}
     assert len(said) == 3
     assert view.announcement(Update("failed", message="x")) == ""  # the alert speaks
     assert view.announcement(Update("finished")).startswith("Done")

@@ -30,14 +30,14 @@ class FakeGenerator:
         if prompt.isascii() is False:
             raise InvalidInput("the fake model reads only ASCII letters")
         images = [draw_image(prompt, params.seed, i) for i in range(params.candidates)]
-        yield Progress("reading", 0.0)
-        yield Progress("painting", 0.0, contact_sheet(images, 0.02))
+        yield Progress("prefill", 0.0)
+        yield Progress("sampling", 0.0, contact_sheet(images, 0.02))
         for row, next_row in pairwise(range(ROWS + 1)):
             if cancel is not None and cancel.wait(self.delay):
                 raise Cancelled("stopped on request")
             if cancel is None:
                 time.sleep(self.delay)
-            yield Progress("painting", 0.9 * next_row / ROWS, contact_sheet(images, (row + 1) / ROWS))
+            yield Progress("sampling", 0.9 * next_row / ROWS, contact_sheet(images, (row + 1) / ROWS))
         yield Progress("ranking", 0.95)
         scores = [random.Random(f"{prompt}/{params.seed}/{i}").uniform(15, 35) for i in range(len(images))]
         order = sorted(range(len(images)), key=lambda i: (-scores[i], i))

@@ -225,7 +225,7 @@ def run_job(job: Job, function: JobFunction) -> None:
     """Run the function and make sure that the job ends, whatever happens."""
     if job.cancel.is_set():
         return
-    job.publish(Update("working", stage="reading"))
+    job.publish(Update("working", stage="prefill"))
     try:
         function(job)
         job.publish(Update("failed", message="The model stopped without a result."))

@@ -12,8 +12,8 @@ from ttt.ui.generate.results import RANKED_COLUMNS, Result
 from ttt.ui.html import duration, file_url, problem, progress_bar
 
 STAGES = {
-    "reading": "Reading the prompt",
-    "painting": "Generating",
+    "prefill": "Reading the prompt",
+    "sampling": "Generating",
     "decoding": "Decoding",
     "ranking": "Choosing the best",
     "done": "Done",
