@@ -87,6 +87,16 @@ def flop_per_code(config: DalleConfig) -> int:
     return 2 * (config.depth * layer + config.num_image_tokens * config.dim)
 
 
+def flops_per_sample(config: DalleConfig) -> float:
+    """Operations of one training sample: six a weight and position (two forward, four backward).
+
+    Matrix products with weights alone; the products within attention are left out.
+    """
+    inner = config.heads * config.dim_head
+    layer = 4 * inner * config.dim + 3 * config.ff_mult * config.dim**2
+    return 6.0 * config.seq_len * (config.depth * layer + config.dim * config.total_tokens)
+
+
 def memory_budget(device: torch.device) -> int:
     """Bytes that may be planned for on `device`: a share of what is free now."""
     return int(free_memory(device) * MEMORY_SHARE.get(device.type, MEMORY_SHARE["cpu"]))

@@ -73,15 +73,15 @@ def compared(members: list[Member], wanted: Wanted) -> Result:
 def single_losses(settings: RunSettings, steps: int) -> list[float]:
     """Of each step of the same run in one process: the same global batch, optimizer and schedule, other samples."""
     from ttt.bundle import find_bundle
-    from ttt.swarm.training.job import load_task
+    from ttt.swarm.training.run_model import load_run_model
     from ttt.train.step import TrainingStep
 
-    task = load_task(settings, find_bundle(settings.model.bundle), remember=True)
-    spec = task.optimizer_spec()
+    model = load_run_model(settings, find_bundle(settings.model.bundle), keep_activations=True)
+    spec = model.optimizer_spec()
     optimizer = spec.build_optimizer(spec.groups)
-    schedule, step = spec.make_schedule(optimizer), TrainingStep(task.dalle)
+    schedule, step = spec.make_schedule(optimizer), TrainingStep(model.dalle)
     losses = []
-    for batch in islice(iter(task.batches(settings.batch.global_batch, seed=99)), steps):
+    for batch in islice(iter(model.batches(settings.batch.global_batch, seed=99)), steps):
         losses.append(step.accumulate(batch, MICRO_BATCH))
         optimizer.step()
         optimizer.zero_grad()

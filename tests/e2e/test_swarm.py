@@ -17,7 +17,7 @@ from ttt import TextToImage
 from ttt.swarm.averaging.training_state import fingerprint_distance
 from ttt.swarm.config.run_file import write_run_file
 from ttt.swarm.coordinator.checkpoints import CheckpointStore
-from ttt.swarm.peer.backup import load_backup
+from ttt.swarm.peer.recovery import load_backup
 from ttt.swarm.process.status import StepRecord, read_rounds, read_steps
 
 pytestmark = [
@@ -105,7 +105,7 @@ def test_a_run_from_its_founding_to_its_end(tmp_path: Path) -> None:
         assert "going on from the checkpoint" in again.status.message
         back = swarm.peer("a", "--micro-batch", "4", "--seed", "4")
         back.wait(lambda status: status.step > last.step, 240)
-        taken_over = [line for line in back.log.splitlines() if "since step" in line][-1]
+        taken_over = [line for line in back.log.splitlines() if "starting at step" in line][-1]
         assert int(taken_over.rpartition(" ")[2]) >= last.step, "work before the checkpoint was lost"
         again.wait(lambda status: status.step > last.step, 60)
         assert again.stop() == 0

@@ -9,7 +9,7 @@ import torch
 
 from ttt.config import DEMO
 from ttt.model.dalle import Dalle
-from ttt.model.rotary import _rotate_complex, angles, rotary_tables, rotate, rotation
+from ttt.model.rotary import _rotate_complex, angles, rotary_channels, rotary_tables, rotate, rotation
 
 TINY = replace(DEMO, dim=8, depth=2, heads=1, dim_head=18, text_seq_len=5, image_fmap_size=4)
 
@@ -19,6 +19,12 @@ def test_both_ways_to_rotate_agree(dim_head: int) -> None:
     pos_emb = angles(replace(TINY, dim_head=dim_head))
     x = torch.randn(2, 3, pos_emb.shape[1], dim_head)
     torch.testing.assert_close(rotation(pos_emb, dim_head)(x), rotate(x, *rotary_tables(pos_emb)))
+
+
+@pytest.mark.parametrize("dim_head", [6, 7, 18, 32, 64])
+def test_the_number_of_rotated_channels(dim_head: int) -> None:
+    config = replace(TINY, dim_head=dim_head)
+    assert rotary_channels(config) == angles(config).shape[-1]
 
 
 def test_the_fast_way_is_taken_only_where_pairs_turn_alike() -> None:

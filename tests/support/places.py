@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ttt.swarm.training.requirements import Demand
+from ttt.swarm.training.requirements import ResourceEstimate
 from ttt.ui.contribute.fake import ADDRESS
 from ttt.ui.contribute.form import Asked
 from ttt.ui.contribute.host import Gpu, Place
@@ -10,7 +10,7 @@ from ttt.ui.contribute.host import Gpu, Place
 T4 = Place(gpu=Gpu("Tesla T4", 15 << 30, 14 << 30), gpus=1, cores=4, ram=16 << 30)
 CPU = Place(cores=2, ram=8 << 30)
 SPACE = Place(space="anna/demo", gpu=T4.gpu, gpus=1, ram=16 << 30)
-FITS = Demand("run", "a run", 4096, 125_900_000, 16, 5 << 30, 1 << 30, 1e12)
-TOO_LARGE = Demand("run", "a run", 4096, 6_000_000_000, 0, 90 << 30, 1 << 30, 1e12)
+FITS = ResourceEstimate("run", "a run", 4096, 125_900_000, 16, 5 << 30, 1 << 30, 1e12)
+TOO_LARGE = ResourceEstimate("run", "a run", 4096, 6_000_000_000, 0, 90 << 30, 1 << 30, 1e12)
 ASKED = Asked(run="run.toml", initial_peers=ADDRESS, name="me")
 LOOPBACK = "/ip4/127.0.0.1/tcp/5000/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"

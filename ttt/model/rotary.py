@@ -37,6 +37,11 @@ def angles(config: DalleConfig) -> Tensor:
     return torch.cat(parts, dim=-1).repeat_interleave(2, dim=-1)[None]
 
 
+def rotary_channels(config: DalleConfig) -> int:
+    """Number r of channels of a head that are rotated: a third each for text, row and column, in pairs."""
+    return 6 * (config.dim_head // 6)
+
+
 def rotary_tables(pos_emb: Tensor) -> tuple[Tensor, Tensor]:
     """Angles [1, n, r] -> float32 cosines and sines [n, r]; the first channel of a pair has its sine negated."""
     cos, sin = pos_emb[0].float().cos(), pos_emb[0].float().sin()

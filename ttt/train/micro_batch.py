@@ -15,6 +15,7 @@ from ttt.config import DalleConfig
 from ttt.errors import InvalidInput
 from ttt.hardware import is_out_of_memory, memory_budget
 from ttt.model.dalle import Dalle
+from ttt.model.rotary import rotary_channels
 from ttt.train.step import TrainingStep
 from ttt.types import Batch
 
@@ -94,8 +95,6 @@ def peak_bytes(
 
 def as_architecture(config: DalleConfig) -> Architecture:
     """The model as the calculator knows it."""
-    with torch.device("meta"):
-        columns = Dalle(replace(config, depth=1, share_layers=False)).transformer.pos_emb.shape[-1]
     return Architecture(
         family="dalle",
         name="ttt-dalle",
@@ -106,7 +105,7 @@ def as_architecture(config: DalleConfig) -> Architecture:
         feed_forward=config.dim * config.ff_mult,
         vocabulary=config.total_tokens,
         positions=config.seq_len,
-        rotary=columns,
+        rotary=rotary_channels(config),
         groups=len(set(config.weight_ids)),
         reversible=config.reversible,
         text_positions=config.text_seq_len,

@@ -152,6 +152,44 @@ class Lamb(torch.optim.Optimizer):
         return state
 
 
+class ClippedAdamW(torch.optim.AdamW):
+    """torch's AdamW with the gradients of each step scaled down to a joint norm of `max_grad_norm`.
+
+    As with `Lamb`, gradients are not changed, and a step whose gradients are not all finite changes nothing: scaling
+    by a norm of NaN would make every gradient NaN.
+    """
+
+    def __init__(self, params: Any, *, max_grad_norm: float, **kwargs: Any) -> None:
+        self.max_grad_norm = max_grad_norm
+        super().__init__(params, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies of the optimizer: torch copies only what is in `defaults`."""
+        return {**super().__getstate__(), "max_grad_norm": self.max_grad_norm}
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient; return the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        trained = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [p.grad for p in trained]
+        norm = float(nn.utils.get_total_norm(gradients))
+        if not math.isfinite(norm):
+            logger.warning("skipped a step: its gradients are not finite")
+            return loss
+        try:
+            if norm > self.max_grad_norm:
+                for p in trained:
+                    p.grad = p.grad * (self.max_grad_norm / norm)
+            super().step()
+        finally:
+            for p, gradient in zip(trained, gradients, strict=True):
+                p.grad = gradient
+        return loss
+
+
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Groups for Lamb: matrices and embeddings decay; biases, norms and scales (LayerScale) do not.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ttt.swarm.peer.backup import load_backup, save_backup
 
 from tests.support.backups import distance_of
 from tests.support.swarm import tiny_run
@@ -25,10 +26,9 @@ from ttt.swarm.dht.announcement import Announcement
 from ttt.swarm.history.reader import HistoryReader
 from ttt.swarm.history.types import CheckpointEntry as Row
 from ttt.swarm.history.writer import HISTORY_FILE, HistoryWriter
-from ttt.swarm.peer.backup import load_backup, save_backup
 from ttt.swarm.process.lifecycle import locked_folder
 from ttt.swarm.process.status import PeerStatus, write_status
-from ttt.swarm.training.job import make_optimizer
+from ttt.swarm.training.run_model import make_optimizer
 from ttt.train.optimizer import parameter_groups
 
 NAMES = [name for name, _ in tiny_dalle().named_parameters()]

@@ -1,4 +1,4 @@
-"""A peer's word about itself: within a record's range whatever the clock and the loss do, and again after a failure."""
+"""A peer's published metrics: within the range of a record whatever clock and loss do, and published after failures."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.swarm.peers import ID
 from ttt.swarm.dht.records import owner_of, parse
 from ttt.swarm.dht.validation import StrictSignatures
 from ttt.swarm.peer import metrics_publisher as module
-from ttt.swarm.peer.metrics_publisher import Publisher
+from ttt.swarm.peer.metrics_publisher import MetricsPublisher
 from ttt.swarm.process.reporter import Reporter
 from ttt.swarm.process.status import RoundRecord
 
 
 class Clocks:
-    """The wall clock, which somebody may set, and the one that nobody can."""
+    """The wall clock, which a user may set, and the monotonic one."""
 
     def __init__(self) -> None:
         self.wall, self.steady = 1_000_000.0, 50.0
@@ -55,9 +55,9 @@ def reporter(tmp_path: Path) -> Iterator[Reporter]:
     reporter.close("stopped")
 
 
-def silent(reporter: Reporter) -> Publisher:
-    """One that publishes only when it is told to, and has no network."""
-    publisher = Publisher(reporter, None, "cats-g0", None, 3600.0, micro_batch=4)
+def unconnected(reporter: Reporter) -> MetricsPublisher:
+    """A publisher without a network, whose thread is not started."""
+    publisher = MetricsPublisher(reporter, None, "cats-g0", None, 3600.0, micro_batch=4)
     publisher._started = module.time.time()
     return publisher
 
@@ -68,55 +68,52 @@ def averaged(**values: Any) -> RoundRecord:
     return RoundRecord.model_validate({**base, **values})
 
 
-def test_a_clock_that_was_set_back_makes_no_record_impossible(clocks: Clocks, reporter: Reporter) -> None:
-    publisher = silent(reporter)
-    publisher.computed(8, 2.0, 1.5)
+def test_a_clock_that_is_set_back_restarts_the_totals(clocks: Clocks, reporter: Reporter) -> None:
+    publisher = unconnected(reporter)
+    publisher.add_micro_batch(8, 2.0, 1.5)
     clocks.pass_(20)
     first = publisher._record()
     assert (first.interval, first.samples, first.samples_total, first.samples_per_second) == (20, 8, 8, 0.4)
     clocks.pass_(20)
     clocks.wall -= 3600
-    publisher.computed(4, 3.0, 1.0)
+    publisher.add_micro_batch(4, 3.0, 1.0)
     second = publisher._record()
     assert (second.interval, second.samples, second.loss) == (20, 4, 3.0)
-    assert second.started <= second.time < first.started, "others would take it for one from the future"
+    assert second.started <= second.time < first.started, "other peers would refuse it as from the future"
     assert (second.samples_total, second.compute_seconds_total) == (4, 1.0), "as of a new process"
     clocks.pass_(20)
-    publisher.computed(4, 3.0, 1.0)
+    publisher.add_micro_batch(4, 3.0, 1.0)
     third = publisher._record()
     assert (third.started, third.samples_total) == (second.started, 8)
-    publisher.close()
 
 
-@pytest.mark.parametrize(("loss", "told"), [(3e7, 1e6), (-1e300, -1e6), (1e308, 1e6), (float("nan"), None)])
-def test_a_loss_of_any_size_is_told_as_far_as_it_can_be(
-    clocks: Clocks, reporter: Reporter, loss: float, told: float | None
+@pytest.mark.parametrize(("loss", "published"), [(3e7, 1e6), (-1e300, -1e6), (1e308, 1e6), (float("nan"), None)])
+def test_a_loss_is_clipped_to_the_range_of_a_record(
+    clocks: Clocks, reporter: Reporter, loss: float, published: float | None
 ) -> None:
-    publisher = silent(reporter)
-    publisher.computed(8, loss, 1.0)
-    publisher.computed(8, loss, 1.0)
+    publisher = unconnected(reporter)
+    publisher.add_micro_batch(8, loss, 1.0)
+    publisher.add_micro_batch(8, loss, 1.0)
     record = publisher._record()
-    assert (record.loss, record.loss_count, record.samples) == (told, 16 if told is not None else 0, 16)
-    publisher.close()
+    assert (record.loss, record.loss_count, record.samples) == (published, 16 if published is not None else 0, 16)
 
 
 def test_rounds_beyond_the_range_are_cut(clocks: Clocks, reporter: Reporter) -> None:
-    publisher = silent(reporter)
+    publisher = unconnected(reporter)
     reporter.update(learning_rate=float("nan"), step=3)
-    publisher.averaged(
+    publisher.add_rounds(
         [averaged(seconds=-3600.0, group_size=10**6, results_received=1.0000001, weights={ID["bob"]: 1e300})]
     )
-    publisher.averaged(
+    publisher.add_rounds(
         [averaged(seconds=-3600.0, group_size=10**6, results_received=1.0000001, weights={ID["bob"]: 7.0})]
     )
     record = publisher._record()
     assert (record.averaging_seconds, record.group_size, record.share_received) == (0, 4096, 1)
     assert record.learning_rate is None and record.step == 3
     assert list(record.seen.values()) == [7.0]
-    publisher.close()
 
 
-def test_a_report_that_fails_is_told_and_the_next_one_is_tried(tmp_path: Path) -> None:
+def test_a_failed_publication_is_reported_and_the_next_one_is_tried(tmp_path: Path) -> None:
     signer = StrictSignatures(RSAPrivateKey())
     reporter = Reporter(tmp_path, peer_id=owner_of(signer.local_public_key))
     stored: list[Any] = []
@@ -130,12 +127,11 @@ def test_a_report_that_fails_is_told_and_the_next_one_is_tried(tmp_path: Path) -
                 raise BrokenPipeError("the network is gone")
             return SimpleNamespace(result=lambda timeout: True, cancel=lambda: None)
 
-    publisher = Publisher(reporter, Network(), "cats-g0", signer, 0.05)
-    deadline = time.monotonic() + 20
-    while len(stored) < 2:
-        assert time.monotonic() < deadline, "the thread has ended"
-        time.sleep(0.02)
-    publisher.close()
-    assert any("report was not sent: the network is gone" in text for text in reporter.status.problems)
+    with MetricsPublisher(reporter, Network(), "cats-g0", signer, 0.05).publishing():
+        deadline = time.monotonic() + 20
+        while len(stored) < 2:
+            assert time.monotonic() < deadline, "the thread has ended"
+            time.sleep(0.02)
+    assert any("metrics were not published: the network is gone" in text for text in reporter.status.problems)
     assert parse(signer.local_public_key, stored[-1], time.time()).peer_id == reporter.status.peer_id
     reporter.close("stopped")

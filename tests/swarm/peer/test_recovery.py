@@ -1,4 +1,4 @@
-"""What a peer does with numbers that are none, with a real optimizer that is alone in its swarm."""
+"""How a peer recovers from NaN and infinity, with a real optimizer that is alone in its swarm."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from tests.support.alone import alone
 from ttt.errors import Cancelled
 from ttt.swarm.averaging.optimizer import SwarmOptimizer
 from ttt.swarm.averaging.training_state import TrainingState, is_finite
-from ttt.swarm.peer.backup import load_backup, save_backup
-from ttt.swarm.peer.recovery import BAD_LOSSES, Recovery
+from ttt.swarm.peer.recovery import BAD_LOSSES, Recovery, load_backup, save_backup
 from ttt.swarm.process.reporter import Reporter
 
 
@@ -36,7 +35,7 @@ def recovery(optimizer: SwarmOptimizer, tmp_path: Path) -> Iterator[Recovery]:
         for parameter in optimizer.parameters():
             parameter.fill_(0.5)
     reporter = Reporter(tmp_path)
-    yield Recovery(optimizer, reporter, tmp_path, generation=1, every_seconds=60, forget=lambda: None)
+    yield Recovery(optimizer, reporter, tmp_path, generation=1, every_seconds=60, drop_share=lambda: None)
     reporter.close("stopped")
 
 
@@ -56,36 +55,36 @@ def test_a_state_with_nan_does_not_replace_the_backup(recovery: Recovery) -> Non
     assert "the last backup is kept" in recovery.reporter.status.problems[-1]
 
 
-def test_a_backup_that_cannot_be_written_is_told(recovery: Recovery) -> None:
+def test_a_backup_that_cannot_be_written_is_reported(recovery: Recovery) -> None:
     (recovery.folder / "backup.safetensors").mkdir()
     recovery.back_up()
     assert "backup.safetensors could not be written" in recovery.reporter.status.problems[-1]
 
 
-def test_losses_that_are_not_finite_bring_the_backup_back(recovery: Recovery) -> None:
+def test_losses_that_are_not_finite_restore_the_backup(recovery: Recovery) -> None:
     recovery.back_up()
     spoil(recovery)
-    assert recovery.loss_is_good(1.0)
-    assert not any(recovery.loss_is_good(math.nan) for _ in range(BAD_LOSSES))
+    assert recovery.accept_loss(1.0)
+    assert not any(recovery.accept_loss(math.nan) for _ in range(BAD_LOSSES))
     assert all(bool((parameter == 0.5).all()) for parameter in recovery.optimizer.parameters())
     assert "restored from its own backup" in recovery.reporter.status.problems[-1]
 
 
-def test_a_backup_that_does_not_fit_is_none(recovery: Recovery) -> None:
+def test_a_backup_that_does_not_fit_is_not_loaded(recovery: Recovery) -> None:
     state = recovery.optimizer.state_averager.state(copy=True)
     broken = {name: tensor.double() for name, tensor in state.tensors.items()}
     save_backup(recovery.folder, replace(state, tensors=broken), generation=1)
     spoil(recovery)
-    with pytest.raises(Cancelled):  # it waits for a donor, until it is asked to stop
+    with pytest.raises(Cancelled):  # it waits for a donor until asked to stop
         recovery.check_parameters()
-    told = "\n".join(recovery.reporter.status.problems)
-    assert "cannot be used" in told and "neither a donor nor a backup is there" in told
+    problems = "\n".join(recovery.reporter.status.problems)
+    assert "cannot be used" in problems and "there is neither a donor nor a backup" in problems
 
 
-def test_where_nobody_holds_a_later_state_an_older_one_is_taken(
+def test_an_older_state_is_loaded_if_no_donor_has_a_later_one(
     recovery: Recovery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The coordinator's last checkpoint, say, where all peers fell ill at once."""
+    """Such as the coordinator's last checkpoint, if the numbers of all peers became NaN at once."""
     averager = recovery.optimizer.state_averager
     kept = replace(averager.state(copy=True), epoch=2)
 

@@ -141,7 +141,7 @@ def test_a_real_peer_at_a_terminal(tmp_path: Path) -> None:
             peer.until(lambda text: "Connecting to the swarm" in text, "the first block")
             peer.until(lambda text: re.search(r"\d+ of 64 samples towards step [12]", text), "progress")
             peer.until(lambda text: re.search(r"Samples contributed\D*[1-9]", text), "samples")
-            peer.until(lambda text: "step 2 is done, as asked for" in text, "the end")
+            peer.until(lambda text: "step 2 is done, as requested" in text, "the end")
             while peer.read():
                 pass
             assert peer.process.wait(60) == 0
@@ -149,5 +149,5 @@ def test_a_real_peer_at_a_terminal(tmp_path: Path) -> None:
             peer.process.kill()
             peer.process.wait()
         assert "tiny as Ada" in peer.text
-        assert "in micro-batches of 8, activations remembered" in peer.text
+        assert "in micro-batches of 8, activations kept" in peer.text
         assert peer.written.rindex("\x1b[?25h") > peer.written.rindex("\x1b[?25l")

@@ -12,10 +12,11 @@ import pytest
 from tests.support.places import ASKED, CPU, FITS, LOOPBACK, T4, TOO_LARGE
 from ttt.bundle import Bundle
 from ttt.errors import InvalidInput
+from ttt.hardware import MEMORY_SHARE
 from ttt.swarm.config.run_config import RunSettings
 from ttt.swarm.config.run_file import write_run_file
 from ttt.swarm.process.control_files import DesiredState
-from ttt.swarm.training.requirements import demand_of
+from ttt.swarm.training.requirements import estimate_resources
 from ttt.ui.contribute import setup_view as contribute_view
 from ttt.ui.contribute.fake import ADDRESS, FakeDesk
 from ttt.ui.contribute.form import FIELDS, Asked, addresses, memory_of, order_of, read
@@ -25,7 +26,7 @@ from ttt.ui.contribute.host import Place, reach
 def test_the_order_of_a_form() -> None:
     order = order_of(Asked(**{**vars(ASKED), "hours": 2, "gpu_gib": 7.5, "limit": 3}), T4, FITS, exit_with_pid=7)
     assert order.run == "run.toml" and order.initial_peers == [ADDRESS] and order.name == "me"
-    assert order.micro_batch == 16 and order.limit == 3 and order.exit_with_pid == 7
+    assert order.micro_batch == 0 and order.limit == 3 and order.exit_with_pid == 7
     assert order.gpu_fraction == pytest.approx(0.5)
     assert order.stop_at == pytest.approx(time.time() + 7200, abs=60)
 
@@ -40,14 +41,26 @@ def test_the_earlier_of_two_limits_counts() -> None:
 
 def test_memory_that_may_be_planned_for() -> None:
     assert memory_of(Asked(gpu_gib=4), T4) == 4 << 30
-    assert memory_of(Asked(), T4) == int(0.9 * (14 << 30))
     assert memory_of(Asked(gpu_gib=4), CPU) == int(0.6 * (8 << 30))
 
 
-def test_a_model_that_does_not_fit_is_refused_unless_one_insists() -> None:
-    with pytest.raises(InvalidInput, match=r"needs 90\.0 GiB here and 12\.6 GiB can be used"):
+def test_a_model_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"needs 90\.0 GiB here and 11\.9 GiB can be used"):
         order_of(ASKED, T4, TOO_LARGE)
-    assert order_of(Asked(**{**vars(ASKED), "micro_batch": 1}), T4, TOO_LARGE).micro_batch == 1
+    with pytest.raises(InvalidInput, match="needs 90"):
+        order_of(Asked(**{**vars(ASKED), "micro_batch": 1}), T4, TOO_LARGE)
+
+
+def test_a_suggested_micro_batch_is_not_an_order() -> None:
+    """The peer would take it for the user's choice; memory may be shorter by the time the peer starts."""
+    assert FITS.micro_batch == 16 and order_of(ASKED, T4, FITS).micro_batch == 0
+    assert order_of(Asked(**{**vars(ASKED), "micro_batch": 4}), T4, FITS).micro_batch == 4
+
+
+def test_a_suggestion_and_the_peer_use_the_same_share_of_free_memory() -> None:
+    assert T4.gpu is not None
+    assert memory_of(Asked(), T4) == int(MEMORY_SHARE["cuda"] * T4.gpu.free)
+    assert memory_of(Asked(), CPU) == int(MEMORY_SHARE["cpu"] * CPU.ram)
 
 
 @pytest.mark.parametrize(
@@ -96,16 +109,28 @@ def run_file(folder: Path, **sections: Any) -> str:
 
 def test_the_verdict_on_a_run(bundle: Bundle, tmp_path: Path) -> None:
     run = run_file(tmp_path, model={"bundle": str(bundle.root)}, batch={"global_batch": 64})
-    demand = demand_of(run, 1 << 30, cuda=False)
-    assert demand.known and demand.micro_batch == 8 and 0 < demand.needs < 1 << 30
-    least = demand_of(run, 1, cuda=True)
-    assert least.micro_batch == 0 and least.needs > 1
-    assert demand_of(run, 1 << 30, cuda=True).micro_batch == 64 // 8
-    assert demand.cpu_pace(1e9) > 0
+    demand = estimate_resources(run, 1 << 30, cuda=False)
+    assert demand.known and demand.micro_batch == 8 and 0 < demand.memory < 1 << 30
+    least = estimate_resources(run, 1, cuda=True)
+    assert least.micro_batch == 0 and least.memory > 1
+    assert estimate_resources(run, 1 << 30, cuda=True).micro_batch == 64 // 8
+    assert demand.cpu_samples_per_second(1e9) > 0
+
+
+def test_an_estimate_builds_no_model(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.nn.Module.__init__", lambda self: pytest.fail("a torch module was built"))
+    run = run_file(tmp_path, model={"bundle": str(bundle.root)})
+    assert estimate_resources(run, 1 << 30, cuda=True).known
+
+
+def test_a_bundle_in_the_home_folder_is_found(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(bundle.root.parent))
+    run = run_file(tmp_path, model={"bundle": f"~/{bundle.root.name}"})
+    assert estimate_resources(run, 1 << 30, cuda=True).known
 
 
 def test_a_model_on_the_hub_is_not_fetched_for_a_verdict(tmp_path: Path) -> None:
-    demand = demand_of(run_file(tmp_path, model={"bundle": "somebody/model"}), 1 << 30, cuda=True)
+    demand = estimate_resources(run_file(tmp_path, model={"bundle": "somebody/model"}), 1 << 30, cuda=True)
     assert not demand.known
     found = contribute_view.findings(T4, demand, None)
     assert any("once the peer has fetched it" in one.text for one in found)
@@ -114,7 +139,7 @@ def test_a_model_on_the_hub_is_not_fetched_for_a_verdict(tmp_path: Path) -> None
 
 def test_a_run_file_that_is_wrong_is_told(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="is not there"):
-        demand_of(str(tmp_path / "absent.toml"), 1 << 30, cuda=False)
+        estimate_resources(str(tmp_path / "absent.toml"), 1 << 30, cuda=False)
 
 
 def test_findings_name_memory_and_pace() -> None:

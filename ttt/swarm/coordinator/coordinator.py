@@ -46,7 +46,7 @@ from ttt.swarm.history.writer import HISTORY_FILE, HistoryWriter
 from ttt.swarm.process.lifecycle import check_machine, check_shared_memory, shared_memory_needed
 from ttt.swarm.process.reporter import Reporter
 from ttt.swarm.process.session import signals, swarm_session
-from ttt.swarm.training.job import Task, load_task
+from ttt.swarm.training.run_model import RunModel, load_run_model
 
 LOOK_SECONDS = 5.0
 UPLOAD_SECONDS = 120.0
@@ -98,27 +98,27 @@ class Coordinator:
             if named:
                 check_source(self.settings.data.source)
             bundle = find_bundle(self.settings.model.bundle)
-            task = load_task(self.settings, bundle)
+            model = load_run_model(self.settings, bundle)
             eight_bit = self.settings.optimizer.eight_bit
-            check_shared_memory(shared_memory_needed(task.parameters, trains=False, eight_bit=eight_bit))
+            check_shared_memory(shared_memory_needed(model.parameters, trains=False, eight_bit=eight_bit))
             self.reporter.set_state("connecting", "opening the network")
             self.dht = stack.enter_context(self._dht())
             self.history = stack.enter_context(self._history())
             self.painter = stack.enter_context(closing(self._painter()))
             self.monitor = Monitor(self.history, self.settings.batch.global_batch)
-            self.keeper = stack.enter_context(self._keeper(task))
+            self.keeper = stack.enter_context(self._keeper(model))
             stack.enter_context(signals(self.stop))  # hivemind has set its own
-            self._begin(bundle, task)
+            self._begin(bundle, model)
             if not named:
                 threading.Thread(target=self._look_for_data, daemon=True, name="data").start()
             self._try(lambda: write_generation(self.folder, self.announcement))
-            self._watch(bundle, task)
+            self._watch(bundle, model)
             self.reporter.set_state("stopping", "writing a last checkpoint")
             self._try(self._look)  # what happened since the last look belongs to the history and to that checkpoint
-            self._try(lambda: self._checkpoint(bundle, task))
+            self._try(lambda: self._checkpoint(bundle, model))
             self.uploader.finish(UPLOAD_SECONDS)
 
-    def _begin(self, bundle: Bundle, task: Task) -> None:
+    def _begin(self, bundle: Bundle, model: RunModel) -> None:
         """Take the newest of: what the swarm holds, the newest checkpoint, the first weights."""
         newest = self._newest_checkpoint()
         if newest is not None:
@@ -130,7 +130,7 @@ class Coordinator:
             how = f"going on from the checkpoint of step {newest.step}"
         else:
             how = "founded the run, from its first weights"
-            self._try_to_keep(lambda: self._save(bundle, task))
+            self._try_to_keep(lambda: self._save(bundle, model))
         self._write_down_checkpoints()
         self.painter.forget_after(self.keeper.local_epoch)
         if newest is not None:
@@ -161,7 +161,7 @@ class Coordinator:
             )
         return newest
 
-    def _watch(self, bundle: Bundle, task: Task) -> None:
+    def _watch(self, bundle: Bundle, model: RunModel) -> None:
         announced = looked = time.monotonic()
         while not self.stop.wait(min(LOOK_SECONDS, self.settings.metrics.every_seconds)):
             self._try(self._look)
@@ -174,7 +174,7 @@ class Coordinator:
                 self._try(lambda: keep_company(self.dht, self.folder))
             done = self.reporter.status.step >= self.settings.optimizer.total_steps > self.keeper.local_epoch
             if done or now >= self._due:
-                self._try_to_keep(lambda: self._checkpoint(bundle, task))
+                self._try_to_keep(lambda: self._checkpoint(bundle, model))
 
     def _try_to_keep(self, act: Callable[[], object]) -> None:
         """Write a checkpoint, and choose when the next one is: soon where this one failed."""
@@ -214,17 +214,17 @@ class Coordinator:
             learning_rate=point.learning_rate if point else None,
         )
 
-    def _checkpoint(self, bundle: Bundle, task: Task) -> None:
+    def _checkpoint(self, bundle: Bundle, model: RunModel) -> None:
         """Fetch the newest state from a peer and write it down."""
         if self.reporter.status.step > self.keeper.local_epoch and not self.keeper.load_state_from_peers(
             timeout=self.settings.averaging.averaging_timeout
         ):
             raise SwarmError("no peer gave its state; the checkpoint waits until one does")
         self._offer()
-        self._save(bundle, task)
+        self._save(bundle, model)
 
-    def _save(self, bundle: Bundle, task: Task) -> None:
-        saved = self.store.save(self.keeper.state(copy=True), task.dalle, bundle, self.announcement.generation)
+    def _save(self, bundle: Bundle, model: RunModel) -> None:
+        saved = self.store.save(self.keeper.state(copy=True), model.dalle, bundle, self.announcement.generation)
         self.reporter.update(checkpoint=str(saved.path))
         self.uploader.offer(saved)
         self._write_down_checkpoints()
@@ -287,8 +287,8 @@ class Coordinator:
             dht.shutdown()
 
     @contextmanager
-    def _keeper(self, task: Task) -> Iterator[SwarmStateAverager]:
-        keeper = make_state_server(self.dht, self.prefix, task.optimizer_spec(), self.settings.averaging, self.access)
+    def _keeper(self, model: RunModel) -> Iterator[SwarmStateAverager]:
+        keeper = make_state_server(self.dht, self.prefix, model.optimizer_spec(), self.settings.averaging, self.access)
         try:
             yield keeper
         finally:

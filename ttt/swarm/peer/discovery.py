@@ -1,4 +1,7 @@
-"""How a peer finds its run, a donor of the state, the way back after a cut; sees a roll-back. Knows no tensors."""
+"""Follows a run in the DHT for one peer: its announcement, donors of its state, roll-backs, and outages of the network.
+
+Independent of the model and of training.
+"""
 
 from __future__ import annotations
 
@@ -10,61 +13,97 @@ from contextlib import contextmanager
 from ttt.errors import Cancelled
 from ttt.swarm.config.options import PeerOptions
 from ttt.swarm.dht.announcement import Announcement
-from ttt.swarm.dht.node import SwarmDHT, find_announcement, find_donors, reconnect
+from ttt.swarm.dht.node import SwarmDHT, find_announcement, find_donors, reconnect, run_prefix
 from ttt.swarm.process.reporter import Reporter
 
-LOOK_AROUND_SECONDS = 10.0
-HAND_OVER_SECONDS = 60.0
-"""Without a sign of the coordinator, at the end of a run."""
+WATCH_SECONDS = 10.0
+CHECKPOINT_WAIT_SECONDS = 60.0
+"""At the end of a run: time without progress after which the coordinator counts as absent."""
 
 
-class Lookout:
-    """The eyes of one peer on its network."""
+class LeaveRequest:
+    """The request to leave the swarm, with its reason. Any thread may make it; the training thread acts on it."""
 
-    def __init__(self, dht: SwarmDHT, options: PeerOptions, run: str, reporter: Reporter, stop: threading.Event):
-        self.dht, self.options, self.run, self.reporter, self.stop = dht, options, run, reporter, stop
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.reason = "asked to stop"
+        self.restart = False
+        """Start this program again once the peer has left."""
+        self.restart_options: list[str] = []
+        """Options of the command line that replace those given before."""
 
-    def wait_for_run(self) -> Announcement:
-        """The announcement of a coordinator that the peer was told; Cancelled when asked to stop meanwhile."""
-        while (found := self._announced()) is None:
+    def leave_and_restart(self, reason: str, *options: str) -> None:
+        self.reason, self.restart, self.restart_options = reason, True, list(options)
+        self.event.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep; return True at once when the request is made."""
+        return self.event.wait(seconds)
+
+    def raise_if_made(self) -> None:
+        if self.event.is_set():
+            raise Cancelled(self.reason)
+
+
+def wait_for_run(
+    dht: SwarmDHT, options: PeerOptions, run: str, reporter: Reporter, leave: LeaveRequest
+) -> Announcement:
+    """Wait until a coordinator that the options name has announced the run. Raises Cancelled if asked to leave."""
+    while (announcement := find_announcement(dht, run, options.coordinators)) is None:
+        reporter.set_state(
+            "waiting for a donor", f"no coordinator has announced the run {run!r} yet; is its coordinator running?"
+        )
+        leave.wait(1.0)
+        leave.raise_if_made()
+    return announcement
+
+
+class RunDiscovery:
+    """Follows one generation of a run; asks the peer to leave and restart when the run was rolled back."""
+
+    def __init__(
+        self,
+        dht: SwarmDHT,
+        options: PeerOptions,
+        run: str,
+        announcement: Announcement,
+        reporter: Reporter,
+        leave: LeaveRequest,
+    ) -> None:
+        self.dht, self.options, self.run, self.reporter, self.leave = dht, options, run, reporter, leave
+        self.generation = announcement.generation
+        self.run_prefix = run_prefix(run, self.generation)
+
+    def wait_for_donor(self) -> None:
+        """Wait until a peer or the coordinator offers the state. Raises Cancelled if asked to leave meanwhile."""
+        while not find_donors(self.dht, self.run_prefix):
             self.reporter.set_state(
                 "waiting for a donor",
-                f"nobody has announced the run {self.run!r} yet; is its coordinator running?",
+                "neither the coordinator nor a peer offers the state of the run; a peer never starts a run itself",
             )
-            self._pause()
-        return found
+            self._check_generation()
+            self.leave.wait(1.0)
+            self.leave.raise_if_made()
 
-    def wait_for_donor(self, run_prefix: str, generation: int, rolled_back: Callable[[], None]) -> None:
-        """Until somebody offers the state of this generation; Cancelled when asked to stop meanwhile.
+    def wait_for_final_checkpoint(self, step: int, state_bytes_sent: Callable[[], int]) -> None:
+        """Stay until the coordinator offers the state of the last step itself, or appears to be absent.
 
-        rolled_back: called where there is a newer one, whose state nobody offers here.
+        state_bytes_sent: bytes of the state that others have downloaded from this peer; while they grow, a download is
+        in progress.
         """
-        while not find_donors(self.dht, run_prefix):
-            self.reporter.set_state(
-                "waiting for a donor",
-                "neither the coordinator nor any peer offers the state of the run; a peer never begins a run by itself",
-            )
-            self._look_for_newer(generation, rolled_back)
-            self._pause()
-
-    def hand_over(self, run_prefix: str, step: int, given: Callable[[], int]) -> None:
-        """Stay until the coordinator has the state of the last step: until it offers it itself, or is away.
-
-        given: bytes of the state that others took from us so far; while these grow, somebody is taking it.
-        """
-        last, deadline = given(), time.monotonic() + HAND_OVER_SECONDS
-        while time.monotonic() < deadline and not self.stop.wait(1.0):
-            offers = find_donors(self.dht, run_prefix)
-            if any(offers.get(coordinator, -1) >= step for coordinator in self.options.coordinators):
+        last, deadline = state_bytes_sent(), time.monotonic() + CHECKPOINT_WAIT_SECONDS
+        while time.monotonic() < deadline and not self.leave.wait(1.0):
+            donors = find_donors(self.dht, self.run_prefix)
+            if any(donors.get(coordinator, -1) >= step for coordinator in self.options.coordinators):
                 return
-            if (now := given()) != last:
-                last, deadline = now, time.monotonic() + HAND_OVER_SECONDS
+            if (sent := state_bytes_sent()) != last:
+                last, deadline = sent, time.monotonic() + CHECKPOINT_WAIT_SECONDS
 
     @contextmanager
-    def watching(self, generation: int, rolled_back: Callable[[], None]) -> Iterator[None]:
-        """A thread that finds the way back into a network that was cut, and tells of a roll-back."""
+    def watching(self) -> Iterator[None]:
+        """Run a thread that reconnects after an outage of the network, and notices roll-backs."""
         done = threading.Event()
-        thread = threading.Thread(target=self._watch, args=(done, generation, rolled_back), daemon=True, name="network")
+        thread = threading.Thread(target=self._watch, args=(done,), daemon=True, name="network")
         thread.start()
         try:
             yield
@@ -72,22 +111,15 @@ class Lookout:
             done.set()
             thread.join(timeout=35)
 
-    def _watch(self, done: threading.Event, generation: int, rolled_back: Callable[[], None]) -> None:
-        while not done.wait(LOOK_AROUND_SECONDS):
+    def _watch(self, done: threading.Event) -> None:
+        while not done.wait(WATCH_SECONDS):
             try:
                 reconnect(self.dht, self.options.initial_peers)
-                self._look_for_newer(generation, rolled_back)
-            except Exception as error:  # without this thread the peer would never find back after a cut
-                self.reporter.report_problem(f"looking around in the network failed: {error or type(error).__name__}")
+                self._check_generation()
+            except Exception as error:  # if this thread ended, the peer would never reconnect after an outage
+                self.reporter.report_problem(f"checking the network failed: {error or type(error).__name__}")
 
-    def _look_for_newer(self, generation: int, rolled_back: Callable[[], None]) -> None:
-        found = self._announced()
-        if found is not None and found.generation > generation:
-            rolled_back()
-
-    def _announced(self) -> Announcement | None:
-        return find_announcement(self.dht, self.run, self.options.coordinators)
-
-    def _pause(self) -> None:
-        if self.stop.wait(1.0):
-            raise Cancelled("asked to stop")
+    def _check_generation(self) -> None:
+        announcement = find_announcement(self.dht, self.run, self.options.coordinators)
+        if announcement is not None and announcement.generation > self.generation:
+            self.leave.leave_and_restart("the run was rolled back; rejoining it")

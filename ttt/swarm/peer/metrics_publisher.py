@@ -1,4 +1,4 @@
-"""A peer's regular word about itself, from its status to a signed record in the DHT. Knows no model."""
+"""Publishes the metrics of a peer to the DHT as a signed record, at a fixed interval. Independent of the model."""
 
 from __future__ import annotations
 
@@ -6,25 +6,28 @@ import math
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ttt.swarm.dht.records import MAX_SAMPLES, MAX_SEEN, PeerRecord, publish, record_text, tag_of
 from ttt.swarm.process.reporter import Reporter
 from ttt.swarm.process.status import RoundRecord
 
-LIFETIMES = 3.0
-"""Of a record, in reporting intervals: two may get lost."""
+RECORD_INTERVALS = 3.0
+"""Lifetime of a record in publishing intervals: two records in a row may be lost before the peer seems to be gone."""
 
 
-class Publisher:
-    """Collects what happened between two records; a thread of its own publishes them."""
+class MetricsPublisher:
+    """Sums up what this peer computed between two records. All methods may be called from any thread."""
 
     def __init__(self, reporter: Reporter, dht: Any, run_prefix: str, signer: Any, every: float, **about: Any) -> None:
-        """about: `PeerRecord` fields that never change (device, micro_batch, client_mode, auxiliary, software)."""
+        """every: seconds between records. about: fields of `PeerRecord` that never change (device, micro_batch,
+        client_mode, auxiliary, software)."""
         self.reporter, self.dht, self.run, self.signer, self.every, self.about = (
             reporter, dht, run_prefix, signer, every, about,
         )  # fmt: skip
-        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._lock = threading.Lock()
         self._losses = self._samples = 0.0
         self._seconds = self._seconds_total = 0.0
         self._samples_total = 0
@@ -32,11 +35,21 @@ class Publisher:
         self._last: RoundRecord | None = None
         self._started = reporter.status.started
         self._published = time.monotonic()
-        self._thread = threading.Thread(target=self._publish_regularly, daemon=True, name="metrics")
-        self._thread.start()
 
-    def computed(self, samples: int, loss: float, seconds: float) -> None:
-        """A micro-batch is done."""
+    @contextmanager
+    def publishing(self) -> Iterator[None]:
+        """Publish from a thread until the end of the block."""
+        done = threading.Event()
+        thread = threading.Thread(target=self._publish_regularly, args=(done,), daemon=True, name="metrics")
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join(timeout=15)
+
+    def add_micro_batch(self, samples: int, loss: float, seconds: float) -> None:
+        """Count a micro-batch. loss: the mean of its samples; seconds: the time that the device computed."""
         with self._lock:
             self._losses += loss * samples
             self._samples += samples
@@ -44,8 +57,9 @@ class Publisher:
             self._seconds += seconds
             self._seconds_total += seconds
 
-    def averaged(self, records: list[RoundRecord]) -> None:
-        """What this peer saw of others, for the monitor: a check on what they say of themselves."""
+    def add_rounds(self, records: list[RoundRecord]) -> None:
+        """Count the samples that groupmates contributed: the monitor checks the claims of every peer by what the others
+        have seen of it."""
         with self._lock:
             for record in records:
                 if record.kind == "gradients":
@@ -54,21 +68,17 @@ class Publisher:
                         if peer != self.reporter.status.peer_id and 0 <= weight <= MAX_SAMPLES:
                             self._seen[tag_of(peer)] = min(self._seen[tag_of(peer)] + weight, MAX_SAMPLES)
 
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join(timeout=15)
-
-    def _publish_regularly(self) -> None:
-        while not self._stop.wait(self.every):
+    def _publish_regularly(self, done: threading.Event) -> None:
+        while not done.wait(self.every):
             try:
                 self.publish()
-            except Exception as error:  # the next report may go through, and credit depends on them
-                self.reporter.report_problem(f"this peer's report was not sent: {error or type(error).__name__}")
+            except Exception as error:  # the next one may succeed, and this peer's credit depends on them
+                self.reporter.report_problem(f"this peer's metrics were not published: {error or type(error).__name__}")
 
     def publish(self) -> bool:
-        """One record now; False where the network did not take it."""
+        """Publish one record now; return False if the network did not accept it."""
         record = self._record()
-        return publish(self.dht, self.run, record, self.signer, lifetime=LIFETIMES * self.every + 10)
+        return publish(self.dht, self.run, record, self.signer, lifetime=RECORD_INTERVALS * self.every + 10)
 
     def _record(self) -> PeerRecord:
         status, now, moment = self.reporter.status, time.time(), time.monotonic()
@@ -76,11 +86,13 @@ class Publisher:
             samples, losses, seconds = int(self._samples), self._losses, self._seconds
             self._samples = self._losses = self._seconds = 0.0
             interval, self._published = moment - self._published, moment
-            if now < self._started:  # the clock was set back: totals begin anew, as those of a new process do
+            if now < self._started:
+                # The clock was set back. Restart the totals as a new process would: a record that started in the future
+                # is refused by every reader.
                 self._started, self._samples_total, self._seconds_total = now, samples, seconds
                 self._seen.clear()
             loss = _within("loss", losses / samples) if samples else None
-            seen = dict(sorted(self._seen.items(), key=lambda one: -one[1])[:MAX_SEEN])
+            seen = dict(sorted(self._seen.items(), key=lambda item: -item[1])[:MAX_SEEN])
             last = self._last
             numbers = {
                 "interval": interval, "step": status.step, "samples": samples, "samples_total": self._samples_total,
@@ -99,7 +111,7 @@ class Publisher:
 
 
 def _within(name: str, value: Any) -> Any:
-    """A number cut to what a record may say there; the field's default where it is none."""
+    """Clip a number to the range of a record's field; NaN and None become the field's default."""
     field = PeerRecord.model_fields[name]
     if value is None or math.isnan(value):
         return field.get_default()

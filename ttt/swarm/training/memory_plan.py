@@ -1,4 +1,4 @@
-"""The device that a peer trains on: what fits there and how, its name, its memory. Knows no network."""
+"""Plans how a peer trains on its device: the micro-batch and memory technique that fit. Independent of the network."""
 
 from __future__ import annotations
 
@@ -11,63 +11,66 @@ from ttt.errors import InvalidInput
 from ttt.hardware import memory_budget
 from ttt.train.micro_batch import MemoryPlan, peak_bytes, plan_memory
 
-MICRO_BATCH = {True: 64, False: 8}
-"""The largest that is proposed with and without CUDA: beyond it there is little to gain, and others wait longer."""
+MAX_MICRO_BATCH = {"cuda": 64, "cpu": 8}
+"""The largest micro-batch that is chosen automatically: larger ones gain little speed, and other peers wait."""
 STEP_SHARE = 8
-"""A micro-batch is at most this fraction of the global batch, so that a step does not end with a jump."""
+"""An automatic micro-batch is at most this fraction of the global batch, or the step would overshoot its batch."""
 
 
-def plan(
-    config: DalleConfig, device: torch.device, dtype: torch.dtype, global_batch: int, *, asked: int = 0, free: int = 0
+def plan_micro_batch(
+    config: DalleConfig, device: torch.device, dtype: torch.dtype, global_batch: int, *, limit: int = 0, free: int = 0
 ) -> MemoryPlan:
-    """Micro-batch and memory technique of a peer; InvalidInput where not even one sample fits, or too many are asked.
+    """Choose micro-batch and memory technique by the free memory of the device.
 
-    asked: the micro-batch that its owner insists on; 0: the largest that fits and is worth it. free: bytes that may be
-    used; 0: measured.
+    limit: the micro-batch that the user chose, which is taken if it fits, and halved until it does; 0: choose. free:
+    bytes that may be used; 0: measure them. Raises InvalidInput if not even one sample fits, or `limit` is larger than
+    the global batch.
     """
-    if asked > global_batch:
+    if limit > global_batch:
         raise InvalidInput(
-            f"--micro-batch {asked} is more than the global batch of this run, {global_batch}, and others would not "
-            f"believe it; choose at most {global_batch}, or 0 for what fits"
+            f"--micro-batch {limit} is more than the global batch of this run, {global_batch}, and other peers would "
+            f"refuse it; choose at most {global_batch}, or 0 for the largest that fits"
         )
-    free = free or usable(device)
-    if not asked:
-        most = min(MICRO_BATCH[device.type == "cuda"], max(1, global_batch // STEP_SHARE))
-        return plan_memory(config, device, most, dtype, free=free)
-    remembering = peak_bytes(config, device, asked, dtype, reversible=False)
-    if not config.reversible or remembering <= free:
-        return MemoryPlan(asked, False, remembering)
-    return MemoryPlan(asked, True, peak_bytes(config, device, asked, dtype, reversible=True))
+    free = free or usable_bytes(device)
+    if not limit:
+        most = MAX_MICRO_BATCH.get(device.type, MAX_MICRO_BATCH["cpu"])
+        return plan_memory(config, device, min(most, max(1, global_batch // STEP_SHARE)), dtype, free=free)
+    # plan_memory prefers a smaller micro-batch with activations kept; here the user's size comes first.
+    for reversible in (False, True) if config.reversible else (False,):
+        needed = peak_bytes(config, device, limit, dtype, reversible)
+        if needed <= free:
+            return MemoryPlan(limit, reversible, needed)
+    return plan_memory(config, device, limit, dtype, free=free)
 
 
-def least(config: DalleConfig, device: torch.device, dtype: torch.dtype) -> int:
-    """Bytes that a micro-batch of 1 takes."""
+def min_bytes(config: DalleConfig, device: torch.device, dtype: torch.dtype) -> int:
+    """Return the peak bytes of training with a micro-batch of 1."""
     return peak_bytes(config, device, 1, dtype, reversible=config.reversible)
 
 
-def usable(device: torch.device) -> int:
-    """Bytes that may be planned for; of a GPU no more than its owner lends."""
+def usable_bytes(device: torch.device) -> int:
+    """Return the bytes that may be planned for; on a GPU not more than the user's cap on this process."""
     if device.type != "cuda":
         return memory_budget(device)
-    lent = torch.cuda.get_per_process_memory_fraction(device) * torch.cuda.get_device_properties(device).total_memory
-    return min(memory_budget(device), int(lent))
+    cap = torch.cuda.get_per_process_memory_fraction(device) * torch.cuda.get_device_properties(device).total_memory
+    return min(memory_budget(device), int(cap))
 
 
 def memory_in_use(device: torch.device) -> tuple[int, int]:
-    """(bytes that this process holds on the GPU, bytes it has); zeros where there is none."""
+    """Return (bytes that this process holds on the GPU, bytes of the GPU); zeros without a GPU."""
     if device.type != "cuda":
         return 0, 0
     return torch.cuda.memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
 
 
 def device_name(device: torch.device) -> str:
-    """In words, for the leaderboard."""
+    """Return a human-readable name for the leaderboard."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     return f"{device.type.upper()}, {os.cpu_count()} cores"
 
 
-def in_words(fitted: MemoryPlan, device: torch.device) -> str:
-    """What is done at once, and how."""
-    how = "computed again" if fitted.reversible else "remembered"
-    return f"training on {device} in micro-batches of {fitted.micro_batch}, activations {how},"
+def describe_plan(plan: MemoryPlan, device: torch.device) -> str:
+    """Return the plan as text for the status."""
+    activations = "recomputed" if plan.reversible else "kept"
+    return f"training on {device} in micro-batches of {plan.micro_batch}, activations {activations}"

@@ -9,7 +9,7 @@ from ttt.errors import InvalidInput
 from ttt.swarm.process.control_files import Contribution, DesiredState, Phase
 from ttt.swarm.process.launcher import PeerView
 from ttt.swarm.process.status import PeerStatus, State
-from ttt.swarm.training.requirements import Demand
+from ttt.swarm.training.requirements import ResourceEstimate
 from ttt.ui.contribute.form import Asked, order_of
 from ttt.ui.contribute.host import Gpu, Place
 
@@ -45,10 +45,14 @@ class FakeDesk:
     def place(self) -> Place:
         return self._place
 
-    def demand(self, asked: Asked) -> Demand | str:
-        return Demand("made-up", "a made-up run", 4096, 125_900_000, 16, 5 << 30, 1 << 30, 1e12) if asked.run else ""
+    def demand(self, asked: Asked) -> ResourceEstimate | str:
+        return (
+            ResourceEstimate("made-up", "a made-up run", 4096, 125_900_000, 16, 5 << 30, 1 << 30, 1e12)
+            if asked.run
+            else ""
+        )
 
-    def pace(self, demand: Demand) -> float:
+    def pace(self, demand: ResourceEstimate) -> float:
         return self._pace / 100
 
     def share(self) -> float | None:
@@ -58,7 +62,9 @@ class FakeDesk:
         demand = self.demand(asked)
         if self._phase != "off":
             raise InvalidInput("the peer runs already; stop it first to start it with other settings")
-        self._order = order_of(asked, self._place, demand if isinstance(demand, Demand) else Demand("", "", 0))
+        self._order = order_of(
+            asked, self._place, demand if isinstance(demand, ResourceEstimate) else ResourceEstimate("", "", 0)
+        )
         self._phase, self._began = "running", time.time()
 
     def pause(self, hours: float | None) -> None:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from ttt.errors import InvalidInput
 from ttt.swarm.process.control_files import MAX_HOURS, DesiredState
-from ttt.swarm.training.requirements import Demand
+from ttt.swarm.training.requirements import ResourceEstimate
 from ttt.ui.contribute.host import Place, Reach, reach
 
 MAX_TEXT = 1000
@@ -69,13 +69,15 @@ def reach_of(asked: Asked, place: Place) -> Reach:
 
 def memory_of(asked: Asked, place: Place) -> int:
     """Bytes that a peer may plan for: the GPU's free ones under the cap, else RAM."""
+    from ttt.hardware import MEMORY_SHARE  # imports torch; the peer plans with the same share
+
     if place.gpu is None:
-        return int(0.6 * place.ram)
+        return int(MEMORY_SHARE["cpu"] * place.ram)
     cap = _number("the cap on GPU memory", asked.gpu_gib, 0, 10_000)
-    return min(int(0.9 * place.gpu.free), int(cap * 2**30) if cap else place.gpu.total)
+    return min(int(MEMORY_SHARE["cuda"] * place.gpu.free), int(cap * 2**30) if cap else place.gpu.total)
 
 
-def order_of(asked: Asked, place: Place, demand: Demand, *, exit_with_pid: int = 0) -> DesiredState:
+def order_of(asked: Asked, place: Place, demand: ResourceEstimate, *, exit_with_pid: int = 0) -> DesiredState:
     """The order; InvalidInput says which field is wrong and what is allowed."""
     if not place.linux:
         raise InvalidInput("a peer needs Linux; on other systems use WSL 2, a container, or a Space")
@@ -110,18 +112,16 @@ def order_of(asked: Asked, place: Place, demand: Demand, *, exit_with_pid: int =
     )
 
 
-def _micro_batch(asked: Asked, place: Place, demand: Demand) -> int:
-    """0 where the model is not known here yet: the peer finds out."""
+def _micro_batch(asked: Asked, place: Place, demand: ResourceEstimate) -> int:
+    """The user's choice; 0 if there is none: the peer chooses by the memory that is free when it starts."""
     chosen = int(_number("the micro-batch", asked.micro_batch, 0, 4096))
-    if chosen:
-        return chosen
     if demand.known and not demand.micro_batch:
         have = memory_of(asked, place) / 2**30
         raise InvalidInput(
-            f"this run needs {demand.needs / 2**30:.1f} GiB here and {have:.1f} GiB can be used; free some memory, "
-            "raise the cap, or choose larger hardware (a micro-batch of your own overrides this)"
+            f"this run needs {demand.memory / 2**30:.1f} GiB here and {have:.1f} GiB can be used; free some memory, "
+            "raise the cap, or choose larger hardware"
         )
-    return demand.micro_batch
+    return chosen
 
 
 def _gpu_fraction(asked: Asked, place: Place) -> float:

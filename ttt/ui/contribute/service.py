@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from ttt.errors import TTTError
 from ttt.swarm.process.launcher import Launcher, PeerView, tail
 from ttt.swarm.process.status import STEPS_FILE, StepRecord
-from ttt.swarm.training.requirements import Demand, cpu_speed, demand_of
+from ttt.swarm.training.requirements import ResourceEstimate, estimate_resources, measure_cpu_flops
 from ttt.ui.contribute.form import Asked, memory_of, order_of
 from ttt.ui.contribute.host import Place, look
 
@@ -33,8 +33,8 @@ class Desk(Protocol):
 
     def view(self) -> PeerView: ...
     def place(self) -> Place: ...
-    def demand(self, asked: Asked) -> Demand | str: ...
-    def pace(self, demand: Demand) -> float: ...
+    def demand(self, asked: Asked) -> ResourceEstimate | str: ...
+    def pace(self, demand: ResourceEstimate) -> float: ...
     def share(self) -> float | None: ...
     def start(self, asked: Asked) -> None: ...
     def pause(self, hours: float | None) -> None: ...
@@ -72,25 +72,25 @@ class PeerDesk:
     def place(self) -> Place:
         return self._recent("place", PLACE_SECONDS, self._look)
 
-    def demand(self, asked: Asked) -> Demand | str:
+    def demand(self, asked: Asked) -> ResourceEstimate | str:
         """The run's verdict on this place, or why there is none."""
         if not asked.run.strip():
             return ""
         place = self.place()
 
-        def judge() -> Demand | str:
+        def judge() -> ResourceEstimate | str:
             try:
-                return demand_of(asked.run.strip(), memory_of(asked, place), cuda=place.gpu is not None)
+                return estimate_resources(asked.run.strip(), memory_of(asked, place), cuda=place.gpu is not None)
             except TTTError as error:
                 return str(error)
 
         return self._recent((asked.run, asked.gpu_gib), DEMAND_SECONDS, judge)
 
-    def pace(self, demand: Demand) -> float:
+    def pace(self, demand: ResourceEstimate) -> float:
         """Samples per second to expect of this place's processor."""
         if not self._speed:
-            self._speed = cpu_speed()
-        return demand.cpu_pace(self._speed)
+            self._speed = measure_cpu_flops()
+        return demand.cpu_samples_per_second(self._speed)
 
     def share(self) -> float | None:
         """Of the last step's samples, the part that came from here."""
@@ -106,7 +106,7 @@ class PeerDesk:
         """TTTError says what is missing or wrong."""
         place, demand = self.place(), self.demand(asked)
         # A run file that cannot be read is an error of its own; an empty one is told by the order.
-        known = demand if isinstance(demand, Demand) else Demand("", "", 0)
+        known = demand if isinstance(demand, ResourceEstimate) else ResourceEstimate("", "", 0)
         order = order_of(asked, place, known, exit_with_pid=self._bound_to)
         if isinstance(demand, str):
             raise TTTError(demand)

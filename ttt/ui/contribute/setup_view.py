@@ -9,7 +9,7 @@ from typing import Literal
 from urllib.parse import quote
 
 from ttt.swarm.process.lifecycle import shm_size_option
-from ttt.swarm.training.requirements import Demand
+from ttt.swarm.training.requirements import ResourceEstimate
 from ttt.text import format_bytes, format_duration
 from ttt.ui.contribute.auth import Verdict
 from ttt.ui.contribute.host import SPACE_PORTS, Place, Reach
@@ -51,12 +51,12 @@ def about(space: str) -> str:
     return f'<div class="ttt-about"><h2>Lend your GPU to the run</h2><ol>{items}</ol></div>'
 
 
-def findings(place: Place, demand: Demand | str, way: Reach | None, pace: float = 0.0) -> list[Finding]:
+def findings(place: Place, demand: ResourceEstimate | str, way: Reach | None, pace: float = 0.0) -> list[Finding]:
     """What was found out about this place, most important first."""
     found = [_of_place(place), _of_gpu(place)]
-    if isinstance(demand, Demand) and demand.known:
+    if isinstance(demand, ResourceEstimate) and demand.known:
         found += _of_model(place, demand, pace)
-    elif isinstance(demand, Demand):
+    elif isinstance(demand, ResourceEstimate):
         found.append(Finding("note", f"The run {demand.title}: its model is not on this machine yet, so whether it "
                              "fits is known once the peer has fetched it."))  # fmt: skip
     elif demand:
@@ -93,17 +93,17 @@ def _of_gpu(place: Place) -> Finding:
     )
 
 
-def _of_model(place: Place, demand: Demand, pace: float) -> list[Finding]:
+def _of_model(place: Place, demand: ResourceEstimate, pace: float) -> list[Finding]:
     millions = demand.parameters / 1e6
     count = f"{millions:,.1f} M" if millions >= 0.1 else f"{demand.parameters:,}"
     model = f"The model of {demand.title} ({count} parameters)"
     where = "GPU" if place.gpu else "main"
     if demand.micro_batch:
         found = [Finding("good", f"{model} fits, with micro-batches of {demand.micro_batch}: "
-                         f"{format_bytes(demand.needs)} of {where} memory by the calculator.")]  # fmt: skip
+                         f"{format_bytes(demand.memory)} of {where} memory by the calculator.")]  # fmt: skip
     else:
         found = [Finding("bad", f"{model} does not fit: even a micro-batch of 1 takes "
-                         f"{format_bytes(demand.needs)} of {where} memory by the calculator.")]  # fmt: skip
+                         f"{format_bytes(demand.memory)} of {where} memory by the calculator.")]  # fmt: skip
     if place.gpu is None and pace > 0:
         alone = demand.global_batch / pace
         found.append(

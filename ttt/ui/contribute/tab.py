@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from ttt.errors import TTTError
-from ttt.swarm.training.requirements import Demand
+from ttt.swarm.training.requirements import ResourceEstimate
 from ttt.ui import html
 from ttt.ui.app import Tab, TabRefresh, run_standalone
 from ttt.ui.contribute import setup_view as words
@@ -206,7 +206,11 @@ class ContributeTab:
             way = reach_of(asked, place) if asked.initial_peers.strip() else None
         except TTTError as error:
             way, demand = None, str(error)
-        pace = self.desk.pace(demand) if isinstance(demand, Demand) and demand.known and place.gpu is None else 0.0
+        pace = (
+            self.desk.pace(demand)
+            if isinstance(demand, ResourceEstimate) and demand.known and place.gpu is None
+            else 0.0
+        )
         if isinstance(demand, str) and demand and not verdict:
             demand = "its owner sees why."
         return words.place_html(words.findings(place, demand, way, pace))

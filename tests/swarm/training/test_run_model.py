@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ttt.swarm.averaging.training_state import parameters_of
 from ttt.swarm.config.run_config import OptimizerSection
-from ttt.swarm.training.job import make_optimizer
+from ttt.swarm.training.run_model import make_optimizer
 
 SETTINGS = OptimizerSection.model_validate({"name": "adamw", "learning_rate": 0.1, "max_grad_norm": 2.0})
 SCALES = (0.01, 100.0, 1.0)
