@@ -1,4 +1,4 @@
-"""The checked reducer by itself: what it leaves out, and that nobody waits for what was left out."""
+"""The reducer by itself: which parts it leaves out, and that no sender waits for them."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def reduce(
     parts: Sequence[Sent], *, max_weight: float = 100.0, aggregator: Aggregator | None = None, shape: int = 2
 ) -> tuple[list[Tensor], AllReduceReport]:
     """parts: for each part, what each sender sends. Returns the averages as the first sender gets them."""
-    findings = AllReduceReport()
+    report = AllReduceReport()
 
-    async def everybody() -> list[Tensor]:
+    async def all_senders() -> list[Tensor]:
         own = [torch.zeros(shape) for _ in parts]
         senders = [f"peer {index}" for index in range(len(parts[0]))]
         reducer = PartReducer(
-            own, senders, max_weight=max_weight, aggregator=aggregator or WeightedMean(), report=findings
+            own, senders, max_weight=max_weight, aggregator=aggregator or WeightedMean(), report=report
         )
 
         async def send(index: int) -> list[Tensor]:
@@ -55,13 +55,13 @@ def reduce(
         answers = await asyncio.wait_for(asyncio.gather(*(send(i) for i in range(len(senders)))), 10)
         return answers[0]
 
-    return run_async(everybody()), findings
+    return run_async(all_senders()), report
 
 
 def test_the_mean_is_weighted_by_samples() -> None:
-    averages, findings = reduce([GOOD, GOOD])
+    averages, report = reduce([GOOD, GOOD])
     assert all(torch.allclose(average, AVERAGE) for average in averages)
-    assert findings.weights == {"peer 0": 3.0, "peer 1": 1.0} and not findings.rejected_parts
+    assert report.weights == {"peer 0": 3.0, "peer 1": 1.0} and not report.rejected_parts
 
 
 @pytest.mark.parametrize(
@@ -79,40 +79,40 @@ def test_the_mean_is_weighted_by_samples() -> None:
         ((torch.tensor([1.0, 2.0]), math.inf), "its weight is not a finite number of at least 0"),
     ],
 )
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_bad_part_is_left_out_and_told(bad: tuple[Tensor, float], reason: str, place: int) -> None:
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_an_invalid_part_is_left_out_and_reported(bad: tuple[Tensor, float], reason: str, position: int) -> None:
     part = [*GOOD]
-    part.insert(place, bad)
-    averages, findings = reduce([part, part])
+    part.insert(position, bad)
+    averages, report = reduce([part, part])
     assert all(torch.allclose(average, AVERAGE) for average in averages)
-    assert dict(findings.rejected_parts) == {(f"peer {place}", reason): 2}
-    assert sorted(findings.weights.values()) == [1.0, 3.0]
+    assert dict(report.rejected_parts) == {(f"peer {position}", reason): 2}
+    assert sorted(report.weights.values()) == [1.0, 3.0]
 
 
-def test_one_bad_part_does_not_spoil_the_senders_others() -> None:
+def test_one_invalid_part_does_not_affect_the_others_of_its_sender() -> None:
     bad = [GOOD[0], (torch.full((2,), math.nan), 1.0)]
-    averages, findings = reduce([GOOD, bad, GOOD])
+    averages, report = reduce([GOOD, bad, GOOD])
     assert torch.allclose(averages[1], GOOD[0][0])
     assert torch.allclose(averages[0], AVERAGE) and torch.allclose(averages[2], AVERAGE)
-    assert sum(findings.rejected_parts.values()) == 1
+    assert sum(report.rejected_parts.values()) == 1
 
 
-def test_weights_of_zero_divide_nothing_by_zero() -> None:
-    tagging_along = [(part, 0.0) for part, _ in GOOD]
-    averages, findings = reduce([tagging_along])
+def test_weights_of_zero_do_not_divide_by_zero() -> None:
+    without_samples = [(part, 0.0) for part, _ in GOOD]
+    averages, report = reduce([without_samples])
     assert torch.allclose(averages[0], torch.tensor([3.0, 3.0]))
-    assert findings.weights == {"peer 0": 0.0, "peer 1": 0.0}
+    assert report.weights == {"peer 0": 0.0, "peer 1": 0.0}
     (average,), _ = reduce([[GOOD[0], (torch.tensor([9.0, 9.0]), 0.0)]])
     assert torch.allclose(average, GOOD[0][0])
 
 
-def test_where_nothing_can_be_used_the_average_is_zero() -> None:
+def test_without_a_valid_part_the_average_is_zero() -> None:
     (average,), _ = reduce([[(torch.full((2,), math.nan), 1.0), (torch.zeros(3), 1.0)]])
     assert average.tolist() == [0.0, 0.0]
 
 
-def test_a_sender_that_goes_away_is_not_waited_for() -> None:
-    async def everybody() -> Tensor:
+def test_a_sender_that_disconnects_is_not_waited_for() -> None:
+    async def all_senders() -> Tensor:
         reducer = PartReducer(
             [torch.zeros(2)], ["a", "b"], max_weight=9.0, aggregator=WeightedMean(), report=AllReduceReport()
         )
@@ -123,10 +123,10 @@ def test_a_sender_that_goes_away_is_not_waited_for() -> None:
             await reducer.accumulate_part(1, 0, GOOD[1][0], weight=1.0)
         return await asyncio.wait_for(waiting, 5)
 
-    assert torch.allclose(run_async(everybody()), GOOD[0][0])
+    assert torch.allclose(run_async(all_senders()), GOOD[0][0])
 
 
-def test_another_aggregator_decides() -> None:
+def test_another_aggregator_can_be_used() -> None:
     class Median(Aggregator):
         def aggregate(self, parts: Sequence[Tensor], weights: Sequence[float], senders: Sequence[str]) -> Tensor:
             assert all(weight > 0 for weight in weights) and len(parts) == len(senders)
@@ -148,15 +148,15 @@ def test_another_aggregator_decides() -> None:
         max_size=5,
     )
 )
-def test_whatever_comes_the_average_is_finite_and_of_the_right_shape(sent: list) -> None:
+def test_the_average_of_any_parts_is_finite_and_of_the_right_shape(sent: list) -> None:
     parts = []
     for values, weight, dtype in sent:
         tensor = torch.tensor(values)
         parts.append((tensor if dtype == torch.float32 else tensor.nan_to_num(0, 1, 1).clamp(-9, 9).to(dtype), weight))
-    (average,), findings = reduce([parts])
+    (average,), report = reduce([parts])
     assert validate_tensor(average, [2], torch.float32) == ""
     good = [(t, w) for t, w in parts if not validate_tensor(t, [2], torch.float32) and 0 <= w <= 100]
-    assert len(findings.weights) == len(good)
+    assert len(report.weights) == len(good)
     if good:
         stacked = torch.stack([t for t, _ in good])
         slack = 1e-5 * stacked.abs().max() + 1e-30
@@ -167,18 +167,18 @@ def test_whatever_comes_the_average_is_finite_and_of_the_right_shape(sent: list)
 @pytest.mark.parametrize(
     "answer", [torch.full((4,), math.nan), torch.zeros(3), torch.zeros(4, dtype=torch.float64), torch.zeros(2, 2)]
 )
-def test_an_average_that_does_not_fit_leaves_what_we_had(answer: Tensor) -> None:
+def test_an_invalid_average_leaves_our_own_values(answer: Tensor) -> None:
     async def collect() -> tuple[list[Tensor], int, AllReduceReport]:
-        findings = AllReduceReport()
+        report = AllReduceReport()
         container = CheckedPartContainer(
             [torch.arange(8.0)], (0.5, 0.5), part_size_bytes=16, return_deltas=True, peers=["me", "eve"],
-            report=findings,
+            report=report,
         )  # fmt: skip
         container.register_processed_part(0, 0, torch.ones(4))
         container.register_processed_part(1, 0, answer)
         deltas = [delta async for delta in container.iterate_output_tensors()]
-        return deltas, container.failed_size, findings
+        return deltas, container.failed_size, report
 
-    deltas, failed, findings = run_async(collect())
+    deltas, failed, report = run_async(collect())
     assert deltas[0].tolist() == [1.0] * 4 + [0.0] * 4
-    assert failed == 4 and {peer for peer, _ in findings.rejected_averages} == {"eve"}
+    assert failed == 4 and {peer for peer, _ in report.rejected_averages} == {"eve"}

@@ -1,4 +1,4 @@
-"""What becomes of a peer's gradients where a round fails: real rounds, in which nobody else is."""
+"""The gradients of a step when a round fails: real rounds, in which no other peer takes part."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ if sys.platform != "linux":
 
 import torch
 
-from tests.support.alone import TIMES, alone
+from tests.support.alone import alone
 from ttt.swarm.averaging.optimizer import SwarmOptimizer
 
 
 @pytest.fixture(scope="module")
 def optimizer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SwarmOptimizer]:
     with alone(tmp_path_factory.mktemp("identity")) as made:
+        made.averaging_timeout = 2.5  # every failed round takes so long
         yield made
 
 
-def computed(optimizer: SwarmOptimizer, value: float) -> None:
+def accumulate(optimizer: SwarmOptimizer, value: float) -> None:
     """A micro-batch, all of whose gradients are `value`."""
     for accumulator in optimizer.grad_averager._grad_accumulators():
         accumulator.fill_(value)
@@ -35,14 +36,14 @@ def computed(optimizer: SwarmOptimizer, value: float) -> None:
 def test_after_a_failed_round_a_peer_steps_on_its_own_gradients(optimizer: SwarmOptimizer, delayed: bool) -> None:
     averager = optimizer.grad_averager
     averager.reset_accumulated_grads_()
-    computed(optimizer, 7.0)
+    accumulate(optimizer, 7.0)
     control = averager.schedule_step(timeout=optimizer.averaging_timeout)
     averager.step(control=control, reset_accumulators=True, wait=False)
     if delayed:
-        computed(optimizer, 3.0)  # of the next step
-    began = time.monotonic()
+        accumulate(optimizer, 3.0)  # of the next step
+    started = time.monotonic()
     optimizer._average_gradients_and_load_into_optimizer(control)
-    assert time.monotonic() - began < 1.5 * TIMES["averaging_timeout"], "it waited twice"
+    assert time.monotonic() - started < 1.8 * optimizer.averaging_timeout, "it waited twice"
     for parameter in optimizer.parameters():
         assert parameter.grad is not None and torch.equal(parameter.grad, torch.full_like(parameter, 7.0))
     assert averager.local_samples_accumulated == (8 if delayed else 0)
@@ -51,15 +52,15 @@ def test_after_a_failed_round_a_peer_steps_on_its_own_gradients(optimizer: Swarm
 
 def test_a_peer_without_others_steps_on_its_own_gradients(optimizer: SwarmOptimizer) -> None:
     optimizer.grad_averager.reset_accumulated_grads_()
-    computed(optimizer, 5.0)
+    accumulate(optimizer, 5.0)
     optimizer._load_local_gradients_into_optimizer()
     for parameter in optimizer.parameters():
         assert parameter.grad is not None and torch.equal(parameter.grad, torch.full_like(parameter, 5.0))
 
 
-def test_a_helper_delays_nothing(tmp_path: Path) -> None:
-    """hivemind asserts that a delayed step has something to delay."""
-    with alone(tmp_path, auxiliary=True, delayed=True, state_every=3) as helper:
-        assert not (helper.delay_grad_averaging or helper.delay_optimizer_step or helper.delay_state_averaging)
-        helper._update_global_epoch(None)
-        assert helper.local_epoch == 1
+def test_an_auxiliary_peer_delays_nothing(tmp_path: Path) -> None:
+    """hivemind asserts that a delayed step has an optimizer step to delay."""
+    with alone(tmp_path, auxiliary=True, delayed=True, state_every=3) as auxiliary:
+        assert not (auxiliary.delay_grad_averaging or auxiliary.delay_optimizer_step or auxiliary.delay_state_averaging)
+        auxiliary._update_global_epoch(None)
+        assert auxiliary.local_epoch == 1

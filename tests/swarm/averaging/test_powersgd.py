@@ -1,4 +1,4 @@
-"""Gradients as factors of low rank between two real peers: the mean, what is carried over, factors for newcomers."""
+"""PowerSGD between two real peers: the mean, the error feedback, and factors for newcomers."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def make(dht: hivemind.DHT, seed: int) -> SwarmPowerSGDAverager:
 @pytest.fixture(scope="module")
 def peers() -> Iterator[list[SwarmPowerSGDAverager]]:
     with ExitStack() as stack:
-        found, addresses = [], []
+        made, addresses = [], []
         for seed in (0, 0):
             dht = hivemind.DHT(initial_peers=addresses, start=True)
             stack.callback(dht.shutdown)
             addresses = addresses or dht.get_visible_maddrs()
-            found.append(make(dht, seed))
-            stack.callback(found[-1].shutdown)
-        yield found
+            made.append(make(dht, seed))
+            stack.callback(made[-1].shutdown)
+        yield made
 
 
 def average(peers: list[SwarmPowerSGDAverager], gradients: list[torch.Tensor], samples: list[int]) -> None:
@@ -64,31 +64,31 @@ def test_the_mean_of_matrices_of_low_rank_is_exact(peers: list[SwarmPowerSGDAver
         with peer.get_tensors() as (large, small):
             assert torch.allclose(large, expected, atol=1e-4)
             assert torch.allclose(small, torch.full((7,), 4 * 0.25 + 12 * 0.75))
-    sent = [peer.take_reports()[-1] for peer in peers]
-    assert all(report.complete for report in sent)
-    assert 0 < sent[0].sent_bytes < 0.5 * 4 * SHAPE[0] * SHAPE[1]
+    reports = [peer.take_reports()[-1] for peer in peers]
+    assert all(report.complete for report in reports)
+    assert 0 < reports[0].sent_bytes < 0.5 * 4 * SHAPE[0] * SHAPE[1]
 
 
-def test_a_failed_round_carries_nothing_over_and_nan_does_not_stay(peers: list[SwarmPowerSGDAverager]) -> None:
+def test_a_failed_round_leaves_the_feedback_unchanged_and_nan_is_cleared(peers: list[SwarmPowerSGDAverager]) -> None:
     alone = peers[0]
-    (carried,) = alone._ms
-    carried.fill_(0.5)
+    (feedback,) = alone._ms
+    feedback.fill_(0.5)
     with alone.get_tensors() as (large, _):
         large.fill_(1.0)
-    said = MSGPackSerializer.dumps([None, 0, MSGPackSerializer.dumps(0)])
-    group = GroupInfo(b"never registered", (alone.peer_id,), (said,))
+    gathered = MSGPackSerializer.dumps([None, 0, MSGPackSerializer.dumps(0)])
+    group = GroupInfo(b"never registered", (alone.peer_id,), (gathered,))
     options = {"min_vector_size": 0, "weight": 1.0, **alone.allreduce_kwargs}
     with pytest.raises(MatchmakingException):
         run_async(alone._aggregate_with_group(group, **options))
-    assert bool((carried == 0.5).all())
-    carried[0, 0] = float("nan")
+    assert bool((feedback == 0.5).all())
+    feedback[0, 0] = float("nan")
     with pytest.raises(MatchmakingException):
         run_async(alone._aggregate_with_group(group, **options))
-    assert bool((carried == 0).all())
+    assert bool((feedback == 0).all())
     assert alone.take_reports()[-1].failed
 
 
-def test_a_newcomer_gets_the_factors_unless_they_are_broken(peers: list[SwarmPowerSGDAverager]) -> None:
+def test_a_newcomer_gets_the_factors_unless_they_are_invalid(peers: list[SwarmPowerSGDAverager]) -> None:
     donor, newcomer = peers
     (theirs,), (ours,) = donor._qs, newcomer._qs
     theirs.copy_(torch.rand_like(theirs))
@@ -96,7 +96,7 @@ def test_a_newcomer_gets_the_factors_unless_they_are_broken(peers: list[SwarmPow
     assert wait_for(lambda: bool(get_record(newcomer.dht, "sgd_grad_averager.all_averagers")), 20)
     assert newcomer.load_state_from_peers(timeout=8, credible=0)
     assert torch.equal(ours, theirs)
-    kept = ours.clone()
+    before = ours.clone()
     theirs[0, 0] = float("inf")
     assert not newcomer.load_state_from_peers(timeout=8, credible=0)
-    assert torch.equal(ours, kept)
+    assert torch.equal(ours, before)

@@ -1,4 +1,4 @@
-"""Which epoch to believe, and what one peer may claim of its samples."""
+"""Credible epochs, and limits of what one peer may claim."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ NOW = 1_760_000_000.0
 
 
 @pytest.mark.parametrize(
-    ("epochs", "believed"),
+    ("epochs", "credible"),
     [
         ([], 0),
         ([7], 7),
         ([7, 7], 7),
-        ([8, 7], 8),  # somebody is first
+        ([8, 7], 8),  # one peer is first
         ([7, 7, 7, 8], 8),
         ([10**6, 7, 7], 7),
         ([10**6, 8, 7, 7], 8),
@@ -36,11 +36,11 @@ NOW = 1_760_000_000.0
         ([10**6] * 25 + [50] * 75, 10**6),  # a quarter: not protected
     ],
 )
-def test_a_claim_counts_when_others_are_near(epochs: list[int], believed: int) -> None:
-    assert credible_epoch(epochs) == believed
+def test_a_claim_is_credible_if_others_are_near(epochs: list[int], credible: int) -> None:
+    assert credible_epoch(epochs) == credible
 
 
-def test_of_two_the_one_ahead_is_believed_as_far_as_time_allows() -> None:
+def test_the_leading_one_of_two_peers_is_credible_as_far_as_time_allows() -> None:
     assert credible_epoch([12, 7]) == 7
     assert credible_epoch([12, 7], max_lead=3) == 7
     assert credible_epoch([12, 7], max_lead=4) == 12
@@ -59,24 +59,24 @@ def claim(name: str, epoch: int, samples: int = 10, **more: Any) -> Claim:
     return Claim(name, epoch, samples, **values)
 
 
-def test_samples_of_believed_peers_add_up_to_a_batch_at_most() -> None:
+def test_samples_of_credible_peers_add_up_to_one_batch_at_most() -> None:
     claims = [claim("a", 7, 30), claim("b", 7, 20), claim("c", 6, 50), claim("eve", 10**6, 99)]
-    state, kept = assess_claims(claims, target_batch_size=64, now=NOW)
-    assert (state.epoch, state.samples_accumulated, state.peers, state.refused) == (7, 50, 3, ("eve",))
-    assert [one.peer_id for one in kept] == ["a", "b", "c"]
-    state, _ = assess_claims([*claims[:2], claim("eve", 7, 10**15)], target_batch_size=64, now=NOW)
-    assert state.samples_accumulated == 64
+    progress, credible = assess_claims(claims, target_batch_size=64, now=NOW)
+    assert (progress.epoch, progress.samples_accumulated, progress.peers, progress.refused) == (7, 50, 3, ("eve",))
+    assert [one.peer_id for one in credible] == ["a", "b", "c"]
+    progress, _ = assess_claims([*claims[:2], claim("eve", 7, 10**15)], target_batch_size=64, now=NOW)
+    assert progress.samples_accumulated == 64
 
 
 def test_clients_do_not_lead() -> None:
     claims = [claim("a", 7), claim("b", 7), *(claim(f"c{i}", 99, client_mode=True) for i in range(5))]
-    state, _ = assess_claims(claims, target_batch_size=64, now=NOW)
-    assert (state.epoch, state.clients) == (7, 0)
-    state, _ = assess_claims([claim("c", 5, client_mode=True)], target_batch_size=64, now=NOW)
-    assert state.epoch == 5
+    progress, _ = assess_claims(claims, target_batch_size=64, now=NOW)
+    assert (progress.epoch, progress.clients) == (7, 0)
+    progress, _ = assess_claims([claim("c", 5, client_mode=True)], target_batch_size=64, now=NOW)
+    assert progress.epoch == 5
 
 
-def test_speeds_and_times_are_cut_down_to_what_can_be() -> None:
+def test_speeds_and_times_are_limited_to_what_is_possible() -> None:
     wild = claim("eve", 7, samples_per_second=1e9, time=0.0)
-    _, (kept,) = assess_claims([wild], target_batch_size=64, now=NOW)
-    assert kept.samples_per_second == 64 and NOW - kept.time == module.MAX_AGE_SECONDS
+    _, (clamped,) = assess_claims([wild], target_batch_size=64, now=NOW)
+    assert clamped.samples_per_second == 64 and NOW - clamped.time == module.MAX_AGE_SECONDS

@@ -1,4 +1,8 @@
-"""Taking the state from donors one of which lies, with real peers on loopback: a newcomer gets the honest one's."""
+"""Loading the state from donors, of which some lie: a newcomer gets an honest one's.
+
+Every lie is told to a `StateDownloader` by a donor that is a Python generator; with real peers on loopback only what
+depends on the network is tested.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,8 @@ import asyncio
 import ctypes
 import math
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -23,34 +28,32 @@ from hivemind.compression import Float16Compression, serialize_torch_tensor
 from hivemind.p2p import P2PContext
 from hivemind.proto import averaging_pb2, runtime_pb2
 from hivemind.utils import MSGPackSerializer
+from hivemind.utils.asyncio import aiter_with_timeout
 from hivemind.utils.streaming import split_for_streaming
 
 from tests.support.waiting import run_async, wait_for
 from ttt.errors import Cancelled, CheckpointError
+from ttt.swarm.averaging.allreduce import Traffic
 from ttt.swarm.averaging.hivemind_options import make_state_server
 from ttt.swarm.averaging.state_averager import SwarmStateAverager
-from ttt.swarm.averaging.state_transfer import STATE_FORMAT, IncomingState, rank_donors
-from ttt.swarm.averaging.training_state import OptimizerSpec, parameter_names, snapshot
+from ttt.swarm.averaging.state_transfer import STATE_FORMAT, IncomingState, StateDownloader, rank_donors
+from ttt.swarm.averaging.training_state import OptimizerSpec, TrainingState, parameter_names, snapshot
 from ttt.swarm.config.run_config import AveragingSection
-from ttt.swarm.dht.access import AllowAll
+from ttt.swarm.dht.access import AccessPolicy, Action, AllowAll, Decision
 from ttt.swarm.dht.node import find_donors, parse_donors
 from ttt.train.optimizer import Lamb, linear_schedule
 
-RUN, EPOCH, NEWEST = "donors-g0", 3, 5
-SETTINGS = AveragingSection(matchmaking_time=2, request_timeout=1, chunk_timeout=1, averaging_timeout=8)
+RUN, STEP, CREDIBLE = "donors-g0", 3, 5
 Message = averaging_pb2.DownloadData
 
 
-def about(state: dict[str, Any], **changes: Any) -> bytes:
+def messages(state: dict[str, Any], compress: Any = serialize_torch_tensor, **changes: Any) -> Iterator[Message]:
+    """What a donor sends. changes: of the metadata, which otherwise claims the credible step."""
     tensors = [name for name, value in state.items() if isinstance(value, torch.Tensor)]
     scalars = {name: value for name, value in state.items() if not isinstance(value, torch.Tensor)}
-    return MSGPackSerializer.dumps(
-        {"format": STATE_FORMAT, "epoch": NEWEST, "names": tensors, "scalars": scalars, **changes}
+    metadata = MSGPackSerializer.dumps(
+        {"format": STATE_FORMAT, "epoch": CREDIBLE, "names": tensors, "scalars": scalars, **changes}
     )
-
-
-def messages(state: dict[str, Any], compress: Any = serialize_torch_tensor, **changes: Any) -> Iterator[Message]:
-    metadata = about(state, **changes)
     for tensor in state.values():
         if isinstance(tensor, torch.Tensor):
             for part in split_for_streaming(compress(tensor.detach())):
@@ -62,7 +65,7 @@ def altered(state: dict[str, Any], change: Any) -> dict[str, Any]:
     return {name: change(value) if name == "parameters/1.weight" else value for name, value in state.items()}
 
 
-def forever(state: dict[str, Any]) -> Iterator[Message]:
+def endless(state: dict[str, Any]) -> Iterator[Message]:
     first = next(messages(state))
     yield first
     more = runtime_pb2.Tensor(buffer=first.tensor_part.buffer or b"0" * 100)
@@ -70,34 +73,149 @@ def forever(state: dict[str, Any]) -> Iterator[Message]:
         yield Message(tensor_part=more)
 
 
-LIES: dict[str, Any] = {
+SILENCE = 60.0
+LIES: dict[str, Callable[[dict[str, Any]], Iterable[Message | float]]] = {
+    # what a donor sends; numbers are seconds of silence
     "shape": lambda state: messages(altered(state, lambda t: t.reshape(-1))),
     "size": lambda state: messages(altered(state, lambda t: t[:-1])),
     "NaN": lambda state: messages(altered(state, lambda t: torch.full_like(t, math.nan))),
     "type": lambda state: messages(altered(state, lambda t: t.double())),
     "far ahead": lambda state: messages(state, epoch=10**9),
-    "a little ahead": lambda state: messages(state, epoch=NEWEST + 2),
-    "behind": lambda state: messages(state, epoch=EPOCH - 2),
-    "no step": lambda state: messages(state, epoch="5"),
-    "names": lambda state: messages({f"x{name}": value for name, value in state.items()}),
-    "names that are none": lambda state: messages(state, names=[[]]),
+    "a little ahead": lambda state: messages(state, epoch=CREDIBLE + 2),
+    "behind": lambda state: messages(state, epoch=STEP - 2),
+    "step as text": lambda state: messages(state, epoch="5"),
+    "other names": lambda state: messages({f"x{name}": value for name, value in state.items()}),
+    "names of another type": lambda state: messages(state, names=[[]]),
     "no names": lambda state: messages(state, names=None),
-    "numbers": lambda state: messages(state, scalars={"optimizer/0.weight/step": math.inf}),
-    "numbers that are none": lambda state: messages(state, scalars=7),
-    "fewer": lambda state: list(messages(state))[:-1],
-    "more": lambda state: [*messages(state), *messages(state)],
+    "infinite numbers": lambda state: messages(state, scalars={"optimizer/1.weight/step": math.inf}),
+    "numbers of another type": lambda state: messages(state, scalars=7),
+    "fewer tensors": lambda state: list(messages(state))[:-1],
+    "more tensors": lambda state: [*messages(state), *messages(state)],
     "compressed": lambda state: messages(
         state, lambda t: serialize_torch_tensor(t, Float16Compression.compression_type)
     ),
     "broken bytes": lambda state: [Message(metadata=b"\xc1\xff" * 9, tensor_part=runtime_pb2.Tensor(dtype="float32"))],
     "code": lambda state: [Message(metadata=b"cos\nsystem\n(S'false'\ntR.")],
     "nothing": lambda state: [],
-    "endless": forever,
-    "endless nothing": lambda state: [next(messages(state)), *[Message()] * 100_000],
-    "silence": lambda state: [60.0],
+    "endless": endless,
+    "endless empty messages": lambda state: [next(messages(state)), *[Message()] * 100_000],
+    "silence": lambda state: [SILENCE],
 }
-SLOWLY = [lambda state: [part for message in messages(state) for part in (0.5, message)]]
-"""Honest, with seconds of silence before each message."""
+
+
+# Without a network
+
+
+def own_state() -> dict[str, Any]:
+    return {
+        "parameters/0.bias": torch.rand(7),
+        "parameters/1.weight": torch.rand(300, 70),
+        "optimizer/1.weight/step": 4,
+    }
+
+
+class OneAtATime:
+    """Donors that answer with what the functions yield; remembers which were asked."""
+
+    def __init__(self, **donors: Callable[[dict[str, Any]], Iterable[Message | float]]) -> None:
+        self.donors, self.asked, self.state = donors, list[str](), own_state()
+        self.traffic = Traffic()
+
+    async def request(self, donor: Any) -> AsyncIterator[Message]:
+        self.asked.append(donor)
+
+        async def stream() -> AsyncIterator[Message]:
+            for message in self.donors[donor](self.state):
+                if isinstance(message, float):
+                    await asyncio.sleep(message)
+                else:
+                    yield message
+
+        return aiter_with_timeout(stream(), 0.2)
+
+    def download(self, claims: dict[str, float], *, access: AccessPolicy | None = None, **limits: Any) -> Any:
+        limits = {"min_epoch": STEP - 1, "credible": CREDIBLE, "timeout": 10.0, **limits}
+        downloader = StateDownloader(self.request, access=access or AllowAll(), traffic=self.traffic)
+        return run_async(downloader.download(claims, lambda: self.state, **limits))  # type: ignore[arg-type]
+
+
+def honest(state: dict[str, Any]) -> Iterator[Message]:
+    return messages({name: value * 0 + 1 for name, value in state.items()}, epoch=STEP)
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_after_a_lie_the_next_donor_is_asked(lie: str) -> None:
+    swarm = OneAtATime(liar=LIES[lie], honest=honest)
+    state = swarm.download({"liar": 10**7, "honest": STEP})
+    assert swarm.asked == ["liar", "honest"]
+    assert isinstance(state, TrainingState) and state.epoch == STEP and state.scalars == {"optimizer/1.weight/step": 1}
+    assert state.tensors.keys() == {"parameters/0.bias", "parameters/1.weight"}
+    assert all(bool((tensor == 1).all()) for tensor in state.tensors.values())
+
+
+def test_an_honest_state_is_loaded_as_it_is_and_counted() -> None:
+    swarm = OneAtATime(honest=messages)
+    state = swarm.download({"honest": CREDIBLE})
+    assert state.epoch == CREDIBLE and state.scalars == {"optimizer/1.weight/step": 4}
+    assert all(torch.equal(tensor, swarm.state[name]) for name, tensor in state.tensors.items())
+    assert swarm.traffic.total_received > 4 * (7 + 300 * 70) and swarm.traffic.total_sent == 0
+
+
+def test_without_progress_of_peers_the_donors_vouch_for_each_other() -> None:
+    """What one donor alone claims is not credible."""
+    swarm = OneAtATime(liar=LIES["a little ahead"], honest=honest)
+    assert swarm.download({"liar": 10**7, "honest": STEP}, credible=None).epoch == STEP
+
+
+def test_a_donor_that_our_access_policy_refuses_is_not_asked() -> None:
+    class NoLiar(AccessPolicy):
+        def allows(self, peer_id: str, action: Action) -> Decision:
+            assert action == Action.STATE_DOWNLOAD
+            return Decision(peer_id != "liar", "banned")
+
+    swarm = OneAtATime(liar=messages, honest=honest)
+    assert swarm.download({"liar": 10**7, "honest": STEP}, access=NoLiar()).epoch == STEP
+    assert swarm.asked == ["honest"]
+
+
+def test_an_older_state_than_ours_is_not_accepted() -> None:
+    swarm = OneAtATime(behind=LIES["behind"], honest=honest)
+    assert swarm.download({"behind": CREDIBLE, "honest": STEP}, min_epoch=STEP + 1) is None
+    assert len(swarm.asked) == 2
+
+
+def test_donors_that_are_slow_on_purpose_do_not_hold_us_up_for_long() -> None:
+    """Each sends a message just before the time for a message is over."""
+    slow = {f"slow {number}": lambda state: [0.15, next(messages(state))] * 100 for number in range(10)}
+    swarm, started = OneAtATime(**slow), time.monotonic()
+    assert swarm.download(dict.fromkeys(slow, CREDIBLE), timeout=0.3) is None
+    assert len(swarm.asked) < 10 and time.monotonic() - started < 5
+
+
+def test_an_endless_tensor_is_noticed_at_its_length() -> None:
+    own = {"parameters/1.weight": torch.rand(1000)}
+    incoming, stream = IncomingState(own, 0, CREDIBLE), endless(own)
+    incoming.add(next(stream))
+    with pytest.raises(CheckpointError, match="more than"):
+        incoming.add(next(stream))
+
+
+def test_liars_do_not_always_come_first() -> None:
+    donors = {"liar": 1e30, "ada": 7.0, "bob": 7.0, "old": 5.0, "broken": math.nan}
+    orders = [rank_donors(donors, 7, {}) for _ in range(200)]
+    assert {order[0] for order in orders} == {"liar", "ada", "bob"}
+    assert all(order[3:] == ["old"] for order in orders)
+    orders = [rank_donors(donors, 7, {"liar": 1}) for _ in range(50)]
+    assert {order[0] for order in orders} == {"ada", "bob"} and {order[2] for order in orders} == {"liar"}
+
+
+def test_malformed_records_of_donors_are_skipped() -> None:
+    entries = {b"\x12 " + b"a" * 32: SimpleNamespace(value=3), b"x": SimpleNamespace(value="3"), 7: 8}
+    assert list(parse_donors(entries).values()) == [3.0]
+    assert parse_donors(None) == parse_donors([1]) == {}
+
+
+# With real peers
 
 
 def optimizer_spec() -> OptimizerSpec:
@@ -108,6 +226,10 @@ def optimizer_spec() -> OptimizerSpec:
         groups, parameter_names(groups, model), lambda params: Lamb(params, lr=0.1),
         lambda made: linear_schedule(made, total_steps=100, warmup_steps=1),
     )  # fmt: skip
+
+
+SLOW = -1
+"""Instead of the index of a lie: an honest state, with half a second of silence before each message."""
 
 
 class Liar(SwarmStateAverager):
@@ -122,7 +244,12 @@ class Liar(SwarmStateAverager):
         self, request: averaging_pb2.DownloadRequest, context: P2PContext
     ) -> AsyncIterator[averaging_pb2.DownloadData]:
         self.asked.value += 1
-        for message in [*LIES.values(), *SLOWLY][self.lie.value](self.expected_state()):
+        state = self.expected_state()
+        if self.lie.value == SLOW:
+            answers: Iterable[Message | float] = [part for message in messages(state) for part in (0.2, message)]
+        else:
+            answers = [*LIES.values()][self.lie.value](state)
+        for message in answers:
             if isinstance(message, float):
                 await asyncio.sleep(message)
             else:
@@ -140,146 +267,100 @@ class Swarm:
 
 
 @pytest.fixture(scope="module")
-def swarm() -> Iterator[Swarm]:
+def donors() -> Iterator[Swarm]:
+    settings = AveragingSection(matchmaking_time=2, request_timeout=1, chunk_timeout=1, averaging_timeout=8)
     with ExitStack() as stack:
-        keepers, addresses = [], []
+        servers, addresses = [], []
         for kind in (SwarmStateAverager, SwarmStateAverager, Liar):
             dht = hivemind.DHT(initial_peers=addresses, start=True)
             stack.callback(dht.shutdown)
             addresses = addresses or dht.get_visible_maddrs()
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("ttt.swarm.averaging.hivemind_options.SwarmStateAverager", kind)
-                keepers.append(make_state_server(dht, RUN, optimizer_spec(), SETTINGS, AllowAll()))
-            stack.callback(keepers[-1].shutdown)
-        newcomer, honest, liar = keepers
-        honest.local_epoch = EPOCH
+                servers.append(make_state_server(dht, RUN, optimizer_spec(), settings, AllowAll()))
+            stack.callback(servers[-1].shutdown)
+        newcomer, donor, liar = servers
+        donor.local_epoch = STEP
         with torch.no_grad():
-            for parameter in honest.optimizer.param_groups[0]["params"]:
+            for parameter in parameters(donor):
                 parameter.fill_(0.25)
-        for donor, priority in ((honest, EPOCH), (liar, 10**7)):
-            donor.state_sharing_priority = priority
-            donor.allow_state_sharing = True
+        for server, priority in ((donor, STEP), (liar, 10**7)):
+            server.state_sharing_priority = priority
+            server.allow_state_sharing = True
         assert wait_for(lambda: len(find_donors(newcomer.dht, RUN)) == 2, 20)
-        yield Swarm(newcomer, honest, liar)
+        yield Swarm(newcomer, donor, liar)
 
 
-@pytest.mark.parametrize("lie", LIES)
-def test_a_newcomer_gets_the_honest_state(swarm: Swarm, lie: str) -> None:
-    newcomer = swarm.newcomer
-    newcomer.load(fresh(newcomer, epoch=EPOCH - 1))
-    newcomer.credible_epoch = lambda: NEWEST  # as the swarm's progress says: the liar is asked first, every time
-    swarm.liar.lie.value, before = list(LIES).index(lie), swarm.liar.asked.value
-    assert newcomer.load_state_from_peers(timeout=8)
-    assert swarm.liar.asked.value == before + 1
-    assert newcomer.local_epoch == EPOCH
-    assert all(bool((tensor == 0.25).all()) for tensor in parameters(newcomer))
+def prepare(donors: Swarm, lie: str, *, step: int) -> int:
+    """Give the newcomer a state of this step, and the liar its lie; returns how often the liar was asked before."""
+    donors.newcomer.load(fresh(donors.newcomer, step))
+    donors.newcomer.credible_epoch = lambda: CREDIBLE  # the liar claims more, so it is asked first
+    donors.liar.lie.value = list(LIES).index(lie)
+    return int(donors.liar.asked.value)
 
 
-def test_where_nobody_trains_the_donors_vouch_for_each_other(swarm: Swarm) -> None:
-    """No progress is reported: what one donor alone claims is not believed."""
-    newcomer = swarm.newcomer
-    newcomer.load(fresh(newcomer, epoch=0))
-    newcomer.credible_epoch = lambda: None
-    swarm.liar.lie.value = list(LIES).index("a little ahead")
-    assert newcomer.load_state_from_peers(timeout=8)
-    assert newcomer.local_epoch == EPOCH
+@pytest.mark.parametrize("lie", ["NaN", "silence"])
+def test_a_newcomer_gets_the_honest_state(donors: Swarm, lie: str) -> None:
+    before = prepare(donors, lie, step=STEP - 1)
+    assert donors.newcomer.load_state_from_peers(timeout=8)
+    assert donors.liar.asked.value == before + 1
+    assert donors.newcomer.local_epoch == STEP
+    assert all(bool((tensor == 0.25).all()) for tensor in parameters(donors.newcomer))
 
 
-def test_a_donor_may_take_the_time_that_its_state_needs(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
-    newcomer = swarm.newcomer
-    newcomer.load(fresh(newcomer, epoch=EPOCH - 1))
-    newcomer.credible_epoch = lambda: NEWEST
-    swarm.liar.lie.value, before = len(LIES), swarm.liar.asked.value
+def test_a_donor_may_take_the_time_that_its_state_needs(donors: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = prepare(donors, "nothing", step=STEP - 1)
+    donors.liar.lie.value = SLOW
     monkeypatch.setattr("ttt.swarm.averaging.state_transfer.MIN_BYTES_PER_SECOND", 10_000)
-    assert newcomer.load_state_from_peers(timeout=1)
-    assert swarm.liar.asked.value == before + 1
-    assert not any(bool((tensor == 0.25).all()) for tensor in parameters(newcomer)), "it gave up too early"
+    assert donors.newcomer.load_state_from_peers(timeout=0.5)
+    assert donors.liar.asked.value == before + 1
+    assert not any(bool((tensor == 0.25).all()) for tensor in parameters(donors.newcomer)), "it gave up too early"
 
 
-def test_one_peer_takes_one_state_at_a_time(swarm: Swarm) -> None:
-    """Asked by its own stub, while another download of the same peer is under way."""
-    newcomer, honest = swarm.newcomer, swarm.honest
+def test_a_donor_serves_one_peer_only_once_at_a_time(donors: Swarm) -> None:
+    """The peer calls the donor itself, while another download of it is under way."""
+    newcomer, donor = donors.newcomer, donors.honest
 
-    async def taken() -> tuple[int, int]:
+    async def download_twice() -> tuple[int, int]:
         p2p = await newcomer.dht.replicate_p2p()
-        stub = SwarmStateAverager.get_stub(p2p, honest.peer_id, namespace=honest.prefix)
-        with honest.lock_averaged_tensors:  # its state has to wait, and a download with it
-            both = [asyncio.create_task(count_of(stub)) for _ in range(2)]
+        stub = SwarmStateAverager.get_stub(p2p, donor.peer_id, namespace=donor.prefix)
+        with donor.lock_averaged_tensors:  # its snapshot has to wait, and a download with it
+            both = [asyncio.create_task(count_messages(stub)) for _ in range(2)]
             (refused,), (first,) = await asyncio.wait(both, timeout=30, return_when=asyncio.FIRST_COMPLETED)
         return await asyncio.wait_for(first, 30), refused.result()
 
-    async def count_of(stub: Any) -> int:
+    async def count_messages(stub: Any) -> int:
         return len([message async for message in await stub.rpc_download_state(averaging_pb2.DownloadRequest())])
 
-    whole, refused = run_async(taken())
-    assert whole >= len(parameters(honest)) and refused == 0
+    complete, refused = run_async(download_twice())
+    assert complete >= len(parameters(donor)) and refused == 0
 
 
-def test_an_older_state_than_ours_is_not_taken(swarm: Swarm) -> None:
-    newcomer = swarm.newcomer
-    newcomer.load(fresh(newcomer, epoch=EPOCH + 1))
-    swarm.liar.lie.value = list(LIES).index("behind")
-    assert not newcomer.load_state_from_peers(timeout=8)
-    assert newcomer.local_epoch == EPOCH + 1
-    assert all(bool((tensor == 1).all()) for tensor in parameters(newcomer))
+def test_where_all_donors_are_older_our_state_stays(donors: Swarm) -> None:
+    prepare(donors, "behind", step=STEP + 1)
+    assert not donors.newcomer.load_state_from_peers(timeout=8)
+    assert donors.newcomer.local_epoch == STEP + 1
+    assert all(bool((tensor == 1).all()) for tensor in parameters(donors.newcomer))
 
 
-def test_a_silent_donor_does_not_keep_a_peer_that_is_asked_to_leave(swarm: Swarm) -> None:
-    newcomer = swarm.newcomer
-    newcomer.load(fresh(newcomer, epoch=0))
-    newcomer.credible_epoch = lambda: NEWEST
-    newcomer.stop_requested = lambda: True
-    swarm.liar.lie.value = list(LIES).index("silence")
-    try:
-        with pytest.raises(Cancelled):
-            newcomer.load_state_from_peers(timeout=8)
-    finally:
-        newcomer.stop_requested = lambda: False
+def test_a_silent_donor_does_not_keep_a_peer_that_is_asked_to_leave(
+    donors: Swarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(donors, "silence", step=0)
+    monkeypatch.setattr(donors.newcomer, "stop_requested", lambda: True)
+    with pytest.raises(Cancelled):
+        donors.newcomer.load_state_from_peers(timeout=8)
 
 
 def parameters(averager: SwarmStateAverager) -> list[torch.Tensor]:
-    return averager.optimizer.param_groups[0]["params"]
+    tensors: list[torch.Tensor] = averager.optimizer.param_groups[0]["params"]
+    return tensors
 
 
-def fresh(averager: SwarmStateAverager, epoch: int) -> Any:
-    state = snapshot(averager.optimizer, averager.names, epoch, copy=True)
+def fresh(averager: SwarmStateAverager, step: int) -> TrainingState:
+    """The averager's state with all parameters 1."""
+    state = snapshot(averager.optimizer, averager.names, step, copy=True)
     for name, tensor in state.tensors.items():
         if name.startswith("parameters/"):
             tensor.fill_(1.0)
     return state
-
-
-# By hand
-
-
-def test_an_honest_state_passes_the_same_check() -> None:
-    own = {"parameters/1.weight": torch.rand(300, 70), "optimizer/1.weight/step": 4}
-    incoming = IncomingState(own, 0, NEWEST)
-    for message in messages(own):
-        incoming.add(message)
-    state = incoming.finish()
-    assert state.epoch == NEWEST and state.scalars == {"optimizer/1.weight/step": 4}
-    assert torch.equal(state.tensors["parameters/1.weight"], own["parameters/1.weight"])
-
-
-def test_an_endless_tensor_is_noticed_at_its_length() -> None:
-    own = {"parameters/1.weight": torch.rand(1000)}
-    incoming, stream = IncomingState(own, 0, NEWEST), forever(own)
-    incoming.add(next(stream))
-    with pytest.raises(CheckpointError, match="more than"):
-        incoming.add(next(stream))
-
-
-def test_liars_do_not_always_come_first() -> None:
-    donors = {"liar": 1e30, "ada": 7.0, "bob": 7.0, "old": 5.0, "none": math.nan}
-    orders = [rank_donors(donors, 7, {}) for _ in range(200)]
-    assert {order[0] for order in orders} == {"liar", "ada", "bob"}
-    assert all(order[3:] == ["old"] for order in orders)
-    orders = [rank_donors(donors, 7, {"liar": 1}) for _ in range(50)]
-    assert {order[0] for order in orders} == {"ada", "bob"} and {order[2] for order in orders} == {"liar"}
-
-
-def test_donors_are_read_from_whatever_was_written() -> None:
-    entries = {b"\x12 " + b"a" * 32: SimpleNamespace(value=3), b"x": SimpleNamespace(value="3"), 7: 8}
-    assert list(parse_donors(entries).values()) == [3.0]
-    assert parse_donors(None) == parse_donors([1]) == {}

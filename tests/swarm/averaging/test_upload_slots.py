@@ -1,4 +1,4 @@
-"""Who may take the state from a donor at the same time, and for how long."""
+"""Upload slots: how many clients a donor serves at the same time, and for how long."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ttt.swarm.averaging.state_transfer import MAX_UPLOADS, UploadSlots
 
 
 def test_a_donor_serves_a_few_at_a_time_and_each_once() -> None:
-    downloads, size = UploadSlots(), 1000
+    slots, size = UploadSlots(), 1000
 
     async def serve(peer: str, going: asyncio.Event, end: asyncio.Event) -> bool:
-        with downloads.acquire(peer, size) as free:
+        with slots.acquire(peer, size) as acquired:
             going.set()
-            if free:
+            if acquired:
                 await end.wait()
-            return free
+            return acquired
 
     async def crowd() -> None:
         end, served = asyncio.Event(), []
@@ -33,51 +33,51 @@ def test_a_donor_serves_a_few_at_a_time_and_each_once() -> None:
         assert [task.done() for task in served] == [False, True, *[False] * (MAX_UPLOADS - 1), True]
         end.set()
         assert sum(await asyncio.gather(*served)) == MAX_UPLOADS
-        assert await serve("peer 0", asyncio.Event(), end), "who has left may come again"
+        assert await serve("peer 0", asyncio.Event(), end), "a client that has finished may download again"
 
     run_async(crowd())
 
 
-def test_who_takes_the_state_without_end_loses_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where it reads nothing, so that the donor waits for ever inside of sending."""
-    downloads = UploadSlots(grace_seconds=0.2)
+def test_a_download_that_never_ends_loses_its_slot() -> None:
+    """Even if the client reads nothing, so that the donor waits inside of sending."""
+    slots = UploadSlots(grace_seconds=0.2)
 
     async def stuck() -> None:
-        with downloads.acquire("a peer", 1000) as free:
-            assert free
+        with slots.acquire("a peer", 1000) as acquired:
+            assert acquired
             await asyncio.Event().wait()
 
     async def ended() -> None:
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(asyncio.create_task(stuck()), 30)
-        with downloads.acquire("a peer", 1000) as free:
-            assert free
+        with slots.acquire("a peer", 1000) as acquired:
+            assert acquired
 
     run_async(ended())
 
 
-def test_who_has_gone_keeps_the_place_until_the_copy_is_made() -> None:
-    downloads = UploadSlots()
+def test_a_client_that_has_disconnected_keeps_the_slot_until_the_snapshot_is_complete() -> None:
+    slots = UploadSlots()
 
-    async def gone(answer: asyncio.Future[None]) -> None:
-        with downloads.acquire("a peer", 1000) as free:
-            assert free
-            downloads.hold_until(answer)
-            await asyncio.shield(answer)
+    async def gone(snapshot: asyncio.Future[None]) -> None:
+        with slots.acquire("a peer", 1000) as acquired:
+            assert acquired
+            slots.hold_until(snapshot)
+            await asyncio.shield(snapshot)
 
     async def again() -> list[bool]:
-        answer = asyncio.get_running_loop().create_future()
-        task = asyncio.create_task(gone(answer))
+        snapshot = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(gone(snapshot))
         await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait([task])
-        found = []
+        results = []
         for _ in range(2):
-            with downloads.acquire("a peer", 1000) as free:
-                found.append(free)
-            if not answer.done():
-                answer.set_result(None)
+            with slots.acquire("a peer", 1000) as acquired:
+                results.append(acquired)
+            if not snapshot.done():
+                snapshot.set_result(None)
             await asyncio.sleep(0)
-        return found
+        return results
 
     assert run_async(again()) == [False, True]

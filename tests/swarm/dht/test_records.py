@@ -1,4 +1,4 @@
-"""What a peer says of itself: what is accepted, and that nothing else is, whatever it looks like."""
+"""Metrics records: which are accepted, and that everything else is rejected without an error."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_the_owner_of_a_key_is_its_libp2p_id() -> None:
         ([1, 2], "field (all): model_type"),
     ],
 )
-def test_reasons_hold_nothing_that_a_stranger_wrote(value: Any, reason: str) -> None:
+def test_reasons_contain_nothing_that_a_stranger_wrote(value: Any, reason: str) -> None:
     entries = {SIGNER.local_public_key: SimpleNamespace(value=value), b"junk": SimpleNamespace(value=mine())}
     reading = parse_all(entries, time.time())
     assert reading.records == {}

@@ -1,4 +1,4 @@
-"""What the DHT of a run takes: signed and well-formed records, and nothing else, whatever it looks like."""
+"""Records that the DHT of a run accepts: signed and well-formed ones, and nothing else."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def dht_record(key: str, value: Any, subkey: Any = SIGNER.local_public_key, life
 
 
 def plain(record: DHTRecord) -> DHTRecord:
-    """A value under the key itself, where there should be one for each peer."""
+    """A value under the key itself, where each peer should have an entry of its own."""
     return replace(record, subkey=DHTProtocol.IS_REGULAR_VALUE)
 
 
@@ -68,10 +68,10 @@ def progress(**fields: Any) -> dict[str, Any]:
     return {**good, **fields}
 
 
-def test_the_dht_takes_what_is_signed_and_right() -> None:
+def test_the_dht_accepts_signed_and_valid_records() -> None:
     assert accepts(signed(dht_record(metrics_key(RUN), mine())))
     assert accepts(signed(dht_record(f"{RUN}_progress", progress())))
-    assert accepts(signed(dht_record(f"{RUN}_progress", None)))  # goodbye
+    assert accepts(signed(dht_record(f"{RUN}_progress", None)))  # withdrawn
     assert accepts(dht_record(f"{RUN}_state_averager.all_averagers", 5.0, subkey=PEER))
     assert accepts(signed(dht_record("my-run_run", {"generation": 1}, lifetime=86_400)))
     for epoch in (0, 7, 31_250):
@@ -108,9 +108,9 @@ def test_the_dht_takes_what_is_signed_and_right() -> None:
         dht_record(GROUP, True, subkey="ada"),
         dht_record(GROUP, True, subkey=[1]),
         dht_record(GROUP, True),  # in the name of a key that has not signed it
-        dht_record(GROUP, True, subkey=PEER, lifetime=1e6),  # nobody looks for a group for days
+        dht_record(GROUP, True, subkey=PEER, lifetime=1e6),  # no peer looks for a group for days
         dht_record(GROUP, True, subkey=PEER, lifetime=float("nan")),
-        plain(dht_record(GROUP, True)),  # it would hide everybody's
+        plain(dht_record(GROUP, True)),  # it would replace the entries of all peers
         plain(dht_record("anything else", 1)),
         dht_record("anything else", {"a": 1}, subkey="x"),
         signed(dht_record("anything else", "x" * 70_000)),
@@ -127,23 +127,23 @@ def test_a_tampered_record_is_refused() -> None:
     assert not accepts(replace(good, value=good.value + b"[signature:YWJj]"))
 
 
-def test_the_gate_is_asked() -> None:
-    asked: list[tuple[str, Action]] = []
+def test_the_access_policy_is_asked() -> None:
+    questions: list[tuple[str, Action]] = []
 
-    class Closed(AccessPolicy):
+    class RefuseAll(AccessPolicy):
         def allows(self, peer_id: str, action: Action) -> Decision:
-            asked.append((peer_id, action))
-            return Decision(False, "closed")
+            questions.append((peer_id, action))
+            return Decision(False, "refused")
 
-    assert not accepts(signed(dht_record(metrics_key(RUN), mine())), Closed())
-    assert not accepts(signed(dht_record(f"{RUN}_progress", progress())), Closed())
-    assert not accepts(dht_record(f"{RUN}_state_averager.all_averagers", 5.0, subkey=PEER), Closed())
-    assert not accepts(dht_record(GROUP, True, subkey=PEER), Closed())
-    assert {action for _, action in asked} == {Action.DHT_RECORD}
-    assert asked[0][0] == asked[1][0] == OWNER
+    assert not accepts(signed(dht_record(metrics_key(RUN), mine())), RefuseAll())
+    assert not accepts(signed(dht_record(f"{RUN}_progress", progress())), RefuseAll())
+    assert not accepts(dht_record(f"{RUN}_state_averager.all_averagers", 5.0, subkey=PEER), RefuseAll())
+    assert not accepts(dht_record(GROUP, True, subkey=PEER), RefuseAll())
+    assert {action for _, action in questions} == {Action.DHT_RECORD}
+    assert questions[0][0] == questions[1][0] == OWNER
 
 
-def test_the_rules_travel_to_the_process_of_the_dht() -> None:
+def test_the_rules_can_be_sent_to_the_process_of_the_dht() -> None:
     """`DHT.add_validators` pickles them, between processes of one machine."""
     rules = pickle.loads(pickle.dumps(RecordRules(RUN, max_samples=100)))
     assert rules.validate(dht_record(f"{RUN}_progress", progress()))
