@@ -11,6 +11,6 @@ import pytest
 def _without_compiler() -> None:
     """As in a peer: torch's optimizers import its compiler otherwise, which takes 6 s of CPU."""
     if sys.platform == "linux":
-        from ttt.swarm.process.lifecycle import leave_out_compiler
+        from ttt.swarm.process.lifecycle import skip_compiler_import
 
-        leave_out_compiler()
+        skip_compiler_import()

@@ -284,8 +284,8 @@ async def _reaches(node: DHTNode, address: str) -> bool:
 async def _connect(node: DHTNode, peer: PeerID, transport: Multiaddr) -> None:
     """Connect as hivemind's client does, with a timeout for the daemon, and always close the pipe to it.
 
-    hivemind passes no timeout: a peer that accepts the connection and never answers would block the daemon for a
-    minute, and cancelling the call would leak the pipe.
+    hivemind passes no timeout, so a peer that accepts the connection and never answers would take as long as libp2p's
+    own; and cancelling the call would leak the pipe.
     """
     reader, writer = await node.p2p._client.control.daemon_connector.open_connection()
     try:
