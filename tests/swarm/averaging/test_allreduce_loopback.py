@@ -68,8 +68,8 @@ class Watched(DecentralizedAverager):
         self.report_sender.send(future.result().report)
 
 
-for one in (Liar, Watched):  # a peer calls others by the name of its class
-    one.__name__ = "DecentralizedAverager"
+for kind in (Liar, Watched):  # a peer calls others by the name of its class
+    kind.__name__ = "DecentralizedAverager"
 
 
 def make(kind: type[DecentralizedAverager], dht: hivemind.DHT) -> DecentralizedAverager:
@@ -158,7 +158,7 @@ def test_invalid_averages_are_discarded(averagers: dict[str, Any]) -> None:
     mean = (MEAN * (total - 8.0) + 5.0 * 8.0) / total  # the parts that it sends are valid
     for name, (value, _) in HONEST.items():
         result = tensors_of(averagers[name])
-        averaged, kept = (result - mean).abs() < 1e-5, result == value
-        assert bool((averaged | kept).all())
-        assert 0 < int(kept.sum()) < 0.5 * SIZE
+        averaged, unchanged = (result - mean).abs() < 1e-5, result == value
+        assert bool((averaged | unchanged).all())
+        assert 0 < int(unchanged.sum()) < 0.5 * SIZE
         assert list(reports[name].rejected_averages) == [(str(averagers["liar"].peer_id), "it holds NaN or infinity")]

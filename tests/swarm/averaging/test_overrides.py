@@ -45,7 +45,7 @@ PATCHES = [
 
 
 def overrides() -> list[str]:
-    """`Class.attribute` of everything of hivemind's that a class of ours defines anew."""
+    """`Class.attribute` of everything of hivemind's that a class of ours redefines."""
     names = []
     for package in (ttt.swarm.averaging, ttt.swarm.dht):
         for info in pkgutil.iter_modules(package.__path__):

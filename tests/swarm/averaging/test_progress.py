@@ -63,7 +63,7 @@ def test_samples_of_credible_peers_add_up_to_one_batch_at_most() -> None:
     claims = [claim("a", 7, 30), claim("b", 7, 20), claim("c", 6, 50), claim("eve", 10**6, 99)]
     progress, credible = assess_claims(claims, target_batch_size=64, now=NOW)
     assert (progress.epoch, progress.samples_accumulated, progress.peers, progress.refused) == (7, 50, 3, ("eve",))
-    assert [one.peer_id for one in credible] == ["a", "b", "c"]
+    assert [claim.peer_id for claim in credible] == ["a", "b", "c"]
     progress, _ = assess_claims([*claims[:2], claim("eve", 7, 10**15)], target_batch_size=64, now=NOW)
     assert progress.samples_accumulated == 64
 

@@ -1,6 +1,6 @@
 """Loading the state from donors, of which some lie: a newcomer gets an honest one's.
 
-Every lie is told to a `StateDownloader` by a donor that is a Python generator; with real peers on loopback only what
+Every lie is sent to a `StateDownloader` by a donor that is a Python generator; with real peers on loopback only what
 depends on the network is tested.
 """
 

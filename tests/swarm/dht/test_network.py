@@ -165,10 +165,10 @@ def test_a_start_whose_error_cannot_be_pickled_or_that_never_ends_is_given_up(
         monkeypatch.setattr("ttt.swarm.dht.node.JOIN_SECONDS", seconds)
         monkeypatch.setattr("hivemind.dht.dht.DHTNode.create", create)
         before = set(multiprocessing.active_children())
-        began = time.monotonic()
+        started = time.monotonic()
         with pytest.raises(SwarmError, match=message):
             start_dht([], identity=path, key=key, required=False)
-        assert time.monotonic() - began < 60
+        assert time.monotonic() - started < 60
         assert set(multiprocessing.active_children()) <= before
 
 

@@ -99,7 +99,7 @@ def test_a_record_in_anothers_name_is_refused(swarm: Swarm) -> None:
     assert not publish(ada.dht, RUN, of(eve, name="Forged"), ada.signer)
     ada.store(metrics_key(RUN), of(eve, name="Forged").model_dump())  # the nodes refuse it too
     eve.store(metrics_key(RUN), of(ada, name="Forged", step=99).model_dump())
-    names = [one.name for one in read_all(swarm.bob.dht, RUN).records.values()]
+    names = [record.name for record in read_all(swarm.bob.dht, RUN).records.values()]
     assert "Forged" not in names
 
 
@@ -149,7 +149,7 @@ def test_a_record_of_a_banned_peer_is_not_stored(swarm: Swarm) -> None:
     swarm.bans.ban(swarm.bob.peer_id)
     try:
         publish(swarm.bob.dht, RUN, of(swarm.bob, name="Bob again"), swarm.bob.signer)
-        assert "Bob again" not in [one.name for one in read_all(swarm.ada.dht, RUN).records.values()]
+        assert "Bob again" not in [record.name for record in read_all(swarm.ada.dht, RUN).records.values()]
     finally:
         swarm.bans.lift()
 

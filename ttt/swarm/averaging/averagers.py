@@ -91,7 +91,7 @@ class GuardedAverager(DecentralizedAverager):
         # hivemind looks both classes up in its module. This is the averager's own process: nothing else uses them here.
         hivemind_averager.Matchmaking = self.matchmaking
         hivemind_averager.AllReduceRunner = CheckedAllReduce
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(self.threads)  # the other cores are for training
         self.matchmaking_kwargs["access"] = self.access
         super().run()
 
@@ -112,7 +112,7 @@ class GuardedAverager(DecentralizedAverager):
         self._runners = []
         try:
             return await super()._aggregate_with_group(group_info, *args, **kwargs)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError:  # by hivemind, which waits for a round with a time-out
             failed = "not finished within averaging_timeout"
             raise
         except BaseException as error:
@@ -147,7 +147,7 @@ class GuardedAverager(DecentralizedAverager):
             "inputs_received": arrived / expected if expected else 1.0,
             "peers": sorted(str(peer) for peer in group.peer_ids),
             "weights": {peer: weight for runner in runners for peer, weight in runner.report.weights.items()},
-            "refused": sorted(rejections)[:16],
+            "refused": sorted(rejections)[:16],  # strangers determine how many there are
         }
 
     async def _run_allreduce_inplace_(
@@ -161,7 +161,7 @@ class GuardedAverager(DecentralizedAverager):
         }  # fmt: skip
         try:
             await super()._run_allreduce_inplace_(tensors, group_info, group_id, **kwargs)
-        finally:
+        finally:  # a failed round is reported, too
             if future.done() and not future.cancelled() and future.exception() is None:
                 self._runners.append(future.result())
 

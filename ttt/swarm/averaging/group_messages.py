@@ -22,7 +22,7 @@ from hivemind.utils import MSGPackSerializer
 from ttt.swarm.dht.access import AccessPolicy, Action
 from ttt.swarm.dht.records import MAX_STEP
 
-MAX_GATHERED_BYTES = 256
+MAX_GATHERED_BYTES = 256  # an honest peer sends about ten
 MAX_MEMBERS = 4096
 ID_BYTES = range(16, 65)
 GROUP_ID_BYTES = range(8, 65)
@@ -55,6 +55,7 @@ def parse_gathered(data: bytes) -> Gathered | None:
     try:
         bandwidth, mode, packed = MSGPackSerializer.loads(data)
         epoch = MSGPackSerializer.loads(packed)
+        # Types are compared exactly: True is an instance of int, too.
         if bandwidth is not None or type(mode) is not int or type(epoch) is not int or not 0 <= epoch <= MAX_STEP:
             return None
         return Gathered(AveragingMode(mode), epoch)
@@ -94,9 +95,9 @@ def check_group(
     if len(set(members)) != len(members) or any(len(member) not in ID_BYTES for member in members):
         return "its members' ids are malformed or not unique"
     ids = [PeerID(member) for member in members]
-    if own not in ids or leader not in ids:
+    if own not in ids or leader not in ids:  # a leader must not send us into a group that it stays out of
         return "it lacks its leader or this peer"
-    if gathered[ids.index(own)] != own_data:
+    if gathered[ids.index(own)] != own_data:  # the others would expect another mode of us
         return "the data gathered by this peer was changed"
     epoch, modes = gathered_epoch(own_data), []
     for peer, data in zip(ids, gathered, strict=True):

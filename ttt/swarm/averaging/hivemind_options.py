@@ -48,7 +48,7 @@ def averager_options(
     return {
         "max_weight": max_weight,
         "request_timeout": settings.request_timeout,
-        "target_group_size": settings.group_size or None,
+        "target_group_size": settings.group_size or None,  # None: all trainers that the DHT knows
         "allow_state_sharing": False,  # until there is a state to share
         "access": access,
     }

@@ -115,7 +115,7 @@ class SwarmOptimizer(hivemind.Optimizer):
             optimizer=spec.build_optimizer,
             scheduler=spec.make_schedule,
             offload_optimizer=True,
-            reuse_grad_buffers=not auxiliary,
+            reuse_grad_buffers=not auxiliary,  # an auxiliary peer computes no gradients that could be reused
             delay_optimizer_step=delayed,
             delay_grad_averaging=delayed,
             delay_state_averaging=delayed,
@@ -130,6 +130,7 @@ class SwarmOptimizer(hivemind.Optimizer):
                 gradient_averager, **averager_options(settings, access, MOST_BATCHES * global_batch)
             ),
             averager_opts=averager_options(settings, access),
+            # hivemind's own refresh periods, shortened for runs with a short matchmaking_time: their steps are short.
             tracker_opts={
                 "private_key": key,
                 "metadata_expiration": settings.progress_lifetime,
@@ -185,6 +186,7 @@ class SwarmOptimizer(hivemind.Optimizer):
         meanwhile.
         """
         if self.scheduled_grads is not None and not self.scheduled_grads.done():
+            # The group may have started. If we cancelled, all its members would have to search again.
             self._tag_along_with_zero_weight(self.scheduled_grads)
         self.scheduled_grads = None
         self.state_averager.step(wait_for_delayed_updates=True)

@@ -77,7 +77,7 @@ def credible_epoch(epochs: Sequence[int], *, max_lead: int = 0) -> int:
     if not epochs:
         return 0
     ranked = sorted(epochs, reverse=True)
-    quorum = max(2, math.ceil(QUORUM * len(ranked)))
+    quorum = max(2, math.ceil(QUORUM * len(ranked)))  # one peer alone must not move the reference
     reference = ranked[min(quorum, len(ranked)) - 1]
     limit = reference + 1 + (max_lead if len(ranked) == 2 else 0)
     return max(epoch for epoch in ranked if epoch <= limit)
@@ -90,7 +90,7 @@ def parse_claims(entries: Mapping[Any, Any]) -> list[Claim]:
         try:
             owner, record = owner_of(subkey), ProgressRecord.model_validate(getattr(entry, "value", None))
         except (ValidationError, ValueError):
-            continue  # also for a peer that has left: it overwrites its record with None
+            continue  # also a peer that has left: it overwrites its record with None
         rate, client = record.samples_per_second, record.client_mode
         claims.append(Claim(owner, record.epoch, record.samples_accumulated, rate, record.time, client))
     return claims
@@ -98,6 +98,7 @@ def parse_claims(entries: Mapping[Any, Any]) -> list[Claim]:
 
 def clamp_claims(claims: Iterable[Claim], target_batch_size: int, now: float) -> list[Claim]:
     """Limit the numbers to what one peer can have done: one global batch, one batch a second, and a time near now."""
+    # hivemind adds up the samples, and extrapolates them by speed and age: it would end the step at once.
     return [
         replace(
             claim,
@@ -173,6 +174,7 @@ class RobustProgressTracker(ProgressTracker):
         claims, now = parse_claims(metadata), get_dht_time()
         max_lead = self._max_lead([claim.epoch for claim in claims if not claim.client_mode])
         progress, credible = assess_claims(claims, target_batch_size=self.target_batch_size, now=now, max_lead=max_lead)
+        # With two peers neither can know that it is the one too far ahead.
         self._credible = progress.epoch if len(claims) > 2 else math.inf
         entries = {
             claim.peer_id: ValueWithExpiration(_as_record(claim), now + self.metadata_expiration) for claim in credible

@@ -142,7 +142,7 @@ class IncomingState:
         if self._chunks:
             self._finish_tensor()
         state = TrainingState(self.epoch, self.tensors, self.scalars)
-        check_state(self.expected, state)
+        check_state(self.expected, state)  # nothing is missing, and the numbers are of the right types
         return state
 
     @property
@@ -163,6 +163,7 @@ class IncomingState:
         if type(epoch) is not int or not self.min_epoch <= epoch <= self.max_epoch:
             raise CheckpointError(f"its step is {epoch!r}, expected {self.min_epoch} to {self.max_epoch}")
         tensors = {name for name, value in self.expected.items() if isinstance(value, Tensor)}
+        # Elements of any type may arrive, so they are converted to text before they are put into a set.
         if not isinstance(names, list) or len(names) != len(tensors) or {*map(str, names)} != tensors:
             raise CheckpointError("its tensors are not those of our model and optimizer")
         if not isinstance(scalars, dict) or not {*map(str, scalars)} <= self.expected.keys():

@@ -43,7 +43,7 @@ def parameter_names(groups: Sequence[dict[str, Any]], model: torch.nn.Module) ->
 
 @dataclass(frozen=True)
 class TrainingState:
-    """All that a newcomer needs, besides the run file."""
+    """Everything that a newcomer needs besides the run file."""
 
     epoch: int
     tensors: dict[str, Tensor]
@@ -55,9 +55,9 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def initialize(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Make all statistics without changing anything.
+    """Create the statistics of the optimizer without changing any parameter, and return the optimizer.
 
-    hivemind would take a step with zero gradients, which weight decay turns into a real change of the parameters.
+    hivemind creates them with a step on zero gradients, which weight decay turns into a change of the parameters.
     """
     parameters = parameters_of(optimizer)
     if all(optimizer.state[p] for p in parameters):
@@ -65,7 +65,7 @@ def initialize(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     rates = [group["lr"] for group in optimizer.param_groups]
     gradients = [p.grad for p in parameters]
     for group in optimizer.param_groups:
-        group["lr"] = 0.0
+        group["lr"] = 0.0  # the step below then changes nothing
     for p in parameters:
         p.grad = torch.zeros_like(p)
     optimizer.step()
@@ -75,14 +75,14 @@ def initialize(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         group["lr"] = rate
     for statistics in optimizer.state.values():
         if "step" in statistics:
-            statistics["step"] = statistics["step"] * 0
+            statistics["step"] = statistics["step"] * 0  # a tensor or a number
     return optimizer
 
 
 def snapshot(
     optimizer: torch.optim.Optimizer, names: Sequence[str], epoch: int, *, copy: bool = False
 ) -> TrainingState:
-    """What the optimizer holds, on the CPU; `copy` where it will go on changing."""
+    """Return what the optimizer holds, on the CPU. copy: needed if the optimizer continues to change it."""
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Scalar] = {}
     for name, value in entries(optimizer, names):
@@ -96,13 +96,16 @@ def snapshot(
 
 @torch.no_grad()
 def restore(optimizer: torch.optim.Optimizer, names: Sequence[str], state: TrainingState) -> None:
-    """Copy a state in; CheckpointError, and nothing changed, where a name, shape, type or number does not fit."""
-    own = dict(entries(optimizer, names))
-    check_state(own, state)
+    """Copy a state into the optimizer.
+
+    Raises CheckpointError and changes nothing if a name, shape, type or number does not fit.
+    """
+    expected = dict(entries(optimizer, names))
+    check_state(expected, state)
     for group in optimizer.param_groups:
-        if "step" in group:
+        if "step" in group:  # some optimizers count for each group instead of for each parameter
             group["step"] = state.epoch
-    for name, value in own.items():
+    for name, value in expected.items():
         if isinstance(value, Tensor):
             value.copy_(state.tensors[name])
         else:
@@ -111,35 +114,39 @@ def restore(optimizer: torch.optim.Optimizer, names: Sequence[str], state: Train
             optimizer.state[parameters_of(optimizer)[index]][key] = state.scalars[name]
 
 
-def check_state(own: Mapping[str, Any], state: TrainingState) -> None:
-    """CheckpointError names the first thing that is not as in `own`, or not finite."""
+def check_state(expected: Mapping[str, Any], state: TrainingState) -> None:
+    """Raise CheckpointError, which names the first thing that differs from `expected` in kind, or is not finite."""
     received = {**state.tensors, **state.scalars}
-    if own.keys() != received.keys():
-        differing = sorted(own.keys() ^ received.keys())
+    if expected.keys() != received.keys():
+        differing = sorted(expected.keys() ^ received.keys())
         raise CheckpointError(
             f"the state belongs to another model or optimizer: {', '.join(differing[:3])} "
             f"({len(differing)} differ); all peers need the same run file and version"
         )
-    for name, value in own.items():
+    for name, value in expected.items():
         other = received[name]
         if isinstance(value, Tensor):
             if not isinstance(other, Tensor) or other.shape != value.shape or other.dtype != value.dtype:
-                found = f"{list(other.shape)} {other.dtype}" if isinstance(other, Tensor) else type(other).__name__
-                raise CheckpointError(f"{name} is {found}, expected {list(value.shape)} {value.dtype}")
+                actual = f"{list(other.shape)} {other.dtype}" if isinstance(other, Tensor) else type(other).__name__
+                raise CheckpointError(f"{name} is {actual}, expected {list(value.shape)} {value.dtype}")
             if other.is_floating_point() and not bool(torch.isfinite(other).all()):
                 raise CheckpointError(f"{name} holds NaN or infinity")
-        elif type(other) is not type(value) or not math.isfinite(other):
+        elif type(other) is not type(value) or not math.isfinite(other):  # an int must not become a float or a bool
             raise CheckpointError(f"{name} is {other!r}, expected a finite {type(value).__name__}")
 
 
 def is_finite(tensors: Sequence[Tensor]) -> bool:
-    """Of floating-point tensors, in one pass: a norm is finite only if each element is (or the sum overflows)."""
+    """Return True if every element of the floating-point tensors is finite.
+
+    One pass over each tensor: a norm is finite only if all elements are. Elements so large that the norm overflows
+    count as infinite.
+    """
     norms = torch._foreach_norm([t.detach() for t in tensors if t.is_floating_point()])
     return bool(torch.stack([norm.float().cpu() for norm in norms]).isfinite().all())
 
 
 def entries(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """(name, live tensor or number), parameters first, always in the same order."""
+    """Yield (name, live tensor or number): parameters first, always in the same order."""
     parameters = parameters_of(optimizer)
     for name, p in zip(names, parameters, strict=True):
         yield f"parameters/{name}", p

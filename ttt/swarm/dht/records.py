@@ -97,6 +97,7 @@ class PeerRecord(BaseModel):
     @field_validator("name", "device", "software")
     @classmethod
     def _printable(cls, text: str) -> str:
+        # hivemind finds the signature in a value by the marker "[signature:".
         if text != clean_text(text, len(text) or 1) or "[" in text:
             raise ValueError("must be one line of printable characters without [")
         return text
