@@ -20,6 +20,7 @@ BASE = {
     "ttt.fields",
     "ttt.hardware",
     "ttt.linear",
+    "ttt.options",
     "ttt.text",
     "ttt.types",
     "ttt.workers",

@@ -1,4 +1,4 @@
-"""Rows from strangers: whatever they hold, good ones come through, the others are counted, nothing breaks."""
+"""Rows from strangers: valid ones are kept, all others are counted, and nothing breaks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ any_row = st.fixed_dictionaries(
 
 
 def batch_of(rows: list[dict[str, object]]) -> pa.RecordBatch:
-    """With a text column that is not UTF-8 throughout, as a careless writer makes it."""
+    """With a text column that is not UTF-8 throughout, as careless writers produce it."""
     kinds = {"caption": pa.binary(), "NSFW": pa.binary(), "original_width": pa.int64(),
              "original_height": pa.int64(), "code": pa.binary()}  # fmt: skip
     arrays = {name: pa.array([r[name] for r in rows], kind) for name, kind in kinds.items()}
@@ -51,7 +51,7 @@ def batch_of(rows: list[dict[str, object]]) -> pa.RecordBatch:
 
 
 def expected(values: dict[str, object]) -> str:
-    """The obvious way, one row at a time."""
+    """The kind of a row, computed the obvious way."""
     try:
         caption = bytes(values["caption"]).decode() if values["caption"] is not None else None  # type: ignore[call-overload]
     except UnicodeDecodeError:
@@ -77,12 +77,12 @@ def expected(values: dict[str, object]) -> str:
 @given(st.lists(any_row, max_size=12))
 def test_any_rows_are_kept_or_counted(rows: list[dict[str, object]]) -> None:
     counts: Counter[str] = Counter()
-    told: list[str] = []
-    check = RowCheck(CODES, CODEBOOK, Filters(), lambda kind, what: told.append(kind))
+    reported: list[str] = []
+    check = RowCheck(CODES, CODEBOOK, Filters(), lambda kind, message: reported.append(kind))
     found = check(batch_of(rows), "here", counts)
     kinds = [expected(values) for values in rows]
     assert counts == Counter(kinds) + Counter({"rows": len(rows)})
-    assert told == [kind for kind in kinds if kind.startswith("bad")]
+    assert reported == [kind for kind in kinds if kind.startswith("bad")]
     good = [values for values, kind in zip(rows, kinds, strict=True) if kind == "kept"]
     assert found.captions == [bytes(values["caption"]).decode() for values in good]  # type: ignore[call-overload]
     assert found.codes.tobytes() == b"".join(values["code"] for values in good)  # type: ignore[misc]
@@ -117,7 +117,7 @@ def test_a_shard_with_flipped_bytes_is_read_or_skipped(tmp_path: Path, data: st.
     write_shard(broken, [row(n) for n in range(40)], group=10)
     write_shard(whole, [row(n) for n in range(40, 50)])
     content = bytearray(broken.read_bytes())
-    # Not in the footer: what a hostile footer may do to pyarrow is pyarrow's.
+    # Only outside the footer, whose parsing is pyarrow's responsibility.
     footer = int.from_bytes(content[-8:-4], "little") + 8
     for _ in range(data.draw(st.integers(1, 6))):
         content[data.draw(st.integers(4, len(content) - footer - 1))] ^= data.draw(st.integers(1, 255))
@@ -163,7 +163,7 @@ def test_a_giant_caption_is_cut(tmp_path: Path) -> None:
 
 
 def test_a_bomb_of_a_row_group_is_refused(tmp_path: Path) -> None:
-    """Few bytes that unpack to very many: one row of 4 MB, packed to a few hundred bytes."""
+    """One row of 4 MB that is compressed to a few hundred bytes."""
     path = write_shard(tmp_path / "a.parquet", [row(0, caption="x" * (4 << 20))])
     assert path.stat().st_size < 10_000
     with pytest.raises(DataError, match="would unpack to"):
@@ -171,7 +171,7 @@ def test_a_bomb_of_a_row_group_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"min_caption": -1}, {"min_caption": 1.5}, {"max_aspect": 0.5}])
-def test_filters_out_of_range_are_told(wrong: dict[str, object]) -> None:
+def test_filters_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(InvalidInput, match=next(iter(wrong))):
         Filters(**wrong)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""The stream of codes: every row once an epoch, in a seeded order that can be taken up anywhere."""
+"""The stream of codes: every row once an epoch, in a seeded order that can be resumed anywhere."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def test_every_row_comes_once_an_epoch_each_time_in_another_order(undisturbed: t
     assert epochs[0] != epochs[1]
 
 
-def test_neighbours_in_a_shard_are_parted(folder: Path) -> None:
+def test_neighbours_in_a_shard_are_separated(folder: Path) -> None:
     stream = open_stream(folder, shuffle_buffer=300)
     rows = take(stream, 75)
     stream.close()
-    near = sum(abs(a - b) == 1 for a, b in itertools.pairwise(rows))
-    assert near < 12  # by chance alone about 2 of 599; unshuffled lanes would give nearly all
+    neighbours = sum(abs(a - b) == 1 for a, b in itertools.pairwise(rows))
+    assert neighbours < 12  # about 2 of 599 by chance; unshuffled shards would give nearly all
 
 
 @pytest.mark.parametrize("seed", [2, -1, 0, 2**80])
@@ -72,7 +72,7 @@ def test_another_seed_is_another_order_of_the_same_rows(
 
 
 @pytest.mark.parametrize("at", [0, 1, 7, 8, 9, 40, 73, 74, 75, 76, 100, 149, 150, 151, 170])
-def test_going_on_from_a_state_is_as_if_nothing_had_happened(
+def test_resuming_from_a_state_gives_the_same_rows_and_counts(
     folder: Path, undisturbed: tuple[list[int], list[dict[str, object]], list[Counter[str]]], at: int
 ) -> None:
     rows, states, counts = undisturbed
@@ -93,15 +93,15 @@ def test_a_stream_goes_back_to_an_earlier_state(folder: Path, undisturbed: tuple
     stream.close()
 
 
-def test_another_batch_size_goes_on_with_the_same_rows(folder: Path, undisturbed: tuple[list[int], ...]) -> None:
+def test_another_batch_size_resumes_with_the_same_rows(folder: Path, undisturbed: tuple[list[int], ...]) -> None:
     stream = open_stream(folder, batch_size=3)
     stream.load_state_dict(undisturbed[1][50])  # type: ignore[arg-type]
     assert take(stream, 40) == undisturbed[0][400:520]
     stream.close()
 
 
-def test_a_new_process_goes_on_after_kill_9(folder: Path, tmp_path: Path, undisturbed: tuple[list[int], ...]) -> None:
-    """It writes its state after every batch, dies without warning in the midst, and another one takes over."""
+def test_a_new_process_resumes_after_kill_9(folder: Path, tmp_path: Path, undisturbed: tuple[list[int], ...]) -> None:
+    """A process writes its state after every batch and is killed; another one resumes from the state."""
     state, seen = tmp_path / "state.json", tmp_path / "seen.txt"
     program = f"""
 import json, os, signal, sys
@@ -122,7 +122,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert [int(line) for line in seen.read_text().split()] == undisturbed[0][: 8 * 97]
 
 
-def test_the_state_is_small_and_going_on_reads_one_window_only(tmp_path: Path) -> None:
+def test_the_state_is_small_and_resuming_reads_one_window_only(tmp_path: Path) -> None:
     write_shards(tmp_path, [2000] * 3)
     stream = open_stream(tmp_path, batch_size=64, shuffle_buffer=500)
     take(stream, 80)
@@ -144,7 +144,7 @@ def test_a_set_smaller_than_a_batch_is_repeated(tmp_path: Path) -> None:
     stream.close()
 
 
-def test_large_row_groups_are_taken_up_in_their_midst(tmp_path: Path) -> None:
+def test_resuming_works_in_the_middle_of_a_large_row_group(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.parquet", [row(n) for n in range(3000)], group=3000)
     stream, rows, states = open_stream(tmp_path, batch_size=50), [], []
     for _ in range(60):
@@ -161,7 +161,7 @@ def test_large_row_groups_are_taken_up_in_their_midst(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "source", ["folder", "glob", "list", "one file"],
 )  # fmt: skip
-def test_shards_on_disk_are_named_in_many_ways(folder: Path, source: str) -> None:
+def test_shards_on_disk_may_be_given_in_several_ways(folder: Path, source: str) -> None:
     name, count = {
         "folder": (str(folder), 600),
         "glob": (f"{folder}/0000[12].parquet", 275),
@@ -191,7 +191,7 @@ def test_a_state_of_other_shards_is_refused(tmp_path: Path, undisturbed: tuple[l
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"seed": 2}, "seed 1 and this stream has 2"),
         ({"shuffle_buffer": 65}, "shuffle_buffer"),
@@ -199,9 +199,9 @@ def test_a_state_of_other_shards_is_refused(tmp_path: Path, undisturbed: tuple[l
     ],
 )
 def test_a_state_of_another_order_is_refused(
-    folder: Path, undisturbed: tuple[list[int], ...], changed: dict[str, object], told: str
+    folder: Path, undisturbed: tuple[list[int], ...], changed: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(InvalidInput, match=told):
+    with pytest.raises(InvalidInput, match=message):
         open_stream(folder, **changed).load_state_dict(undisturbed[1][20])  # type: ignore[arg-type]
 
 
@@ -218,7 +218,7 @@ def test_a_damaged_state_is_refused(folder: Path, undisturbed: tuple[list[int], 
         open_stream(folder).load_state_dict({**undisturbed[1][20], key: value})  # type: ignore[dict-item]
 
 
-def test_a_state_with_a_turn_that_no_lane_has_is_refused(folder: Path, undisturbed: tuple[list[int], ...]) -> None:
+def test_a_state_with_a_turn_out_of_range_is_refused(folder: Path, undisturbed: tuple[list[int], ...]) -> None:
     state = json.loads(json.dumps(undisturbed[1][20]))
     state["cursor"]["turn"] = 9
     stream = open_stream(folder)
@@ -230,20 +230,22 @@ def test_a_state_with_a_turn_that_no_lane_has_is_refused(folder: Path, undisturb
 @pytest.mark.parametrize(
     "changed", [{"batch_size": 0}, {"shuffle_buffer": 1.5}, {"seed": "1"}, {"num_image_tokens": 1 << 16}]
 )
-def test_wrong_settings_are_told_at_once(folder: Path, changed: dict[str, object]) -> None:
+def test_wrong_settings_are_refused_at_once(folder: Path, changed: dict[str, object]) -> None:
     with pytest.raises(InvalidInput, match=next(iter(changed))):
         open_stream(folder, **changed)
 
 
 @pytest.mark.parametrize("source", ["nowhere", "no/where/at/all", "*.parquet", [], ["a.parquet", "http://x/y.parquet"]])
-def test_a_source_that_is_not_there_is_told(tmp_path: Path, source: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_does_not_exist_is_refused(
+    tmp_path: Path, source: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises((InvalidInput, DataError), match=r"not there|no file matches|empty|mixes"):
+    with pytest.raises((InvalidInput, DataError), match=r"was not found|no file matches|empty|mixes"):
         next(open_stream(source))
 
 
-def test_a_model_of_other_codes_is_told(folder: Path) -> None:
-    """Without a `dataset.json` the rows say it: all of an epoch are refused."""
+def test_codes_of_another_model_are_an_error(folder: Path) -> None:
+    """Without a `dataset.json`, every row of an epoch is rejected."""
     with pytest.raises(DataError, match="codes missing, of a wrong length or out of range: 600"):
         next(open_stream(folder, image_seq_len=16))
     with pytest.raises(DataError, match=r"no row of a whole epoch"):
@@ -252,11 +254,11 @@ def test_a_model_of_other_codes_is_told(folder: Path) -> None:
 
 def test_filters_are_those_of_the_run_and_can_be_set(tmp_path: Path) -> None:
     rows = [row(n) for n in range(100, 200)]
-    wanted = {
+    rejected = {
         "short_caption": row(0, caption="0"), "nsfw": row(1, NSFW="UNSURE"),
         "extreme_aspect": row(2, original_width=41), "bad_size": row(3, original_height=0),
     }  # fmt: skip
-    write_shard(tmp_path / "a.parquet", [*wanted.values(), row(4, NSFW=None), row(5, original_width=40), *rows])
+    write_shard(tmp_path / "a.parquet", [*rejected.values(), row(4, NSFW=None), row(5, original_width=40), *rows])
     stream = open_stream(tmp_path, batch_size=101)
     assert sorted(take(stream, 1)) == [5, *range(100, 200)]
     assert stream.counts == Counter(
@@ -293,7 +295,7 @@ def test_threads_end_with_the_stream(folder: Path) -> None:
     assert len(list(readers())) == before
 
 
-def test_a_closed_stream_goes_on_where_it_was(folder: Path, undisturbed: tuple[list[int], ...]) -> None:
+def test_a_closed_stream_resumes_where_it_was(folder: Path, undisturbed: tuple[list[int], ...]) -> None:
     stream = open_stream(folder)
     rows = take(stream, 20)
     stream.close()
@@ -302,7 +304,7 @@ def test_a_closed_stream_goes_on_where_it_was(folder: Path, undisturbed: tuple[l
     assert rows == undisturbed[0][:320]
 
 
-def test_codes_outside_the_models_codebook_are_no_codes(tmp_path: Path) -> None:
+def test_codes_outside_the_codebook_of_the_model_are_rejected(tmp_path: Path) -> None:
     write_shards(tmp_path, [CODEBOOK])
     stream = open_stream(tmp_path, num_image_tokens=CODEBOOK // 2, batch_size=CODEBOOK // 2)
     assert sorted(take(stream, 1)) == list(range(CODEBOOK // 2))

@@ -7,14 +7,17 @@ import os
 import random
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from email.utils import formatdate
 from pathlib import Path
 
 import pytest
 
 from tests.support.range_server import RangeServer, serve_ranges
 from tests.support.shards import CODEBOOK, CODES, QUICK, open_stream, row, take, write_shard, write_shards
-from ttt.data.files import FileUnreachable, HttpClient, HttpFile, RetryPolicy
+from ttt.data.files import FileUnreachable, HttpClient, HttpFile, RetryPolicy, requested_wait
 from ttt.data.manifest import DatasetManifest
 from ttt.errors import DataError
 
@@ -57,7 +60,7 @@ def test_dropped_connections_change_nothing(server: RangeServer, cut_after: int)
     stream.close()
 
 
-def test_every_answer_cut_short_still_gets_there(server: RangeServer) -> None:
+def test_a_stream_whose_every_response_is_cut_short_still_finishes(server: RangeServer) -> None:
     server.cut_after, server.cuts = 700, 10**6
     stream = open_stream(addresses(server))
     assert take(stream, 40) == rows_on_disk(server, 40)
@@ -69,7 +72,7 @@ def test_a_busy_server_is_asked_again(server: RangeServer, caplog: pytest.LogCap
     stream = open_stream(addresses(server))
     assert take(stream, 10) == rows_on_disk(server, 10)
     stream.close()
-    assert sum("status 503" in record.message for record in caplog.records) == 1  # told once
+    assert sum("status 503" in record.message for record in caplog.records) == 1  # logged once
 
 
 def test_waits_double_up_to_a_limit() -> None:
@@ -89,7 +92,7 @@ def test_a_server_without_ranges_is_read_through_a_temporary_file(server: RangeS
 
 def test_a_server_without_ranges_cannot_fill_the_disk(server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     server.ranges = False
-    monkeypatch.setattr(HttpFile, "most_spooled", 100)
+    monkeypatch.setattr(HttpFile, "max_spooled", 100)
     stream = open_stream(addresses(server))
     with pytest.raises(DataError, match="no row of a whole epoch.*is larger than 100 bytes"):
         take(stream, 1)
@@ -97,18 +100,18 @@ def test_a_server_without_ranges_cannot_fill_the_disk(server: RangeServer, monke
 
 
 @pytest.mark.parametrize("total", ["*", "x", "-1", "\u00b2"])
-def test_a_file_of_untold_size_is_missing(server: RangeServer, total: str) -> None:
+def test_a_file_of_unknown_size_counts_as_missing(server: RangeServer, total: str) -> None:
     server.total = total
     stream = open_stream(addresses(server))
-    with pytest.raises(DataError, match="no row of a whole epoch.*does not tell its size"):
+    with pytest.raises(DataError, match="no row of a whole epoch.*does not report the size"):
         take(stream, 1)
     stream.close()
 
 
 def test_only_what_is_needed_is_fetched(tmp_path: Path) -> None:
-    """Going on in the midst of a shard fetches its footer, that window, and the two that are read ahead."""
-    noise = random.Random(0)
-    rows = [row(n, caption=f"{noise.randbytes(200).hex()} {n}") for n in range(8000)]
+    """Resuming in the middle of a shard fetches its footer, that window and the two that are prefetched."""
+    generator = random.Random(0)
+    rows = [row(n, caption=f"{generator.randbytes(200).hex()} {n}") for n in range(8000)]
     path = write_shard(tmp_path / "a.parquet", rows, group=500)
     with serve_ranges(tmp_path) as server:
         stream = open_stream(f"{server.url}/a.parquet", batch_size=100, shuffle_buffer=500)
@@ -157,7 +160,7 @@ def test_a_shard_that_breaks_off_gives_its_first_rows(tmp_path: Path) -> None:
     stream.close()
 
 
-def test_going_on_skips_again_what_was_unreachable(server: RangeServer) -> None:
+def test_resuming_skips_again_what_was_unreachable(server: RangeServer) -> None:
     """A shard that was given up in a window stays given up when that window is read again."""
     gone = "00001.parquet"
     server.gone.add(gone)
@@ -176,7 +179,7 @@ def test_going_on_skips_again_what_was_unreachable(server: RangeServer) -> None:
     again.close()
 
 
-def test_nothing_at_all_is_an_error_and_asking_again_goes_on(server: RangeServer) -> None:
+def test_a_server_that_is_down_is_an_error_and_the_next_batch_resumes(server: RangeServer) -> None:
     stream = open_stream(addresses(server), shuffle_buffer=16)
     rows = take(stream, 2)
     stream.close()
@@ -192,26 +195,26 @@ def test_nothing_at_all_is_an_error_and_asking_again_goes_on(server: RangeServer
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/a.parquet", "http://127.0.0.1:9/dataset.json"])
-def test_a_server_that_is_not_there_is_told(url: str) -> None:
+def test_a_server_that_does_not_exist_is_reported(url: str) -> None:
     with pytest.raises(DataError, match=r"could not be read in 4 attempts \(ConnectError"):
         next(open_stream(url))
 
 
 def test_a_stalled_server_counts_as_dropped(server: RangeServer) -> None:
     server.delay = 0.5
-    web = HttpClient(RetryPolicy(attempts=2, first_wait=0.01, timeout=0.1))
+    http = HttpClient(RetryPolicy(attempts=2, first_wait=0.01, timeout=0.1))
     with pytest.raises(FileUnreachable, match="ReadTimeout"):
-        HttpFile(addresses(server)[0], web)
-    web.close()
+        HttpFile(addresses(server)[0], http)
+    http.close()
 
 
 def test_a_file_that_changes_while_it_is_read_is_broken(server: RangeServer) -> None:
-    web = HttpClient(QUICK)
-    file = HttpFile(addresses(server)[0], web)
+    http = HttpClient(QUICK)
+    file = HttpFile(addresses(server)[0], http)
     (server.folder / "00000.parquet").write_bytes(bytes(5000))
     with pytest.raises(ValueError, match="has changed"):
         file.read(100)
-    web.close()
+    http.close()
 
 
 @pytest.mark.parametrize("index", ["dataset.json", "", "shards.txt"])
@@ -225,13 +228,13 @@ def test_an_index_lists_the_shards(server: RangeServer, index: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
-        ("dataset.json", "{", "not readable JSON"),
+        ("dataset.json", "{", "not valid JSON"),
         ("dataset.json", "[]", "does not say"),
         ("dataset.json", manifest(shards=("../secret.parquet",)).to_json(), "plain file names"),
         ("dataset.json", manifest(shards=()).to_json(), "lists no shards"),
-        ("dataset.json", manifest(image_seq_len=64).to_json(), "64 codes a picture"),
+        ("dataset.json", manifest(image_seq_len=64).to_json(), "64 codes per image"),
         ("dataset.json", manifest(num_image_tokens=8192).to_json(), "8192 codes in the codebook"),
         ("dataset.json", manifest(codebook="d" * 64).to_json(), "another VQGAN"),
         ("dataset.json", manifest().to_json().replace('"version": 1', '"version": 7'), "version 7"),
@@ -242,10 +245,12 @@ def test_an_index_lists_the_shards(server: RangeServer, index: str) -> None:
         ("nowhere.txt", None, "status 404"),
     ],
 )  # fmt: skip
-def test_an_index_that_does_not_fit_is_told(server: RangeServer, name: str, content: str | None, told: str) -> None:
+def test_an_index_that_does_not_fit_is_refused(
+    server: RangeServer, name: str, content: str | None, message: str
+) -> None:
     if content is not None:
         (server.folder / name).write_text(content)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         next(open_stream(f"{server.url}/{name}", codebook="c" * 64))
 
 
@@ -256,7 +261,7 @@ def test_a_description_beside_shards_on_disk_is_checked_too(server: RangeServer)
 
 
 def test_a_hub_data_set_is_streamed_at_its_commit(tmp_path: Path) -> None:
-    """In a process of its own: the Hub's address is read when its library is imported."""
+    """Runs in a process of its own, because the Hub's library reads the Hub's address when it is imported."""
     write_shards(tmp_path / "set", SIZES)
     (tmp_path / "set" / "dataset.json").write_text(manifest().to_json())
     program = """
@@ -271,20 +276,20 @@ with serve_dataset(Path(sys.argv[1]), "owner/set", token="hf_secret") as hub:
     state = stream.state_dict()
     stream.close()
     assert hub.cuts == 0 and stream.counts["retries"] >= 10
-    new, hub.commit = hub.commit, "b" * 40  # somebody uploads; going on stays with the commit of the state
+    old, hub.commit = hub.commit, "b" * 40  # an upload; resuming stays at the commit of the state
     stream = open_stream("owner/set")
     stream.load_state_dict(state)
     rows += take(stream, 40)
     stream.close()
-    assert state["revision"] == new, state
-    told = []
+    assert state["revision"] == old, state
+    messages = []
     for name in ("owner/none", "owner/private"):
         try: next(open_stream(name))
-        except DataError as error: told.append(str(error))
+        except DataError as error: messages.append(str(error))
     try: next(open_stream("owner/set", image_seq_len=9))
-    except DataError as error: told.append(str(error))
+    except DataError as error: messages.append(str(error))
     leaked = hub.leaked
-print(json.dumps({"rows": rows, "told": told, "leaked": leaked}))
+print(json.dumps({"rows": rows, "messages": messages, "leaked": leaked}))
 """
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_secret", "PYTHONPATH": "."}
     root = Path(__file__).parents[2]
@@ -293,11 +298,109 @@ print(json.dumps({"rows": rows, "told": told, "leaked": leaked}))
         [sys.executable, "-c", code, str(tmp_path / "set")], cwd=root, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout.splitlines()[-1])
+    output = json.loads(done.stdout.splitlines()[-1])
     stream = open_stream(tmp_path / "set")
-    assert said["rows"] == take(stream, 80)
+    assert output["rows"] == take(stream, 80)
     stream.close()
-    assert len(said["told"]) == 3
-    assert all("is not on the Hub, or is private" in text for text in said["told"][:2])
-    assert "codes a picture" in said["told"][2]
-    assert said["leaked"] == []
+    assert len(output["messages"]) == 3
+    assert all("is not on the Hub, or is private" in text for text in output["messages"][:2])
+    assert "codes per image" in output["messages"][2]
+    assert output["leaked"] == []
+
+
+class VirtualTime(threading.Event):
+    """A `stop` event whose waits pass at once; `seconds` adds them up."""
+
+    def __init__(self, server: RangeServer, window: float) -> None:
+        super().__init__()
+        self.server, self.window, self.seconds = server, window, 0.0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.seconds += timeout or 0.0
+        if self.seconds >= self.window:
+            self.server.refuse = 0
+        return self.is_set()
+
+
+@pytest.mark.parametrize(
+    ("headers", "most"),
+    [
+        ({"RateLimit": '"resolvers";r=0;t=300'}, 330.0),
+        ({"RateLimit": '"api";r=12;t=300, "resolvers";r=0;t=299'}, 330.0),
+        ({"Retry_After": "300"}, 330.0),
+        ({}, 400.0),
+    ],
+)
+def test_a_rate_limit_is_waited_out(server: RangeServer, headers: dict[str, str], most: float) -> None:
+    """The Hub answers 429 until a window of 5 minutes is over; no shard is given up meanwhile."""
+    server.status, server.refuse, server.headers = 429, 10**9, headers
+    http = HttpClient(RetryPolicy())
+    http.stop = clock = VirtualTime(server, window=300)
+    file = HttpFile(addresses(server)[0], http)
+    assert file.read() == (server.folder / "00000.parquet").read_bytes()
+    assert 300 <= clock.seconds <= most
+    http.close()
+
+
+def test_a_rate_limit_that_never_ends_is_given_up(server: RangeServer) -> None:
+    server.status, server.refuse, server.headers = 429, 10**9, {"Retry_After": "999999999"}
+    http = HttpClient(RetryPolicy())
+    http.stop = clock = VirtualTime(server, window=10**12)
+    with pytest.raises(FileUnreachable, match="status 429"):
+        HttpFile(addresses(server)[0], http)
+    assert clock.seconds <= 8 * 900
+    http.close()
+
+
+def test_the_pause_that_a_server_asks_for_is_read_from_its_headers() -> None:
+    assert requested_wait({}) == 0
+    assert requested_wait({"Retry-After": "158"}) == 158
+    assert requested_wait({"Retry-After": "10000000"}) == 900
+    assert requested_wait({"Retry-After": "soon"}) == 0
+    assert requested_wait({"Retry-After": formatdate(time.time() - 60, usegmt=True)}) == 0
+    assert 50 < requested_wait({"Retry-After": formatdate(time.time() + 60, usegmt=True)}) <= 60
+    assert requested_wait({"RateLimit": '"resolvers";r=0;t=158'}) == 159
+    assert requested_wait({"RateLimit": '"resolvers"; t=158; r=0'}) == 159
+    assert requested_wait({"RateLimit": '"resolvers";r=4999;t=158'}) == 0  # requests are left
+    assert requested_wait({"RateLimit": "limit=5000"}) == 0
+
+
+def test_a_range_that_is_answered_with_the_whole_file_is_cut_out_of_it(server: RangeServer) -> None:
+    content = (server.folder / "00002.parquet").read_bytes()
+    http = HttpClient(QUICK)
+    file = HttpFile(addresses(server)[2], http)
+    server.whole = 2
+    file.seek(700)
+    assert file.read(900) == content[700:1600]
+    server.whole, server.surplus = 0, 5
+    file.seek(20)
+    assert file.read(30) == content[20:50]
+    server.whole, server.cut_after, server.cuts = 10**6, 800, 1
+    file.seek(700)
+    assert file.read(900) == content[700:1600], "resumed after a dropped connection"
+    http.close()
+
+
+@pytest.mark.parametrize("mischief", [{"whole": 3}, {"surplus": 7}, {"total": "*", "head": True}])
+def test_servers_that_answer_ranges_loosely_change_nothing(server: RangeServer, mischief: dict[str, object]) -> None:
+    server.surplus = int(str(mischief.get("surplus", 0)))
+    server.total, server.head = str(mischief.get("total", "")), bool(mischief.get("head"))
+    stream = open_stream(addresses(server), shuffle_buffer=16)
+    rows = take(stream, 2)
+    server.whole = int(str(mischief.get("whole", 0)))
+    rows += take(stream, 78)
+    assert stream.counts["missing_shards"] == stream.counts["corrupt_shards"] == 0
+    stream.close()
+    reference = open_stream(server.folder, shuffle_buffer=16)
+    assert rows == take(reference, 80)
+    reference.close()
+
+
+def test_status_416_for_the_first_byte_is_not_taken_for_an_empty_file(server: RangeServer) -> None:
+    size = (server.folder / "00000.parquet").stat().st_size
+    server.status, server.refuse, server.headers = 416, 1, {"Content_Range": f"bytes */{size}"}
+    http = HttpClient(QUICK)
+    file = HttpFile(addresses(server)[0], http)
+    server.status, server.refuse, server.headers = 416, 1, {}
+    assert file.read() == (server.folder / "00000.parquet").read_bytes()
+    http.close()

@@ -1,11 +1,11 @@
-"""`dataset.json`: what made a set of shards, written beside them and checked before any of them is read. No network.
+"""`dataset.json` describes how a set of shards was made; a stream checks it before it reads a shard.
 
     {"format": "ttt-codes", "version": 1, "complete": true,
      "model": "demo", "codebook": "sha256 of vqgan.safetensors", "resolution": 64,
      "image_seq_len": 64, "num_image_tokens": 1024,
      "shards": ["00000.parquet", "00001.parquet"], "counts": {"kept": 1500, "short_caption": 7}}
 
-The published data set has no such file; then the rows alone say whether they fit.
+The published data set has no such file; then every row is checked on its own.
 """
 
 from __future__ import annotations
@@ -26,41 +26,41 @@ MAX_MANIFEST_BYTES = 32 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetManifest:
-    """Which codes the shards hold. `shards` are plain names, in the order in which they were made."""
+    """Describes the codes in the shards. `shards` are plain file names, in the order in which they were written."""
 
     model: str
-    """Name of the bundle whose VQGAN made the codes."""
+    """Name of the bundle whose VQGAN produced the codes."""
     codebook: str
-    """SHA-256 of that VQGAN's file of weights: the same code means the same patch only where this is the same."""
+    """SHA-256 of the VQGAN's file of weights. A code means the same patch only for the same weights."""
     resolution: int
-    """Pixels on the side of the square images that were encoded."""
+    """Width and height in pixels of the square images that were encoded."""
     image_seq_len: int
     num_image_tokens: int
     shards: tuple[str, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
     image_bytes: int = 0
-    """Of the images as they were stored, those that were kept."""
+    """Bytes of the kept images as they were stored."""
     shard_bytes: int = 0
     complete: bool = False
-    """False while encoding goes on, or was stopped."""
+    """False until all images are encoded."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """What the content depends on beside the VQGAN: the images, the filters, the rows a shard."""
+    """What the content depends on besides the VQGAN: the images, the filters, the rows per shard."""
 
     def check(self, where: str, image_seq_len: int, num_image_tokens: int, codebook: str | None = None) -> None:
-        """DataError where a model that needs these numbers cannot learn from these codes."""
+        """Raises DataError if a model with these numbers cannot be trained on these codes."""
         for what, ours, theirs in (
-            ("codes a picture (image_seq_len)", image_seq_len, self.image_seq_len),
+            ("codes per image (image_seq_len)", image_seq_len, self.image_seq_len),
             ("codes in the codebook (num_image_tokens)", num_image_tokens, self.num_image_tokens),
         ):
             if ours != theirs:
                 raise DataError(
-                    f"{where} was encoded with {theirs} {what}, and the model needs {ours}; encode the images again "
-                    f"with the model's own VQGAN (`ttt encode --model ...`; this one was made with {self.model!r})"
+                    f"{where} was encoded with {theirs} {what}, but the model needs {ours}; encode the images again "
+                    f"with the VQGAN of the model (`ttt encode --model ...`; these codes are from {self.model!r})"
                 )
         if codebook is not None and codebook != self.codebook:
             raise DataError(
                 f"{where} was encoded with another VQGAN ({self.model!r}, {self.codebook[:12]}) than the model's "
-                f"({codebook[:12]}): its codes mean other patches; encode the images again with the model's own"
+                f"({codebook[:12]}), so its codes mean other patches; encode the images with the VQGAN of the model"
             )
 
     def to_json(self) -> str:
@@ -68,15 +68,17 @@ class DatasetManifest:
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> DatasetManifest:
-        """DataError for anything that is not such a file; it may come from a stranger."""
+        """Raises DataError for anything that is not a valid description; it may come from a stranger."""
         try:
             values = json.loads(text)
         except (ValueError, RecursionError):
-            raise DataError(f"{where} is not readable JSON; fetch or encode the data set again") from None
+            raise DataError(f"{where} is not valid JSON; download or encode the data set again") from None
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise DataError(f'{where} does not say "format": "{FORMAT}": it does not describe shards of codes')
+            raise DataError(f'{where} does not say "format": "{FORMAT}", so it does not describe shards of codes')
         if values.get("version") != VERSION:
-            raise DataError(f"{where} has version {values.get('version')!r}; this program reads {VERSION}: update it")
+            raise DataError(
+                f"{where} has version {values.get('version')!r}; this program reads version {VERSION}: update it"
+            )
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         _check_values(known, where)
         return cls(**{**known, "shards": tuple(known.get("shards", ()))})
@@ -88,12 +90,12 @@ def _check_values(values: dict[str, Any], where: str) -> None:
 
     for name in ("model", "codebook"):
         if not isinstance(values.get(name), str) or len(values[name]) > 300:
-            raise wrong(name, "a text of at most 300 characters")
+            raise wrong(name, "text of at most 300 characters")
     for name in ("image_bytes", "shard_bytes"):
         if type(values.get(name, 0)) is not int:
             raise wrong(name, "a whole number")
     if not isinstance(values.get("settings", {}), dict):
-        raise wrong("settings", "an object")
+        raise wrong("settings", "a JSON object")
     limits = {"resolution": 1 << 14, "image_seq_len": 1 << 20, "num_image_tokens": MAX_CODEBOOK}
     for name, limit in limits.items():
         if type(values.get(name)) is not int or not 1 <= values[name] <= limit:
@@ -114,7 +116,7 @@ def codebook_of(vqgan_file: Path) -> str:
 
 
 def is_plain_name(name: object) -> bool:
-    """A visible Parquet file in the same folder: no way out of it, and no address."""
+    """True for the name of a visible Parquet file in the same folder; False for paths and addresses."""
     return (
         isinstance(name, str)
         and 8 < len(name) <= 200

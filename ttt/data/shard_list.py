@@ -1,7 +1,7 @@
-"""From the name of a data set to its shards: a Hub id, a folder, a pattern, addresses. Reads no shard.
+"""Finds the shards of a data set that is named by a Hub id, a folder, a pattern or addresses; reads no shard.
 
-`datasets` says which files of a Hub repository are the training split, pinned to a commit. The bytes then come by plain
-ranges (`ttt.data.files`), for whichever source.
+For a Hub repository, `datasets` determines the files of the training split, pinned to a commit. Their bytes are then
+read by ranges (`ttt.data.files`), as from every other source.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ from ttt.bundle import HUB_ID
 from ttt.data.files import GONE, FileMissing, FileUnreachable, HttpClient, is_url
 from ttt.data.manifest import MANIFEST, MAX_MANIFEST_BYTES, DatasetManifest
 from ttt.errors import DataError, InvalidInput
+from ttt.text import first_line
 
 ALLOWED = (
     "allowed: a Hub data set (owner/name), a folder or pattern of .parquet files, "
-    f"addresses of .parquet files, or the address of a {MANIFEST} or of a .txt with one address a line"
+    f"addresses of .parquet files, or the address of a {MANIFEST} or of a .txt with one address per line"
 )
 ShardSource = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 @dataclass(frozen=True)
 class ShardList:
-    """Where the shards are, and what they are called wherever they are."""
+    """The shards of a data set in a fixed order."""
 
     locations: tuple[str, ...]
+    """Paths or addresses."""
     names: tuple[str, ...]
-    """Without folder, host and commit: a data set that has moved is still the same."""
+    """Names without folder, host and commit: a data set that has moved is still the same."""
     manifest: DatasetManifest | None = None
     revision: str | None = None
     """Commit of a Hub data set."""
@@ -43,30 +45,30 @@ class ShardList:
 
 
 def find_shards(
-    source: ShardSource, web: HttpClient, token: str | None = None, revision: str | None = None
+    source: ShardSource, http: HttpClient, token: str | None = None, revision: str | None = None
 ) -> ShardList:
-    """All shards of the training split, in a fixed order. InvalidInput, DataError.
+    """All shards of the training split. Raises InvalidInput or DataError.
 
-    token: of the Hub, else the one that `hf auth login` or HF_TOKEN left. revision: of a Hub data set.
+    token: for the Hub; by default the one from `hf auth login` or HF_TOKEN. revision: of a Hub data set.
     """
     try:
         if not isinstance(source, (str, os.PathLike)):
             return _listed([str(item) for item in source])
         name = os.fspath(source)
         if is_url(name):
-            return _at_address(name, web)
+            return _at_address(name, http)
         path = Path(name).expanduser()
         if name and path.is_dir():
             return _in_folder(path)
         if glob.has_magic(name) or path.is_file():
             return _matching(str(path))
         if HUB_ID.fullmatch(name) and isinstance(source, str):
-            return _on_hub(name, web, token, revision)
+            return _on_hub(name, http, token, revision)
     except FileMissing as error:
         raise DataError(f"data set {source!s:.200}: {error}") from None
     except FileUnreachable as error:
         raise DataError(f"data set {source!s:.200}: {error}; check the connection and try again") from None
-    raise InvalidInput(f"data set {name[:200]!r} is not there; {ALLOWED}")
+    raise InvalidInput(f"data set {name[:200]!r} was not found; {ALLOWED}")
 
 
 def _listed(items: list[str]) -> ShardList:
@@ -75,7 +77,7 @@ def _listed(items: list[str]) -> ShardList:
     if all(is_url(item) for item in items):
         return ShardList(tuple(items), tuple(urlsplit(item).path for item in items))
     if any(is_url(item) for item in items):
-        raise InvalidInput("the list of shards mixes files and addresses; give either")
+        raise InvalidInput("the list of shards mixes files and addresses; give only one kind")
     paths = [Path(item).expanduser() for item in items]
     return ShardList(tuple(map(str, paths)), tuple(_relative(paths)))
 
@@ -85,7 +87,7 @@ def _in_folder(folder: Path) -> ShardList:
         p for p in folder.rglob("*.parquet") if not any(part[0] == "." for part in p.relative_to(folder).parts)
     )
     if not paths:
-        raise DataError(f"{folder} has no .parquet files; `ttt encode IMAGES {folder}` makes them")
+        raise DataError(f"{folder} has no .parquet files; create them with `ttt encode IMAGES {folder}`")
     names = [p.relative_to(folder).as_posix() for p in paths]
     path = folder / MANIFEST
     manifest = DatasetManifest.from_json(path.read_bytes(), str(path)) if path.is_file() else None
@@ -104,14 +106,14 @@ def _relative(paths: list[Path]) -> list[str]:
     return [p.resolve().relative_to(base).as_posix() for p in paths]
 
 
-def _at_address(url: str, web: HttpClient) -> ShardList:
+def _at_address(url: str, http: HttpClient) -> ShardList:
     path = urlsplit(url).path
     if path.endswith(".parquet"):
         return _listed([url])
     if path.endswith("/"):
         url, path = urljoin(url, MANIFEST), path + MANIFEST
     try:
-        content = web.fetch(url, MAX_MANIFEST_BYTES)
+        content = http.fetch(url, MAX_MANIFEST_BYTES)
     except ValueError as error:
         raise DataError(str(error)) from None
     if path.endswith(".json"):
@@ -119,65 +121,61 @@ def _at_address(url: str, web: HttpClient) -> ShardList:
         if not manifest.shards:
             raise DataError(f"{url} lists no shards")
         return ShardList(tuple(urljoin(url, quote(name)) for name in manifest.shards), manifest.shards, manifest)
-    lines = [line.strip() for line in content.decode("utf-8", "replace").splitlines()]
+    lines = [line.strip() for line in content.decode("utf-8-sig", "replace").splitlines()]
     shards = [urljoin(url, line) for line in lines if line and not line.startswith("#")]
     foreign = [shard for shard in shards if not is_url(shard) or not urlsplit(shard).path.endswith(".parquet")]
     if foreign or not shards:
-        said = f"has the line {foreign[0][:100]!r}" if foreign else "is empty"
-        raise DataError(f"{url} {said}; it must list addresses of .parquet files, one a line")
+        problem = f"has the line {foreign[0][:100]!r}" if foreign else "is empty"
+        raise DataError(f"{url} {problem}; it must list addresses of .parquet files, one per line")
     return _listed(shards)
 
 
-def _on_hub(repo_id: str, web: HttpClient, token: str | None, revision: str | None) -> ShardList:
+def _on_hub(repo_id: str, http: HttpClient, token: str | None, revision: str | None) -> ShardList:
     import datasets
     from huggingface_hub import get_token, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
     if datasets.config.HF_HUB_OFFLINE:
-        raise DataError(f"{repo_id} is on the Hub, and downloads are switched off (HF_HUB_OFFLINE)")
+        raise DataError(f"{repo_id} is on the Hub, and downloads are disabled (HF_HUB_OFFLINE)")
     token = token or get_token()
     files: list[str] = []
     advice = "it is not on the Hub, or is private: check the name, or set HF_TOKEN"
 
     def attempt() -> bool:
         try:
-            found = datasets.load_dataset_builder(repo_id, revision=revision, token=token).config.data_files or {}
+            splits = datasets.load_dataset_builder(repo_id, revision=revision, token=token).config.data_files or {}
         except datasets.exceptions.DatasetNotFoundError:
             raise FileMissing(advice) from None
         except datasets.exceptions.DataFilesNotFoundError as error:
-            raise FileMissing(f"it has no data files ({_first_line(error)})") from None
+            raise FileMissing(f"it has no data files ({first_line(error)})") from None
         except HfHubHTTPError as error:
             if error.response.status_code in GONE:
                 raise FileMissing(advice) from None
             raise
-        files[:] = found.get("train") or next(iter(found.values()), [])
+        files[:] = splits.get("train") or next(iter(splits.values()), [])
         return True
 
-    web.retrying(repo_id, attempt)
+    http.retrying(repo_id, attempt)
     prefix = f"hf://datasets/{repo_id}@"
-    inside = [file.removeprefix(prefix).partition("/") for file in files if file.endswith(".parquet")]
-    if not inside or any(file[: len(prefix)] != prefix for file in files):
-        raise DataError(f"{repo_id} has no Parquet shards of its own; it must hold {ALLOWED.partition(',')[0]}'s files")
-    commit = inside[0][0]
+    paths = [file.removeprefix(prefix).partition("/") for file in files if file.endswith(".parquet")]
+    if not paths or any(file[: len(prefix)] != prefix for file in files):
+        raise DataError(f"{repo_id} holds no Parquet shards; a Hub data set must consist of .parquet files")
+    commit = paths[0][0]
 
     def address(path: str) -> str:
         endpoint = datasets.config.HF_ENDPOINT
         return hf_hub_url(repo_id, path, repo_type="dataset", revision=commit, endpoint=endpoint)
 
     if token:
-        web.authorize(token)
-    names = tuple(path for _, _, path in inside)
-    return ShardList(tuple(map(address, names)), names, _hub_manifest(address(MANIFEST), web), commit)
+        http.authorize(token)
+    names = tuple(path for _, _, path in paths)
+    return ShardList(tuple(map(address, names)), names, _hub_manifest(address(MANIFEST), http), commit)
 
 
-def _hub_manifest(url: str, web: HttpClient) -> DatasetManifest | None:
+def _hub_manifest(url: str, http: HttpClient) -> DatasetManifest | None:
     try:
-        return DatasetManifest.from_json(web.fetch(url, MAX_MANIFEST_BYTES), url)
+        return DatasetManifest.from_json(http.fetch(url, MAX_MANIFEST_BYTES), url)
     except FileMissing:
         return None
     except ValueError as error:
         raise DataError(str(error)) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,4 +1,7 @@
-"""One Parquet shard as slices of rows, from any row on, in little memory. Knows no data set and no checks of rows."""
+"""Reads one Parquet shard as slices of rows, starting at any row, in little memory.
+
+Independent of data sets and of what the rows contain.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ttt.data.files import READ_BYTES, HttpClient, open_file
 from ttt.errors import Cancelled
+from ttt.text import first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -15,16 +19,16 @@ if TYPE_CHECKING:
 
 SLICE_ROWS = 256
 MAX_BYTES_A_ROW = 1 << 20
-"""Unpacked, in the mean of a row group: what says more is a bomb, not captions and codes."""
+"""Unpacked, on average over a row group: a shard that claims more is a decompression bomb, not captions and codes."""
 
 
 class CorruptShard(Exception):
-    """A shard whose content cannot be read."""
+    """The content of a shard cannot be read."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Rows `row` to `end` of a row group, in order."""
+    """Rows `row` to `end` (exclusive) of a row group, in order."""
 
     batch: pa.RecordBatch
     group: int
@@ -32,18 +36,18 @@ class Slice:
     end: int
 
 
-def read_slices(where: str, columns: tuple[str, ...], group: int, row: int, web: HttpClient) -> Iterator[Slice]:
-    """From that row group and row on; the same slices however often and from wherever it is called.
+def read_slices(location: str, columns: tuple[str, ...], group: int, row: int, http: HttpClient) -> Iterator[Slice]:
+    """Slices from row `row` of row group `group` to the end of the shard.
 
-    A row group of any size passes through a buffer of `READ_BYTES` a column.
-
-    Raises FileMissing, FileUnreachable, CorruptShard or Cancelled.
+    The slices do not depend on where reading starts, except that the first one may be shorter. A row group of any size
+    passes through a buffer of `READ_BYTES` per column. Raises FileMissing, FileUnreachable, CorruptShard or Cancelled.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with open_file(where, web) as file:
+    with open_file(location, http) as file:
         try:
+            # Without pre_buffer, pyarrow reads only the pages that are needed, which makes resuming cheap over HTTP.
             shard = pq.ParquetFile(file, buffer_size=READ_BYTES, pre_buffer=False)
             _check_columns(shard, columns)
             for number in range(group, shard.metadata.num_row_groups):
@@ -52,9 +56,9 @@ def read_slices(where: str, columns: tuple[str, ...], group: int, row: int, web:
         except Cancelled:
             raise
         except (pa.ArrowException, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
-            raise CorruptShard(f"{where}: {_first_line(error)}") from None
-        except OSError as error:  # pyarrow's own for broken pages; the network's never get here
-            raise CorruptShard(f"{where}: {_first_line(error)}") from None
+            raise CorruptShard(f"{location}: {first_line(error)}") from None
+        except OSError as error:  # pyarrow's own for broken pages; those of the network become FileUnreachable
+            raise CorruptShard(f"{location}: {first_line(error)}") from None
 
 
 def _group_slices(shard: pq.ParquetFile, columns: tuple[str, ...], group: int, start: int) -> Iterator[Slice]:
@@ -72,17 +76,12 @@ def _check_columns(shard: pq.ParquetFile, columns: tuple[str, ...]) -> None:
     names = shard.schema_arrow.names
     missing = [name for name in columns if names.count(name) != 1]
     if missing:
-        raise KeyError(f"no column {', '.join(missing)} (it has {', '.join(names[:20]) or 'none'})")
+        raise KeyError(f"no column {', '.join(missing)} (its columns are {', '.join(names[:20]) or 'none'})")
 
 
 def _check_size(shard: pq.ParquetFile, group: int, columns: tuple[str, ...]) -> None:
-    described = shard.metadata.row_group(group)
-    chunks = (described.column(i) for i in range(described.num_columns))
+    metadata = shard.metadata.row_group(group)
+    chunks = (metadata.column(i) for i in range(metadata.num_columns))
     size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns)
-    if size > MAX_BYTES_A_ROW * max(described.num_rows, 1):
+    if size > MAX_BYTES_A_ROW * max(metadata.num_rows, 1):
         raise ValueError(f"row group {group} would unpack to {size:,} bytes")
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return (text.strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,4 +1,4 @@
-"""Shards of captions and codes -> batches, endless, shuffled, exactly resumable. Knows the model by its sizes alone."""
+"""Streams training batches from shards of captions and codes: endless, shuffled and exactly resumable."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class CodeStream:
                             image_seq_len=1024, num_image_tokens=8192, seed=peer_number)
         for batch in stream: ...
 
-    Never more than a few windows of `shuffle_buffer` rows are in memory, and nothing is on the disk (but one shard a
-    lane where a server knows no ranges). Every row comes once an epoch. `state_dict` is a few hundred bytes; going on
-    from it reads one window again. Only `shuffle_buffer` rows around each other are mixed: shards that are sorted (by
-    label, say) should be shuffled when they are made.
+    At most a few windows of `shuffle_buffer` rows are in memory. Nothing is written to the disk, except that up to
+    `INTERLEAVED_SHARDS` shards are spooled if their server does not support ranges. Every row comes once per epoch.
+    `state_dict` is a few hundred bytes; resuming from it reads one window again. Only `shuffle_buffer` neighbouring
+    rows are mixed: shards that are sorted (by label, for example) should be shuffled when they are made.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class CodeStream:
         codebook: str | None = None,
         retry: RetryPolicy | None = None,
     ) -> None:
-        """Nothing is opened before the first batch. seed: each peer takes another one, so that it has another order.
+        """Nothing is opened before the first batch.
 
-        token, revision: of a Hub data set. codebook: SHA-256 of the model's `vqgan.safetensors`, compared with the
-        data set's `dataset.json` where it has one.
+        seed: different for every peer, so that each has an order of its own. token, revision: for a Hub data set.
+        codebook: SHA-256 of the model's `vqgan.safetensors`, compared with the data set's `dataset.json` if it has one.
         """
         for name, value in (("batch_size", batch_size), ("shuffle_buffer", shuffle_buffer)):
             if type(value) is not int or value < 1:
@@ -67,52 +67,54 @@ class CodeStream:
             raise InvalidInput(f"seed must be a whole number, got {seed!r}")
         self.source, self.tokenize, self.batch_size = source, tokenize, batch_size
         self.seed, self.shuffle_buffer = seed, shuffle_buffer
-        self._told: set[str] = set()
-        self.check = RowCheck(image_seq_len, num_image_tokens, filters or Filters(), _once(self._told))
+        self._warned: set[str] = set()
+        self.check = RowCheck(image_seq_len, num_image_tokens, filters or Filters(), _warn_once(self._warned))
         self.token, self.codebook, self.retry = token, codebook, retry or RetryPolicy()
         self._state = StreamState(settings=self._settings(), revision=revision)
-        self._ahead: Prefetcher | None = None
+        self._prefetcher: Prefetcher | None = None
         self._window: ShuffleWindow | None = None
-        self._at = 0
+        self._offset = 0
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        """DataError where nothing can be read; asking again goes on from the same place."""
+        """The next batch. Raises DataError if nothing can be read; calling again resumes at the same row."""
         import numpy as np
         import torch
 
-        window, at = self._window, self._at
+        # Work on copies, so that an error leaves the stream at the end of the last batch.
+        window, offset = self._window, self._offset
         captions: list[str] = []
         codes = []
         try:
             while len(captions) < self.batch_size:
-                if window is None or at == len(window):
-                    window, at = self._next_window(), (self._state.emitted if window is None else 0)
-                    if at > len(window):
-                        raise DataError(f"{self.source!s:.200} has changed since the state was saved; begin without it")
-                end = min(at + self.batch_size - len(captions), len(window))
-                captions += window.captions[at:end]
-                codes.append(window.codes[at:end])
-                at = end
+                if window is None or offset == len(window):
+                    window, offset = self._next_window(), (self._state.emitted if window is None else 0)
+                    if offset > len(window):
+                        raise DataError(f"{self.source!s:.200} has changed since the state was saved; start without it")
+                end = min(offset + self.batch_size - len(captions), len(window))
+                captions += window.captions[offset:end]
+                codes.append(window.codes[offset:end])
+                offset = end
         except BaseException:
             self.close()
             raise
-        self._window, self._at = window, at
+        self._window, self._offset = window, offset
         return Batch(self.tokenize(captions), torch.from_numpy(np.concatenate(codes).astype(np.int64)))
 
     @property
     def counts(self) -> Counter[str]:
-        """How many rows were read, kept and skipped, by the kinds of `ttt.data.rows.COUNT_LABELS`; from the first batch
-        on and across resumes, up to the window that is being handed out.
+        """Numbers of rows read, kept and skipped, by the kinds of `ttt.data.rows.COUNT_LABELS`.
+
+        They include the runs that were resumed, and end with the window that is being handed out.
         """
         counts = self._state.counts if self._window is None else self._window.counts
         return Counter({kind: counts[kind] for kind in COUNT_LABELS})
 
     @property
     def epoch(self) -> int:
-        """How often the whole set was handed out."""
+        """How many times the whole data set has been handed out."""
         return (
             (self._state.cursor.epoch if self._state.cursor else 0)
             if self._window is None
@@ -123,19 +125,19 @@ class CodeStream:
         return self._current_state().to_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """InvalidInput where the state is another stream's; the data set itself is compared at the next batch."""
+        """Raises InvalidInput for the state of another stream; the data set itself is compared at the next batch."""
         loaded = StreamState.from_dict(state)
         loaded.check_settings(self._settings())
         self.close()
         self._state = loaded
 
     def close(self) -> None:
-        """Stop reading ahead and drop the connections; a further batch opens them again."""
+        """Stop prefetching and close the connections; the next batch opens them again."""
         self._state = self._current_state()
-        self._window, self._at = None, 0
-        if self._ahead is not None:
+        self._window, self._offset = None, 0
+        if self._prefetcher is not None:
             self._finalizer()
-            self._ahead = None
+            self._prefetcher = None
 
     def _current_state(self) -> StreamState:
         window = self._window
@@ -146,13 +148,13 @@ class CodeStream:
             shards=self._state.shards,
             revision=self._state.revision,
             cursor=window.start,
-            emitted=self._at,
-            given_up=window.given_up,
+            emitted=self._offset,
+            failures=window.failures,
             counts=window.counts_before,
         )
 
     def _settings(self) -> dict[str, Any]:
-        """What the order of rows depends on, beside the shards."""
+        """What the order of rows depends on, besides the shards."""
         return {
             "seed": self.seed,
             "shuffle_buffer": self.shuffle_buffer,
@@ -162,55 +164,56 @@ class CodeStream:
         }
 
     def _next_window(self) -> ShuffleWindow:
-        ahead = self._ahead
-        if ahead is None:
-            ahead = self._open()
-            self._finalizer = weakref.finalize(self, ahead.close)
-            self._ahead = ahead
-        return ahead.next_window()  # another thread may close the stream meanwhile
+        # A local variable, because another thread may close the stream meanwhile.
+        prefetcher = self._prefetcher
+        if prefetcher is None:
+            prefetcher = self._open()
+            self._finalizer = weakref.finalize(self, prefetcher.close)
+            self._prefetcher = prefetcher
+        return prefetcher.next_window()
 
     def _open(self) -> Prefetcher:
-        state, web = self._state, HttpClient(self.retry)
-        told = _once(self._told)
-        web.retried = lambda why: told("retries", why)
+        state, http = self._state, HttpClient(self.retry)
+        warn = _warn_once(self._warned)
+        http.on_retry = lambda reason: warn("retries", reason)
         try:
-            shards = find_shards(self.source, web, self.token, state.revision)
+            shards = find_shards(self.source, http, self.token, state.revision)
             if shards.manifest is not None:
                 sizes = (self.check.image_seq_len, self.check.num_image_tokens)
                 shards.manifest.check(f"{self.source!s:.200}", *sizes, self.codebook)
             state.check_shards(shards, f"{self.source!s:.200}")
         except BaseException:
-            web.close()
+            http.close()
             raise
         state.shards, state.revision = shards.fingerprint, shards.revision
         reader = ShuffleReader(
             shards=shards,
-            web=web,
+            http=http,
             check=self.check,
             seed=self.seed,
             shuffle_buffer=self.shuffle_buffer,
             cursor=state.cursor or ShuffleCursor.start(0, min(INTERLEAVED_SHARDS, len(shards.locations))),
             counts=Counter(state.counts),
-            known_failures=dict(state.given_up),
+            known_failures=dict(state.failures),
         )
 
-        def retried(why: str) -> None:
+        def count_retry(reason: str) -> None:
             reader.counts["retries"] += 1
-            told("retries", why)
+            warn("retries", reason)
 
-        web.retried = retried
+        http.on_retry = count_retry
         return Prefetcher(reader)
 
 
-def _once(told: set[str]) -> Callable[[str, str], None]:
-    """A log that warns of the first of each kind; the others are only counted."""
+def _warn_once(warned: set[str]) -> Callable[[str, str], None]:
+    """A function that logs the first message of each kind; the others are only counted."""
 
-    def tell(kind: str, what: str) -> None:
-        if kind not in told:
-            told.add(kind)
-            log.warning("%s (further ones of this kind are only counted)", what)
+    def warn(kind: str, message: str) -> None:
+        if kind not in warned:
+            warned.add(kind)
+            log.warning("%s (further ones of this kind are only counted)", message)
 
-    return tell
+    return warn
 
 
 def open_stream(
@@ -224,10 +227,10 @@ def open_stream(
     token: str | None = None,
     vqgan: Vqgan | None = None,
 ) -> BatchStream:
-    """Training batches for a model of `config`, read by the tokenizer of `parts`.
+    """Training batches for a model of `config`, with the tokenizer of `parts`.
 
-    source: "scenes" (drawn on the fly, coded by the VQGAN of `parts`, or by `vqgan` where it is loaded already), or
-    what `ttt.data.stream.CodeStream` reads: a folder or glob of Parquet shards, URLs, a Hub data set.
+    source: "scenes" (drawn on the fly and encoded by the VQGAN of `parts`, or by `vqgan` if it is already loaded), or
+    what `CodeStream` reads: a folder or pattern of Parquet shards, URLs, a Hub data set.
     held_out: scenes that training never shows.
     """
     from ttt.tokenizer import TextTokenizer
@@ -239,7 +242,7 @@ def open_stream(
 
         return SceneStream(vqgan or load_vqgan_from(parts), tokenize, batch_size, seed=seed, held_out=held_out)
     if held_out:
-        raise InvalidInput("only scenes have a held-out part of their own; name other shards to evaluate on")
+        raise InvalidInput("only scenes have a held-out part of their own; give other shards to evaluate on")
     from ttt.data.manifest import codebook_of
 
     return CodeStream(

@@ -1,40 +1,32 @@
-"""How long and how fast a model is trained: plain settings. Knows no torch."""
+"""The recipe of a training run: how long and how fast a model is trained. Independent of torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ttt.errors import InvalidInput
+from ttt.options import check_settings, setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How long and how fast one model is trained; the defaults are the 2021 run's."""
+    """How long and how fast one model is trained; the defaults are those of the 2021 run."""
 
-    steps: int = 31_250
-    batch_size: int = 4096
-    """Samples of a step."""
-    learning_rate: float = 2.5e-3
-    """At its peak; it falls to zero in a straight line."""
-    warmup: float = 0.1
-    """First share of the steps, in which the learning rate rises."""
-    weight_decay: float = 0.045
-    """Of matrices; biases, norms and scales have none."""
+    steps: int = setting(31_250, "Optimizer steps.", minimum=1)
+    batch_size: int = setting(4096, "Samples per step.", minimum=1)
+    learning_rate: float = setting(2.5e-3, "Peak learning rate; it then falls linearly to zero.", minimum=0.0)
+    warmup: float = setting(
+        0.1, "Share of the steps in which the learning rate rises linearly.", minimum=0.0, maximum=1.0
+    )
+    weight_decay: float = setting(0.045, "Weight decay of matrices; biases, norms and scales have none.", minimum=0.0)
     betas: tuple[float, float] = (0.9, 0.96)
-    clip: float = 4.0
-    """Largest norm of all gradients together."""
-    state_bits: int = 8
-    """Of the optimizer's state: 8 or 32."""
+    clip: float = setting(4.0, "Largest joint norm of all gradients; larger ones are scaled down.", minimum=0.0)
+    state_bits: int = setting(8, "Bits per number of the optimizer's state: 8 or 32.", choices=(8, 32))
     bias_correction: bool = False
-    """Adam's, which the 2021 run left out; short runs need it."""
-    seed: int = 0
+    """Adam's bias correction, which the 2021 run left out; short runs need it."""
+    seed: int = setting(0, "Seed of the first weights, of the data order and of all random numbers.", minimum=0)
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise InvalidInput(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not 0 <= self.warmup <= 1:
-            raise InvalidInput(f"warmup is a share of the steps, from 0 to 1; got {self.warmup}")
+        check_settings(self)
 
     @property
     def warmup_steps(self) -> int:
