@@ -25,8 +25,8 @@ import torch
 from ttt.bundle import DEMO_FOLDER, read_bundle
 from ttt.config import PAPER_VQGAN
 from ttt.data.encode import encode
-from ttt.data.image_table import find_images
-from ttt.data.rows import Filters
+from ttt.data.filters import Filters
+from ttt.data.image_sources import find_images
 from ttt.data.shapes import draw
 from ttt.data.shapes import stream as scenes
 from ttt.data.stream import CodeStream

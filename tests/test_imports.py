@@ -20,7 +20,6 @@ BASE = {
     "ttt.fields",
     "ttt.hardware",
     "ttt.linear",
-    "ttt.options",
     "ttt.text",
     "ttt.types",
     "ttt.workers",

@@ -12,6 +12,7 @@ import typer
 
 from ttt import __version__
 from ttt.config import DTYPE_NAMES
+from ttt.data.encode_command import encode_command
 from ttt.errors import InvalidInput, TTTError
 from ttt.fields import expand_options
 from ttt.sampling.params import SamplingParams
@@ -143,36 +144,7 @@ def convert(
 app.command(name="train")(report_errors()(train_command))
 
 
-@app.command()
-@report_errors()
-def encode(
-    images: Annotated[
-        str, typer.Argument(help="A folder of images with captions, webdataset .tar files, Parquet, or a Hub data set.")
-    ],
-    out: Annotated[Path, typer.Argument(help="The folder of shards; made if missing, gone on with if begun.")],
-    model: Annotated[str, typer.Option(help="Whose VQGAN: 'demo', a bundle folder, or a Hub id.")] = "demo",
-    batch_size: Annotated[int, typer.Option(help="Images encoded at once.", min=1)] = 16,
-    shard_size: Annotated[int, typer.Option(help="Pairs a shard.", min=1)] = 10_000,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    min_caption: Annotated[int, typer.Option(help="Shorter captions (in characters) are skipped.", min=0)] = 3,
-    max_aspect: Annotated[float, typer.Option(help="Longest side over shortest, at most.", min=1)] = 2.0,
-    nsfw: Annotated[str, typer.Option(help="The NSFW label that is kept, or 'any'.")] = "UNLIKELY",
-    unlabelled: Annotated[str, typer.Option(help="The NSFW label of images that have none.")] = "UNLIKELY",
-    split: Annotated[str, typer.Option(help="Of a Hub data set.")] = "train",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub data set.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Of a table; found by its name or type.")] = None,
-    caption_column: Annotated[str | None, typer.Option(help="Of a table; found by its name.")] = None,
-) -> None:
-    """Turn captioned images into shards of codes, to train on and to publish."""
-    from ttt.data.encode import EncodeSettings
-    from ttt.data.encode_command import ImageOptions, run
-    from ttt.data.rows import Filters
-    from ttt.hardware import choose_device
-
-    filters = Filters(min_caption=min_caption, nsfw=None if nsfw == "any" else nsfw, max_aspect=max_aspect)
-    settings = EncodeSettings(filters=filters, unlabelled=unlabelled, shard_size=shard_size, batch_size=batch_size)
-    options = ImageOptions(split=split, revision=revision, image_column=image_column, caption_column=caption_column)
-    typer.echo(run(images, out, model=model, settings=settings, options=options, device=choose_device(device)))
+app.command(name="encode")(report_errors()(encode_command))
 
 
 @app.callback(invoke_without_command=True)

@@ -10,6 +10,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 
 from ttt.errors import InvalidInput
 from ttt.text import shorten
@@ -129,7 +130,8 @@ def expand_options(command: _Command) -> _Command:
         def generate(prompt: str, params: SamplingParams) -> None: ...     # --candidates 8 --top-k off ...
 
     Help, default and range come from the fields. `Field(json_schema_extra={"option": "--initial-peer"})` names an
-    option otherwise than its field. The model refuses wrong values with InvalidInput before `command` is called.
+    option otherwise than its field, and {"option": None} makes none. The model refuses wrong values with InvalidInput
+    before `command` is called.
     """
     hints = get_type_hints(command, include_extras=True)
     parameters: list[inspect.Parameter] = []
@@ -138,14 +140,14 @@ def expand_options(command: _Command) -> _Command:
         hint = hints.get(parameter.name, parameter.annotation)
         if isinstance(hint, type) and issubclass(hint, CheckedModel):
             models[parameter.name] = hint
-            parameters += [_option(hint, name) for name in hint.model_fields]
+            parameters += [_option(hint, name) for name in _options_of(hint)]
         else:
             parameters.append(parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY))
 
     @wraps(command)
     def expanded(**values: Any) -> Any:
         for parameter, model in models.items():
-            given = {name: values.pop(name) for name in model.model_fields}
+            given = {name: values.pop(name) for name in _options_of(model)}
             given = {name: None if value == "off" else value for name, value in given.items() if value is not None}
             values[parameter] = model(**given)
         return command(**values)
@@ -155,13 +157,20 @@ def expand_options(command: _Command) -> _Command:
     return expanded  # type: ignore[return-value]
 
 
+def _options_of(model: type[CheckedModel]) -> list[str]:
+    return [name for name, field in model.model_fields.items() if _extra(field).get("option", "") is not None]
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+
+
 def _option(model: type[CheckedModel], name: str) -> inspect.Parameter:
     """The parameter by which typer learns of an option; the value None means that the option is not given."""
     import typer
 
     field, described = model.model_fields[name], describe(model, name)
-    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    flag = str(extra.get("option", f"--{name.replace('_', '-')}"))
+    flag = str(_extra(field).get("option", f"--{name.replace('_', '-')}"))
     annotation: Any = field.annotation
     more: dict[str, Any] = {}
     text = described.help

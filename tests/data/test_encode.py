@@ -1,4 +1,4 @@
-"""Encoding: images become the codes that the VQGAN gives, in the published columns, and can be streamed."""
+"""Encoding writes the codes of the VQGAN in the published columns, and they can be streamed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.support.images import (
 from ttt.__main__ import app
 from ttt.bundle import DEMO_FOLDER, Bundle, read_bundle
 from ttt.bundle.weights import load_vqgan_from
-from ttt.data.encode import EncodeSettings, encode
+from ttt.data.encode import encode
 from ttt.data.encode_command import summary
-from ttt.data.image_table import find_images
+from ttt.data.filters import COLUMNS, EncodeSettings
+from ttt.data.image_sources import find_images
 from ttt.data.images import crop_square
 from ttt.data.manifest import DatasetManifest, codebook_of
-from ttt.data.rows import COLUMNS, Filters
 from ttt.data.shapes import draw
 from ttt.data.shapes import stream as scenes
 from ttt.data.stream import CodeStream
@@ -57,7 +57,7 @@ def test_shards_hold_the_codes_of_the_images_in_the_published_columns(bundle: Bu
     assert manifest.complete
 
 
-def test_what_was_encoded_can_be_streamed(bundle: Bundle, tmp_path: Path) -> None:
+def test_encoded_images_can_be_streamed(bundle: Bundle, tmp_path: Path) -> None:
     encode(find_images(str(write_folder(tmp_path / "images", 23))), tmp_path / "out", bundle, SETTINGS)
     tokenize = TextTokenizer.from_file(bundle.tokenizer_file, bundle.dalle.text_seq_len, bundle.pad_id)
     sizes = {"image_seq_len": bundle.dalle.image_seq_len, "num_image_tokens": bundle.dalle.num_image_tokens}
@@ -74,8 +74,8 @@ def test_what_was_encoded_can_be_streamed(bundle: Bundle, tmp_path: Path) -> Non
         next(other)
 
 
-def test_scenes_go_through_the_demo_and_come_back(tmp_path: Path) -> None:
-    """Encoded, streamed and decoded again, they look as they did."""
+def test_scenes_encoded_by_the_demo_can_be_recognised_after_decoding(tmp_path: Path) -> None:
+    """Encoded, streamed and decoded, each scene is closest to its original."""
     folder = tmp_path / "images"
     folder.mkdir()
     drawn = {}
@@ -93,20 +93,20 @@ def test_scenes_go_through_the_demo_and_come_back(tmp_path: Path) -> None:
     batch = next(stream)
     stream.close()
     with torch.inference_mode():
-        painted = load_vqgan_from(demo).decode(batch.codes)
-    for number, image in zip(batch.text[:, 0].tolist(), painted, strict=True):
+        decoded = load_vqgan_from(demo).decode(batch.codes)
+    for number, image in zip(batch.text[:, 0].tolist(), decoded, strict=True):
         errors = {i: float((image - original).square().mean()) for i, original in drawn.items()}
         assert min(errors, key=errors.__getitem__) == number
         assert errors[number] < 0.02
 
 
-def test_images_that_are_all_unfit_are_an_error(bundle: Bundle, tmp_path: Path) -> None:
+def test_it_is_an_error_if_no_image_can_be_used(bundle: Bundle, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "images", 3)
-    with pytest.raises(DataError, match=r"none of the images could be used: rows 3, short_caption 3"):
-        encode(find_images(str(folder)), tmp_path / "out", bundle, EncodeSettings(filters=Filters(min_caption=99)))
+    with pytest.raises(DataError, match=r"none of the images could be used: caption too short: 3"):
+        encode(find_images(str(folder)), tmp_path / "out", bundle, EncodeSettings(min_caption=99))
 
 
-def test_the_command_says_what_it_did(bundle: Bundle, tmp_path: Path) -> None:
+def test_the_command_prints_a_summary(bundle: Bundle, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "images", 12)
     (folder / "003.txt").write_text("?")
     arguments = ["encode", str(folder), str(tmp_path / "out"), "--model", str(bundle.root), "--device", "cpu"]
@@ -120,4 +120,4 @@ def test_the_command_says_what_it_did(bundle: Bundle, tmp_path: Path) -> None:
     wrong = CliRunner().invoke(app, [*arguments, "--shard-size", "7"])
     assert wrong.exit_code == 2
     assert wrong.stderr.startswith("Error: ")
-    assert "name a new folder" in wrong.stderr
+    assert "choose a new folder" in wrong.stderr

@@ -1,4 +1,4 @@
-"""A folder of codes that is there already: killed anywhere, encoding ends in the same bytes; others are left alone."""
+"""Encoding resumes after being killed anywhere and ends with the same bytes; other folders are left alone."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from tests.support.images import (
     SETTINGS,
     captions,
     content,
-    picture,
+    image_bytes,
     rows_of,
     write_archives,
     write_folder,
     write_parquet,
 )
 from ttt.bundle import DEMO_FOLDER, Bundle, read_bundle
-from ttt.data.encode import EncodeSettings, encode
-from ttt.data.image_table import find_images
-from ttt.data.rows import Filters
+from ttt.data.encode import encode
+from ttt.data.filters import EncodeSettings
+from ttt.data.image_sources import find_images
 from ttt.errors import DataError, InvalidInput
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def kill_at_some_shard(command: list[str], out: Path, shards: int) -> None:
-    """Start it, and kill it without warning as soon as so many shards are there."""
+    """Start the command, and kill it as soon as so many shards exist."""
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(list(out.glob("*.parquet"))) < shards and process.poll() is None and time.monotonic() < deadline:
@@ -80,8 +80,7 @@ def test_stopped_anywhere_and_run_again_gives_the_same_bytes(bundle: Bundle, tmp
             encode(find_images(str(images)), out, bundle, SETTINGS, report=report)
         encode(find_images(str(images)), out, bundle, SETTINGS)
         assert rows_of(out) == rows_of(tmp_path / "undisturbed")
-        if source != "parquet":  # the place that `datasets` writes down has several spellings
-            assert content(out) == content(tmp_path / "undisturbed")
+        assert content(out) == content(tmp_path / "undisturbed")
         counts = [json.loads((o / "dataset.json").read_text())["counts"] for o in (out, tmp_path / "undisturbed")]
         assert counts[0] == counts[1]
     assert len(captions(tmp_path / "undisturbed")) == 31
@@ -94,20 +93,20 @@ def test_a_folder_of_another_run_is_refused(bundle: Bundle, tmp_path: Path) -> N
     with pytest.raises(InvalidInput, match="shard_size '10', and this run has '11'"):
         encode(find_images(str(folder)), out, bundle, EncodeSettings(shard_size=11))
     with pytest.raises(InvalidInput, match="min_caption"):
-        encode(find_images(str(folder)), out, bundle, EncodeSettings(shard_size=10, filters=Filters(min_caption=5)))
-    with pytest.raises(InvalidInput, match="begun with model 'tiny'"):
+        encode(find_images(str(folder)), out, bundle, EncodeSettings(shard_size=10, min_caption=5))
+    with pytest.raises(InvalidInput, match="started with model 'tiny'"):
         encode(find_images(str(folder)), out, read_bundle(DEMO_FOLDER), SETTINGS)
-    (folder / "new.png").write_bytes(picture(99))
-    with pytest.raises(InvalidInput, match="begun with images"):
+    (folder / "new.png").write_bytes(image_bytes(99))
+    with pytest.raises(InvalidInput, match="started with images"):
         encode(find_images(str(folder)), out, bundle, SETTINGS)
-    with pytest.raises(InvalidInput, match="not made by `ttt encode`"):
+    with pytest.raises(InvalidInput, match="not created by `ttt encode`"):
         encode(find_images(str(folder)), folder, bundle, SETTINGS)
     with pytest.raises(InvalidInput, match="is a file"):
         encode(find_images(str(folder)), out / "00000.parquet", bundle, SETTINGS)
     assert content(out) == before
 
 
-def test_killed_at_its_first_moment_it_can_begin_again(bundle: Bundle, tmp_path: Path) -> None:
+def test_encoding_that_was_killed_at_once_can_be_started_again(bundle: Bundle, tmp_path: Path) -> None:
     folder, out = write_folder(tmp_path / "images", 12), tmp_path / "out"
     out.mkdir()
     (out / ".dataset.json-123.partial").write_text('{"format')
@@ -115,7 +114,7 @@ def test_killed_at_its_first_moment_it_can_begin_again(bundle: Bundle, tmp_path:
     assert not list(out.glob(".*"))
 
 
-def test_a_finished_folder_is_left_as_it_is(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_finished_folder_is_not_changed(bundle: Bundle, tmp_path: Path) -> None:
     folder, out = write_folder(tmp_path / "images", 12), tmp_path / "out"
     manifest = encode(find_images(str(folder)), out, bundle, SETTINGS)
     times = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
@@ -123,7 +122,7 @@ def test_a_finished_folder_is_left_as_it_is(bundle: Bundle, tmp_path: Path) -> N
     assert {p.name: p.stat().st_mtime_ns for p in out.iterdir()} == times
 
 
-def test_a_damaged_folder_is_told(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_damaged_folder_is_an_error(bundle: Bundle, tmp_path: Path) -> None:
     folder, out = write_folder(tmp_path / "images", 25), tmp_path / "out"
     encode(find_images(str(folder)), out, bundle, SETTINGS)
     unfinished = json.loads((out / "dataset.json").read_text()) | {"complete": False}
@@ -137,5 +136,5 @@ def test_a_damaged_folder_is_told(bundle: Bundle, tmp_path: Path) -> None:
     encode(find_images(str(folder)), out, bundle, SETTINGS)
     assert last.read_bytes() == whole
     (out / "00001.parquet").unlink()
-    with pytest.raises(DataError, match="without a gap"):
+    with pytest.raises(DataError, match="lacks one of the shards"):
         encode(find_images(str(folder)), out, bundle, SETTINGS)

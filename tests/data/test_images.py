@@ -1,4 +1,4 @@
-"""One image and its caption: the square that is encoded, or the kind of fault for which it is skipped."""
+"""One image and its caption become the square that is encoded, or the reason for which the pair is skipped."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import random
 import pytest
 from PIL import Image
 
-from tests.support.images import picture
+from tests.support.images import image_bytes
+from ttt.data.filters import Filters
 from ttt.data.images import MAX_PIXELS, Pair, crop_square, prepare_image
-from ttt.data.rows import Filters
 
 
-def bad_pictures() -> dict[str, bytes]:
-    whole = picture(0, (64, 64))
+def broken_images() -> dict[str, bytes]:
+    whole = image_bytes(0, (64, 64))
     header = b"\x89PNG\r\n\x1a\n" + whole[8:16] + (60_000).to_bytes(4, "big") * 2
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n"
     return {"empty": b"", "text": b"no picture", "truncated": whole[: len(whole) // 2], "bomb": header + whole[24:],
             "eps": eps, "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>"}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", bad_pictures())
-def test_images_that_cannot_be_read_are_one_kind(name: str) -> None:
-    assert prepare_image(Pair("x", bad_pictures()[name], "a caption"), 8, Filters(), "UNLIKELY") == "bad_image"
+@pytest.mark.parametrize("name", broken_images())
+def test_images_that_cannot_be_read_are_skipped_as_bad_image(name: str) -> None:
+    assert prepare_image(Pair("x", broken_images()[name], "a caption"), 8, Filters(), "UNLIKELY") == "bad_image"
 
 
 def test_a_decompression_bomb_is_never_unpacked() -> None:
@@ -38,25 +38,25 @@ def test_a_decompression_bomb_is_never_unpacked() -> None:
 @pytest.mark.parametrize(
     ("pair", "kind"),
     [
-        (Pair("x", picture(0), "ab"), "short_caption"),
-        (Pair("x", picture(0), "   ab  "), "short_caption"),
-        (Pair("x", picture(0), None), "bad_caption"),
-        (Pair("x", picture(0), b"\xff\xfe\xfd"), "bad_caption"),
-        (Pair("x", picture(0), "\ud800 half"), "bad_caption"),
-        (Pair("x", picture(0), "a caption", nsfw="NSFW"), "nsfw"),
-        (Pair("x", picture(0, (41, 20)), "a caption"), "extreme_aspect"),
-        (Pair("x", picture(0, (20, 41)), "a caption"), "extreme_aspect"),
-        (Pair("x", picture(0), "a caption", original_width=100, original_height=20), "extreme_aspect"),
+        (Pair("x", image_bytes(0), "ab"), "short_caption"),
+        (Pair("x", image_bytes(0), "   ab  "), "short_caption"),
+        (Pair("x", image_bytes(0), None), "bad_caption"),
+        (Pair("x", image_bytes(0), b"\xff\xfe\xfd"), "bad_caption"),
+        (Pair("x", image_bytes(0), "\ud800 half"), "bad_caption"),
+        (Pair("x", image_bytes(0), "a caption", nsfw="NSFW"), "nsfw"),
+        (Pair("x", image_bytes(0, (41, 20)), "a caption"), "extreme_aspect"),
+        (Pair("x", image_bytes(0, (20, 41)), "a caption"), "extreme_aspect"),
+        (Pair("x", image_bytes(0), "a caption", original_width=100, original_height=20), "extreme_aspect"),
         (Pair("x", None, "a caption"), "bad_image"),
     ],
 )
-def test_what_the_run_skipped_is_skipped(pair: Pair, kind: str) -> None:
+def test_pairs_that_the_run_skipped_are_skipped(pair: Pair, kind: str) -> None:
     assert prepare_image(pair, 8, Filters(), "UNLIKELY") == kind
 
 
-def test_any_bytes_are_a_picture_or_a_kind() -> None:
+def test_any_bytes_give_an_image_or_a_reason() -> None:
     chance = random.Random(0)
-    whole = {kind: picture(0, (32, 32), kind) for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")}
+    whole = {kind: image_bytes(0, (32, 32), kind) for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")}
     for content in whole.values():
         for _ in range(40):
             broken = bytearray(content)

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.shards import CODEBOOK, CODES, numbers, open_stream, row, write_shard
-from ttt.data.rows import COLUMNS, MAX_CAPTION_CHARACTERS, Filters, RowCheck
+from ttt.data.filters import COLUMNS, Filters
+from ttt.data.rows import MAX_CAPTION_CHARACTERS, RowCheck
 from ttt.errors import DataError, InvalidInput
 
 CHECK = RowCheck(CODES, CODEBOOK, Filters())

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.shards import CODEBOOK, open_stream, row, take, write_shard, write_shards
-from ttt.data.rows import COUNT_LABELS, Filters
+from ttt.data.filters import Filters
+from ttt.data.rows import COUNT_LABELS
 from ttt.data.stream import CodeStream
 from ttt.errors import DataError, InvalidInput
 

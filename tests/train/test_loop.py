@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,7 +64,7 @@ def test_the_learning_rate_rises_and_falls_in_straight_lines(tmp_path: Path) -> 
 
 
 def test_the_loss_falls(tmp_path: Path) -> None:
-    run(Line(), replace(RECIPE, steps=300, learning_rate=0.2), tmp_path, evaluate_every=10)
+    run(Line(), RECIPE.model_copy(update={"steps": 300, "learning_rate": 0.2}), tmp_path, evaluate_every=10)
     lines = [json.loads(line) for line in (tmp_path / "line.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(10, 301, 10))
     assert lines[-1]["loss"] < 0.1 * lines[0]["loss"]

@@ -107,7 +107,7 @@ def test_from_images_to_a_picture_killed_half_way(bundle: Bundle, server: RangeS
 
 
 def training(bundle: Bundle, data: Any, **changes: Any) -> Training:
-    settings = {"recipe": replace(RECIPE, steps=3), "device": "cpu", "precision": "float32"} | changes
+    settings = {"recipe": RECIPE.model_copy(update={"steps": 3}), "device": "cpu", "precision": "float32"} | changes
     return Training(data=str(data), parts=bundle, config=bundle.dalle, **settings)
 
 
@@ -120,7 +120,7 @@ def test_a_finished_training_is_not_done_again(bundle: Bundle, shards: Path, tmp
 
 def test_other_settings_are_told_not_mixed(bundle: Bundle, shards: Path, tmp_path: Path) -> None:
     train(training(bundle, shards), tmp_path / "out")
-    other = training(bundle, shards, recipe=replace(RECIPE, steps=3, learning_rate=0.5))
+    other = training(bundle, shards, recipe=RECIPE.model_copy(update={"steps": 3, "learning_rate": 0.5}))
     with pytest.raises(InvalidInput, match=r"another recipe: learning_rate was 0.02, now 0.5"):
         train(other, tmp_path / "out")
 

@@ -1,63 +1,80 @@
-"""Captioned images in a folder or in webdataset archives, in a fixed order. Decodes nothing, unpickles nothing."""
+"""Captioned images in a folder, in a fixed order. Decodes no image and unpickles nothing."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
-import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+from unicodedata import normalize
 
-from ttt.data.images import EXTENSIONS, MAX_IMAGE_BYTES, Pair
+from ttt.data.image_metadata import (
+    CAPTION_ENDINGS,
+    CAPTION_NAMES,
+    MAX_TEXT_BYTES,
+    OTHER_NAMES,
+    caption_of,
+    json_object,
+    make_pair,
+)
+from ttt.data.images import EXTENSIONS, Caption, Pair, decode_text
 from ttt.errors import DataError, InvalidInput
+from ttt.text import first_line
 
-CAPTION_NAMES = ("caption", "text", "txt", "prompt", "TEXT")
-"""Names under which people keep captions, the likeliest first."""
-PICKLES = (".pkl", ".pickle", ".pyd", ".pth", ".pt", ".npy", ".npz")
-"""Members of an archive that webdataset's decoders would unpickle, or may."""
-MAX_TEXT_BYTES = 1 << 20
-
-
-class ImageSource(Protocol):
-    """Captioned images in a fixed order, from any place on."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes where a position would mean another pair."""
-
-    @property
-    def total(self) -> int | None:
-        """Pairs, where that is known beforehand."""
-
-    def pairs(self, position: Any) -> Iterator[tuple[Pair, Any]]:
-        """Pairs from `position` (None: the first) on, each with the position after it, in JSON's types."""
+METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+FILE_NAME_KEYS = ("file_name", "image_file_name")
+"""How `imagefolder` names the key of the image's file."""
 
 
 def digest(parts: Sequence[str]) -> str:
+    """A short fingerprint of names."""
     return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Images by path; the caption stands in `metadata.csv` or `metadata.jsonl` (as in `imagefolder`), or in a .txt
-    of the image's name.
+    """Images by path. The caption is in `metadata.csv`, `.jsonl` or `.parquet` (as in `imagefolder`), or in a file with
+    the image's name and the ending .txt or .json (as img2dataset writes them).
     """
 
     root: Path
     names: tuple[str, ...]
     missing: tuple[str, ...]
-    """Images that the metadata know and the folder lacks; never opened, wherever their names may point to."""
-    captions: dict[str, dict[str, Any]]
+    """Images that the metadata name and the folder lacks; never opened, wherever their names may point."""
+    metadata: dict[str, dict[str, Any]]
+    """Relative path of an image -> what the metadata files say about it."""
+    caption_files: dict[str, list[str]]
+    """Relative path without its ending -> the files of that name that may hold a caption."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Endings of the files that are neither images nor captions."""
 
     @classmethod
     def read(cls, root: Path) -> ImageFolder:
-        paths = sorted(p.relative_to(root) for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-        names = tuple(p.as_posix() for p in paths if not any(part.startswith(".") for part in p.parts))
-        captions = dict(_captions(root))
-        return cls(root, names, tuple(sorted(captions.keys() - set(names))), captions)
+        """Lists the folder and reads its metadata files. Raises InvalidInput or DataError for broken metadata."""
+        names: list[str] = []
+        caption_files: dict[str, list[str]] = {}
+        left_out: Counter[str] = Counter()
+        for path in visible_files(root):
+            name, ending = path.relative_to(root).as_posix(), path.suffix.lower()
+            if ending in EXTENSIONS:
+                names.append(name)
+            elif ending in (*CAPTION_ENDINGS, ".json"):
+                caption_files.setdefault(name[: -len(ending)], []).append(name)
+            elif path.name not in METADATA_FILES:
+                left_out[ending or path.name] += 1
+        on_disk = {_key(name): name for name in names}
+        metadata, missing = {}, []
+        for name, values in _read_metadata(root):
+            if _key(name) in on_disk:
+                metadata[on_disk[_key(name)]] = values
+            else:
+                missing.append(name)
+        return cls(root, tuple(names), tuple(sorted(set(missing))), metadata, caption_files, left_out)
 
     @property
     def fingerprint(self) -> str:
@@ -69,144 +86,116 @@ class ImageFolder:
 
     def pairs(self, position: Any) -> Iterator[tuple[Pair, Any]]:
         for i in range(position or 0, len(self.names)):
-            name = self.names[i]
-            path = self.root / name
-            metadata = self.captions.get(name)
-            yield (
-                make_pair(
-                    name, path, _caption_file(path) if metadata is None else caption_of(metadata), metadata or {}
-                ),
-                i + 1,
-            )
+            yield self._pair(self.names[i]), i + 1
         for i in range(max((position or 0) - len(self.names), 0), len(self.missing)):
             yield Pair(self.missing[i], None, None, problem="bad_image"), len(self.names) + i + 1
 
+    def warnings(self) -> list[str]:
+        return left_out_warning(self.left_out)
 
-@dataclass(frozen=True)
-class ImageArchives:
-    """webdataset: members of one name, up to the first dot, are one pair; .txt or .json holds the caption."""
+    def _pair(self, name: str) -> Pair:
+        metadata = self.metadata.get(name, {})
+        caption = caption_of(metadata)
+        if caption is None:
+            caption, beside = self._caption_file(name)
+            metadata = {**beside, **metadata}
+        return make_pair(name, self.root / name, caption, metadata)
 
-    paths: tuple[Path, ...]
-
-    @property
-    def fingerprint(self) -> str:
-        return digest([f"{path.name}/{path.stat().st_size}" for path in self.paths])
-
-    @property
-    def total(self) -> None:
-        return None
-
-    def pairs(self, position: Any) -> Iterator[tuple[Pair, Any]]:
-        first, skip = position or (0, 0)
-        for number in range(first, len(self.paths)):
-            done = skip if number == first else 0
+    def _caption_file(self, image: str) -> tuple[Caption, dict[str, Any]]:
+        """Caption and metadata from the files beside an image: cat.txt or cat.jpg.txt, cat.json for cat.jpg."""
+        stem = image[: -len(Path(image).suffix)]
+        caption: Caption = None
+        metadata: dict[str, Any] = {}
+        for name in (*self.caption_files.get(stem, ()), *self.caption_files.get(image, ())):
             try:
-                with tarfile.open(self.paths[number], "r:") as tar:
-                    for done, members in enumerate(_samples(tar), 1):
-                        if number > first or done > skip:
-                            yield _sample_pair(tar, members), (number, done)
-                    _check_end(tar)
-            except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError):
-                # What came before the break is kept; going on from here begins with the next archive.
-                yield Pair(self.paths[number].name, None, None, problem="broken_archive"), (number + 1, 0)
+                with (self.root / name).open("rb") as file:
+                    content = file.read(MAX_TEXT_BYTES)
+            except OSError:  # removed meanwhile, or unreadable: as if it did not exist
+                continue
+            if name.lower().endswith(".json"):
+                metadata = metadata or json_object(content)
+            elif caption is None:
+                caption = content
+        return caption_of(metadata) if caption is None else caption, metadata
 
 
-def _samples(tar: tarfile.TarFile) -> Iterator[list[tarfile.TarInfo]]:
-    members: list[tarfile.TarInfo] = []
-    for member in tar:
-        if not member.isreg() or member.name.rpartition("/")[2].startswith("."):
-            continue
-        if members and _key(member.name) != _key(members[0].name):
-            yield members
-            members = []
-        members.append(member)
-        tar.members = []  # type: ignore[attr-defined] # else the list of all headers grows without end
-    if members:
-        yield members
+def visible_files(root: Path) -> list[Path]:
+    """All files in a folder and below, sorted; without hidden ones, such as the `._cat.jpg` of macOS."""
+    paths = sorted(path.relative_to(root) for path in root.rglob("*"))
+    return [root / path for path in paths if not any(p[0] == "." for p in path.parts) and (root / path).is_file()]
 
 
-def _check_end(tar: tarfile.TarFile) -> None:
-    """tarfile takes an archive that breaks off between two members, or goes on with noise, for one that ends there."""
-    assert tar.fileobj is not None
-    tar.fileobj.seek(tar.offset)
-    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError("no end of the archive")
+def left_out_warning(endings: Counter[str]) -> list[str]:
+    """A sentence on files that are not read; empty if there are none."""
+    if not endings:
+        return []
+    listed = ", ".join(f"{count:,} {ending}" for ending, count in endings.most_common(5))
+    others = sum(endings.values()) - sum(count for _, count in endings.most_common(5))
+    return [f"files left out: {listed}" + (f" and {others:,} others" if others else "")]
 
 
 def _key(name: str) -> str:
-    folder, slash, base = name.rpartition("/")
-    return folder + slash + base.partition(".")[0]
+    """macOS stores the accents of a name apart from its letters; metadata usually do not."""
+    return normalize("NFC", name)
 
 
-def _sample_pair(tar: tarfile.TarFile, members: list[tarfile.TarInfo]) -> Pair:
-    image: bytes | None = None
-    texts: dict[str, bytes] = {}
-    key = _key(members[0].name)
-    for member in members:
-        ending = "." + member.name.rpartition("/")[2].partition(".")[2].lower()
-        if ending.endswith(PICKLES):
-            return Pair(key, None, None, problem="pickle")
-        if ending in EXTENSIONS and image is None:
-            image = _member(tar, member, MAX_IMAGE_BYTES)
-        elif ending in (".txt", ".caption", ".json"):
-            texts[ending] = _member(tar, member, MAX_TEXT_BYTES) or b""
-    metadata = _json_object(texts.pop(".json", b"{}"))
-    caption: bytes | str | None = next(iter(texts.values()), None)
-    return make_pair(key, image, caption_of(metadata) if caption is None else caption, metadata)
+def _read_metadata(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Image (relative to `root`) -> its row, from every metadata file in the folder and below."""
+    for path in sorted(p for name in METADATA_FILES for p in root.rglob(name)):
+        for number, row in _rows(path):
+            name = next((row[key] for key in FILE_NAME_KEYS if isinstance(row.get(key), str)), None)
+            if name is None:
+                columns = ", ".join(map(str, row))[:200]
+                raise InvalidInput(
+                    f"{path}, {number}: there is no file_name, which `imagefolder` needs (found: {columns or '-'})"
+                )
+            relative = path.parent.relative_to(root) / name.replace("\\", "/")  # as Windows writes paths
+            yield relative.as_posix(), row
 
 
-def _member(tar: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes | None:
-    file = tar.extractfile(member) if member.size <= limit else None
-    return None if file is None else file.read()
-
-
-def make_pair(name: str, image: bytes | Path | None, caption: bytes | str | None, metadata: dict[str, Any]) -> Pair:
-    """A pair with what its metadata say beside the caption, under the names of the published data set."""
-    nsfw = metadata.get("NSFW", metadata.get("nsfw"))
-    pair = Pair(name, image, caption, nsfw if isinstance(nsfw, str) and nsfw else None)
-    width, height = (_whole(metadata.get(side)) for side in ("original_width", "original_height"))
-    return replace(pair, original_width=width, original_height=height)
-
-
-def caption_of(metadata: dict[str, Any]) -> str | None:
-    return next((metadata[name] for name in CAPTION_NAMES if isinstance(metadata.get(name), str)), None)
-
-
-def _caption_file(image: Path) -> bytes | None:
-    path = image.with_suffix(".txt")
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a metadata file, each with its place for error messages. Raises DataError if it cannot be read."""
+    place = "the file"
     try:
-        with path.open("rb") as file:
-            return file.read(MAX_TEXT_BYTES)
-    except OSError:
-        return None
+        if path.suffix == ".parquet":
+            for number, row in enumerate(_parquet_rows(path), 1):
+                yield f"row {number}", row
+            return
+        text = decode_text(path.read_bytes())
+        if text is None:
+            raise ValueError("it is not UTF-8")
+        if path.suffix == ".csv":
+            table = csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
+            for row in table:
+                yield f"line {table.line_num}", row
+            return
+        for number, line in enumerate(text.split("\n"), 1):
+            if not line.strip():
+                continue
+            place = f"line {number}"
+            row = json.loads(line)
+            yield place, row if isinstance(row, dict) else {}
+    except (csv.Error, ValueError, OSError, RecursionError) as error:
+        if isinstance(error, InvalidInput):
+            raise
+        raise DataError(f"{path} cannot be read: {place}: {first_line(error)}") from None
 
 
-def _captions(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """File name (relative to `root`) -> its line, of every metadata file in the folder and below."""
-    for path in sorted([*root.rglob("metadata.csv"), *root.rglob("metadata.jsonl")]):
-        try:
-            with path.open(encoding="utf-8", newline="") as file:
-                rows: Iterator[Any] = csv.DictReader(file) if path.suffix == ".csv" else map(json.loads, file)
-                for row in rows:
-                    name = row.get("file_name") if isinstance(row, dict) else None
-                    if not isinstance(name, str):
-                        raise InvalidInput(f"{path}: a line has no file_name; `imagefolder` needs one in each")
-                    yield (path.parent.relative_to(root) / name).as_posix(), row
-        except (csv.Error, ValueError, OSError, RecursionError) as error:
-            if isinstance(error, InvalidInput):
-                raise
-            raise DataError(f"{path} cannot be read ({error})") from None
+def _delimiter(text: str) -> str:
+    """A comma, or what Excel writes instead of it where the comma is the decimal sign, and when text is pasted."""
+    header = text.lstrip().partition("\n")[0]
+    fields = {delimiter: {name.strip(' "\r') for name in header.split(delimiter)} for delimiter in ",;\t"}
+    return next((delimiter for delimiter, names in fields.items() if names & set(FILE_NAME_KEYS)), ",")
 
 
-def _json_object(text: bytes) -> dict[str, Any]:
+def _parquet_rows(path: Path) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
-def _whole(value: Any) -> int | None:
-    if isinstance(value, str) and value.isdecimal() and len(value) < 10:
-        value = int(value)
-    return value if type(value) is int else None
+        names = pq.read_schema(path).names
+        columns = [name for name in (*FILE_NAME_KEYS, *CAPTION_NAMES, *OTHER_NAMES) if name in names]
+        rows: list[dict[str, Any]] = pq.read_table(path, columns=columns).to_pylist()
+    except pa.ArrowException as error:
+        raise ValueError(first_line(error)) from None
+    return rows

@@ -1,80 +1,41 @@
-"""Captioned images from Parquet files or a Hub data set, streamed by `datasets`. Decodes nothing, unpickles nothing."""
+"""Finds captioned images by the name of a folder, a file or a Hub data set, and chooses how they are read."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ttt.bundle import HUB_ID
-from ttt.data.image_folder import CAPTION_NAMES, ImageArchives, ImageFolder, ImageSource, caption_of, digest, make_pair
-from ttt.data.images import Pair
-from ttt.errors import DataError, InvalidInput
+from ttt.data.image_archives import ImageArchives
+from ttt.data.image_folder import METADATA_FILES, ImageFolder, visible_files
+from ttt.data.image_tables import Columns, ParquetImages, has_images, hub_images
+from ttt.data.images import EXTENSIONS, Pair
+from ttt.errors import InvalidInput
 
-if TYPE_CHECKING:
-    from datasets import IterableDataset
-
-IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img")
 ALLOWED = (
     "allowed: a folder of images, webdataset .tar files or Parquet files with an image column (each also as a folder "
     "or one file), or the id of a Hub data set"
 )
 
 
-@dataclass(frozen=True)
-class ImageTable:
-    """Rows of a data set with an image column (`datasets` streams them, undecoded) and a caption column."""
+class ImageSource(Protocol):
+    """Captioned images in a fixed order that can be read from any position."""
 
-    rows: IterableDataset
-    image_column: str
-    caption_column: str | None
-    fingerprint: str
-    total: int | None = None
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever a position would mean another pair."""
+
+    @property
+    def total(self) -> int | None:
+        """Number of pairs, if it is known beforehand."""
 
     def pairs(self, position: Any) -> Iterator[tuple[Pair, Any]]:
-        import copy
+        """Pairs from `position` (None: the first) on, each with the position after it, in JSON types."""
 
-        rows = copy.copy(self.rows)
-        if position is not None:
-            rows.load_state_dict(position)
-        number = 0
-        try:
-            for row in rows:
-                number += 1
-                yield self._pair(row, number), rows.state_dict()
-        except Exception as error:  # pyarrow's, fsspec's, aiohttp's, the Hub's; `datasets` has tried again before
-            raise DataError(
-                f"the images cannot be read any further ({type(error).__name__}: {str(error)[:200]}); what is done is "
-                "kept: run the same command again to go on"
-            ) from error
-
-    def _pair(self, row: dict[str, Any], number: int) -> Pair:
-        metadata = row["json"] if isinstance(row.get("json"), dict) else row
-        caption = row.get(self.caption_column) if self.caption_column else caption_of(metadata)
-        image = row.get(self.image_column)
-        if isinstance(image, dict):
-            image = image.get("bytes") or _pointed_to(image.get("path"))
-        return make_pair(f"row {number}", image if isinstance(image, (bytes, Path)) else None, caption, metadata)
-
-
-def _pointed_to(path: Any) -> bytes | None:
-    """The bytes of an image that `datasets` only points to, in a Hub repository.
-
-    Elsewhere, no: a stranger's table could name any file of this machine, or any address that it can reach.
-    """
-    from datasets.utils.file_utils import xopen
-
-    from ttt.data.images import MAX_IMAGE_BYTES
-
-    if not isinstance(path, str) or not path.rpartition("::")[2].startswith("hf://"):
-        return None
-    try:
-        with xopen(path, "rb") as file:
-            content: bytes = file.read(MAX_IMAGE_BYTES + 1)
-            return content
-    except (OSError, ValueError):
-        return None
+    def warnings(self) -> list[str]:
+        """Sentences for the user about files that were left out, or that seem to be arranged wrongly."""
 
 
 def find_images(
@@ -85,57 +46,49 @@ def find_images(
     image_column: str | None = None,
     caption_column: str | None = None,
 ) -> ImageSource:
-    """A folder, archives, Parquet files or a Hub data set (`split` and `revision` of it). InvalidInput, DataError."""
+    """A folder, archives, Parquet files or a Hub data set (of which `split` and `revision` are read).
+
+    Raises InvalidInput or DataError.
+    """
     path = Path(source).expanduser()
+    columns = Columns(image=image_column, caption=caption_column)
     if source and path.is_dir():
-        for ending, kind in ((".tar", ImageArchives), (".parquet", None)):
-            files = tuple(sorted(p for p in path.rglob(f"*{ending}") if p.is_file() and not p.name.startswith(".")))
-            if files:
-                return kind(files) if kind else _parquet(files, image_column, caption_column)
-        folder = ImageFolder.read(path)
-        if not folder.names:
-            raise InvalidInput(f"{path} has no images, archives or Parquet files; {ALLOWED}")
-        return folder
-    if path.is_file() and path.suffix == ".tar":
-        return ImageArchives((path,))
-    if path.is_file() and path.suffix == ".parquet":
-        return _parquet((path,), image_column, caption_column)
+        return _in_folder(path, columns)
+    if path.is_file():
+        ending = path.suffix.lower()
+        if ending == ".tar":
+            return ImageArchives((path,))
+        if ending == ".parquet":
+            return _parquet([path], columns, Counter())
+        raise InvalidInput(f"{path} is neither a .tar nor a .parquet file; {ALLOWED}")
     if HUB_ID.fullmatch(source):
-        return _table(source, image_column, caption_column, split=split, revision=revision)
-    raise InvalidInput(f"{source[:200]!r} is not there; {ALLOWED}")
+        return hub_images(source, columns, split, revision)
+    raise InvalidInput(f"{source[:200]!r} was not found; {ALLOWED}")
 
 
-def _parquet(files: Sequence[Path], image_column: str | None, caption_column: str | None) -> ImageTable:
-    key = digest([f"{path.name}/{path.stat().st_size}" for path in files])
-    return _table("parquet", image_column, caption_column, key, data_files=[str(f) for f in files], split="train")
+def _in_folder(folder: Path, columns: Columns) -> ImageSource:
+    """Archives if there are any, else Parquet files that hold images, else images.
+
+    img2dataset writes a Parquet file and a JSON file beside every archive, and beside every folder of images.
+    """
+    files = visible_files(folder)
+    archives = [path for path in files if path.suffix.lower() == ".tar"]
+    tables = [path for path in files if path.suffix.lower() == ".parquet" and path.name not in METADATA_FILES]
+    images = [path for path in files if path.suffix.lower() in EXTENSIONS]
+    if archives:
+        return ImageArchives(tuple(archives), _endings(set(files) - {*archives, *tables}))
+    if tables and (not images or columns.image is not None or any(map(has_images, tables))):
+        return _parquet(tables, columns, _endings(set(files) - {*tables}))
+    if not images:
+        raise InvalidInput(f"{folder} has no images, archives or Parquet files; {ALLOWED}")
+    return ImageFolder.read(folder)
 
 
-def _table(name: str, image: str | None, caption: str | None, key: str | None = None, **options: Any) -> ImageTable:
-    import datasets
-
-    try:
-        builder_options = {k: v for k, v in options.items() if k != "split"}
-        builder = datasets.load_dataset_builder(name, **builder_options)
-        rows = builder.as_streaming_dataset(split=options["split"])
-        features = dict(rows.features or rows._resolve_features().features)
-    except Exception as error:  # as many kinds as there are formats, and the Hub's
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"the images of {name} cannot be read: {reason[0][:300]}") from None
-    pictures = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
-    image = _column("image", image, features, [*pictures, *IMAGE_NAMES])
-    if isinstance(features[image], datasets.Image):
-        rows = rows.cast_column(image, datasets.Image(decode=False))
-    if caption is not None or "json" not in features:
-        caption = _column("caption", caption, features, list(CAPTION_NAMES))
-    files = [str(file) for split in (builder.config.data_files or {}).values() for file in split]
-    return ImageTable(rows, image, caption, key or digest([name, options["split"], *files]))
+def _parquet(paths: Sequence[Path], columns: Columns, left_out: Counter[str]) -> ParquetImages:
+    images = ParquetImages(tuple(paths), columns, left_out)
+    images.check()
+    return images
 
 
-def _column(what: str, asked: str | None, features: dict[str, Any], usual: list[str]) -> str:
-    found = asked if asked is not None else next((name for name in usual if name in features), None)
-    if found not in features:
-        raise InvalidInput(
-            f"there is no {what} column{f' {asked!r}' if asked else ''}; the columns are {', '.join(features)[:500]}: "
-            f"name it with --{what}-column. (Addresses of images must be downloaded first, for example by img2dataset.)"
-        )
-    return str(found)
+def _endings(paths: set[Path]) -> Counter[str]:
+    return Counter(path.suffix.lower() or path.name for path in paths if path.suffix.lower() != ".json")

@@ -1,13 +1,6 @@
 """Checks rows of the published columns: valid captions and codes pass, everything else is counted.
 
 Independent of files and of the network.
-
-| column                          | content                                                   |
-|---------------------------------|-----------------------------------------------------------|
-| caption                         | text                                                      |
-| NSFW                            | UNLIKELY, UNSURE or NSFW, from LAION's classifier         |
-| original_width, original_height | pixels of the image before it was encoded                 |
-| code                            | bytes of the codes in raster order, little-endian int16   |
 """
 
 from __future__ import annotations
@@ -15,68 +8,24 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ttt.data.filters import CAPTION, CODE, HEIGHT, NSFW, WIDTH, Filters
 from ttt.errors import InvalidInput
-from ttt.options import check_settings, setting
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-CAPTION, NSFW, WIDTH, HEIGHT, CODE = COLUMNS = ("caption", "NSFW", "original_width", "original_height", "code")
 MAX_CODEBOOK = 1 << 15
 """Largest codebook whose codes fit into int16."""
 MAX_CAPTION_CHARACTERS = 10_000
 """Longer captions are cut before they reach a tokenizer, which keeps 256 tokens: a hostile caption may be huge."""
 
 log = logging.getLogger("ttt.data")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Filters:
-    """Which pairs are worth training on; the defaults are those of the 2021 run, which skipped about 10 % of LAION."""
-
-    min_caption: int = setting(3, "Skip captions of fewer characters.", minimum=0)
-    nsfw: str | None = setting("UNLIKELY", "Keep only pairs with this NSFW label.")
-    """None keeps all pairs and does not need the column NSFW."""
-    max_aspect: float | None = setting(
-        2.0, "Skip images whose longer side is more than this many times the shorter one.", minimum=1
-    )
-    """None keeps all pairs and does not need the columns of the original size."""
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The columns that a shard must have for these filters, in the order of `COLUMNS`."""
-        needed = {CAPTION, CODE}
-        needed |= {NSFW} if self.nsfw is not None else set()
-        needed |= {WIDTH, HEIGHT} if self.max_aspect is not None else set()
-        return tuple(name for name in COLUMNS if name in needed)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def refusal(self, caption: str | None, nsfw: str | None, width: int | None, height: int | None) -> str | None:
-        """The kind under which a pair is counted if it is to be skipped, or None if it is to be kept."""
-        if caption is None:
-            return "bad_caption"
-        if len(caption) < self.min_caption:
-            return "short_caption"
-        if self.nsfw is not None and nsfw != self.nsfw:
-            return "nsfw"
-        if self.max_aspect is not None:
-            if not (isinstance(width, (int, float)) and isinstance(height, (int, float)) and width > 0 and height > 0):
-                return "bad_size"
-            if max(width, height) > self.max_aspect * min(width, height):
-                return "extreme_aspect"
-        return None
-
 
 COUNT_LABELS = {
     "rows": "rows read",

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ttt.data.files import HttpClient, RetryPolicy
-from ttt.data.rows import COUNT_LABELS, Filters, RowCheck, log
+from ttt.data.filters import Filters
+from ttt.data.rows import COUNT_LABELS, RowCheck, log
 from ttt.data.shard_list import ShardSource, find_shards
 from ttt.data.shuffle import INTERLEAVED_SHARDS, Prefetcher, ShuffleCursor, ShuffleReader, ShuffleWindow
 from ttt.data.stream_state import StreamState

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,9 +57,9 @@ class DemoRecipe:
             return max(4, int(count * share))
 
         return DemoRecipe(
-            vqgan=replace(self.vqgan, steps=fewer(self.vqgan.steps)),
-            dalle=replace(self.dalle, steps=fewer(self.dalle.steps)),
-            clip=replace(self.clip, steps=fewer(self.clip.steps)),
+            vqgan=self.vqgan.model_copy(update={"steps": fewer(self.vqgan.steps)}),
+            dalle=self.dalle.model_copy(update={"steps": fewer(self.dalle.steps)}),
+            clip=self.clip.model_copy(update={"steps": fewer(self.clip.steps)}),
             paintings=fewer(self.paintings),
             held_out_paintings=fewer(self.held_out_paintings),
             clip_pool=fewer(self.clip_pool),
@@ -178,7 +178,7 @@ class DemoTraining:
         for name in ("vqgan", "dalle", "clip"):
             if not (self.folder / f"{name}.jsonl").exists():  # the base's
                 continue
-            recipe = asdict(getattr(self.recipe, name))
+            recipe = getattr(self.recipe, name).model_dump()
             lines = [json.loads(line) for line in (self.folder / f"{name}.jsonl").read_text().splitlines()]
             lines = [line for i, line in enumerate(lines) if i == len(lines) - 1 or not i % max(1, len(lines) // 12)]
             keys = list(dict.fromkeys(key for line in lines for key in line))

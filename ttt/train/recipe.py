@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pydantic import Field, model_validator
 
-from ttt.options import check_settings, setting
+from ttt.fields import CheckedModel
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How long and how fast one model is trained; the defaults are those of the 2021 run."""
+class Recipe(CheckedModel):
+    """How long and how fast one model is trained; the defaults are those of the 2021 run, except for the batch size."""
 
-    steps: int = setting(31_250, "Optimizer steps.", minimum=1)
-    batch_size: int = setting(4096, "Samples per step.", minimum=1)
-    learning_rate: float = setting(2.5e-3, "Peak learning rate; it then falls linearly to zero.", minimum=0.0)
-    warmup: float = setting(
-        0.1, "Share of the steps in which the learning rate rises linearly.", minimum=0.0, maximum=1.0
+    steps: int = Field(default=31_250, ge=1, description="Optimizer steps.")
+    batch_size: int = Field(
+        default=64, ge=1, description="Samples per step; the peers of the 2021 run computed 4,096 together."
     )
-    weight_decay: float = setting(0.045, "Weight decay of matrices; biases, norms and scales have none.", minimum=0.0)
-    betas: tuple[float, float] = (0.9, 0.96)
-    clip: float = setting(4.0, "Largest joint norm of all gradients; larger ones are scaled down.", minimum=0.0)
-    state_bits: int = setting(8, "Bits per number of the optimizer's state: 8 or 32.", choices=(8, 32))
-    bias_correction: bool = False
-    """Adam's bias correction, which the 2021 run left out; short runs need it."""
-    seed: int = setting(0, "Seed of the first weights, of the data order and of all random numbers.", minimum=0)
+    learning_rate: float = Field(
+        default=2.5e-3, ge=0.0, description="Peak learning rate; from there it falls linearly to zero."
+    )
+    warmup: float = Field(
+        default=0.1, ge=0.0, le=1.0, description="Share of the steps in which the learning rate rises linearly."
+    )
+    weight_decay: float = Field(
+        default=0.045, ge=0.0, description="Weight decay of matrices; biases, norms and scales have none."
+    )
+    betas: tuple[float, float] = Field(
+        default=(0.9, 0.96), description="Decay of the two moments per step.", json_schema_extra={"option": None}
+    )
+    clip: float = Field(
+        default=4.0, gt=0.0, description="Largest joint norm of all gradients; larger ones are scaled down to it."
+    )
+    state_bits: int = Field(default=8, description="Bits per number in the optimizer's state: 8 or 32.")
+    bias_correction: bool = Field(
+        default=False,
+        description="Adam's bias correction, which the 2021 run left out; short runs need it.",
+        json_schema_extra={"option": None},
+    )
+    seed: int = Field(
+        default=0, ge=0, description="Seed of the first weights, of the order of the data and of all random numbers."
+    )
 
-    def __post_init__(self) -> None:
-        check_settings(self)
+    @model_validator(mode="after")
+    def _check_state_bits(self) -> Recipe:
+        if self.state_bits not in (8, 32):
+            raise ValueError(f"state_bits must be 8 or 32, got {self.state_bits}")
+        return self
 
     @property
     def warmup_steps(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ def _held_out(training: Training) -> Sequence[Batch]:
 def _settings(training: Training) -> dict[str, Any]:
     """What a run must keep to, to go on as if nothing had happened."""
     return {
-        "data": training.data, "dalle": training.config.to_dict(), "recipe": asdict(training.recipe),
+        "data": training.data, "dalle": training.config.to_dict(), "recipe": training.recipe.model_dump(),
         "parts": training.parts.name,
     }  # fmt: skip
 
