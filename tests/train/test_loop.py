@@ -1,7 +1,8 @@
-"""The training loop: schedule, records, and going on after being stopped in every way."""
+"""The training loop: learning rate, records, and resuming after every kind of interruption."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.lamb import same as same_state
 from ttt.errors import CheckpointError, InvalidInput
 from ttt.train.loop import StatelessTask, TrainingLoop, run
 from ttt.train.recipe import Recipe
@@ -50,12 +52,19 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def test_the_learning_rate_rises_and_falls_in_straight_lines(tmp_path: Path) -> None:
     rates = []
 
-    class Seen(Line):
+    class OneWeight(StatelessTask):
+        name = "one"
+        module = nn.Linear(1, 1)
+
         def backward(self, step: int) -> dict[str, float]:
             rates.append(loop.optimizer.param_groups[0]["lr"])
-            return super().backward(step)
+            self.module(torch.ones(1, 1)).sum().backward()
+            return {"loss": 0.0}
 
-    loop = TrainingLoop(Seen(), RECIPE, tmp_path)
+        def evaluate(self) -> dict[str, float]:
+            return {}
+
+    loop = TrainingLoop(OneWeight(), RECIPE, tmp_path)
     loop.run()
     assert rates[5] == pytest.approx(0.025)
     assert rates[10] == pytest.approx(0.05) == max(rates)
@@ -87,7 +96,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path: Path,
     assert len(records) == 26 and records[:13] == records[13:]
 
 
-def test_what_was_recorded_after_the_checkpoint_is_not_recorded_twice(tmp_path: Path) -> None:
+def test_steps_after_the_checkpoint_are_not_recorded_twice(tmp_path: Path) -> None:
     TrainingLoop(Line(), RECIPE, tmp_path).run(until=20, evaluate_every=5)
     lines = (tmp_path / "line.jsonl").read_text()
     (tmp_path / "line.jsonl").write_text(lines + '{"step": 25, "loss": 9.0}\n{"step": 30, "lo')
@@ -131,12 +140,12 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tm
                 self.module.bias.grad[0] = float("nan")
             return figures
 
-    with pytest.raises(CheckpointError, match="step 10 is not finite"):
+    with pytest.raises(CheckpointError, match="step 10 is NaN or infinite"):
         run(Bad(), RECIPE, tmp_path, save_every=0)
     assert torch.load(tmp_path / "line.pt", weights_only=True)["step"] == 10
 
 
-def test_what_follows_a_checkpoint_is_made_good_where_a_kill_came_between(tmp_path: Path) -> None:
+def test_after_save_is_called_again_if_a_kill_prevented_it(tmp_path: Path) -> None:
     def killed() -> None:
         raise KeyboardInterrupt
 
@@ -151,8 +160,37 @@ def test_what_follows_a_checkpoint_is_made_good_where_a_kill_came_between(tmp_pa
     assert same(written.module.state_dict(), torch.load(tmp_path / "line.pt", weights_only=True)["model"])
 
 
-@pytest.mark.parametrize("settings", [{"steps": 0}, {"batch_size": 0}, {"warmup": 1.5}])
-def test_a_recipe_says_what_is_allowed(settings: dict[str, float]) -> None:
+def test_a_step_without_a_usable_gradient_changes_nothing(tmp_path: Path) -> None:
+    """The step is repeated, with the same random numbers, until its gradient can be used."""
+    calls: list[int] = []
+
+    class Overflowing(Line):
+        def backward(self, step: int) -> dict[str, float] | None:
+            calls.append(step)
+            values = super().backward(step)
+            if step in (3, 20) and calls.count(step) < 4:
+                self.module.weight.grad.fill_(float("nan"))
+                return None
+            return values
+
+    task = Overflowing()
+    loop = TrainingLoop(task, RECIPE, tmp_path)
+    loop.run(until=3)
+    before = [copy.deepcopy(part.state_dict()) for part in (task.module, loop.optimizer, loop.schedule)]
+    assert not loop._one_step()
+    after = [part.state_dict() for part in (task.module, loop.optimizer, loop.schedule)]
+    assert same_state(before, after) and loop.step == 3
+    loop.run(evaluate_every=1)
+    assert calls.count(3) == calls.count(20) == 4
+    steps = [json.loads(line)["step"] for line in (tmp_path / "line.jsonl").read_text().splitlines()]
+    assert steps == [3, *range(4, 41)]
+    assert same(run(Line(), RECIPE, tmp_path / "whole").state_dict(), task.module.state_dict())
+
+
+@pytest.mark.parametrize(
+    "settings", [{"steps": 0}, {"batch_size": 0}, {"warmup": 1.5}, {"state_bits": 16}, {"steps": 1.5}]
+)
+def test_a_recipe_out_of_range_is_refused(settings: dict[str, float]) -> None:
     with pytest.raises(InvalidInput, match=next(iter(settings))):
         Recipe(**settings)
 
@@ -178,7 +216,7 @@ def started(folder: Path, save_every: float) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
 
 
-def test_kill_minus_nine_loses_at_most_what_followed_the_last_checkpoint(tmp_path: Path) -> None:
+def test_kill_minus_nine_loses_only_steps_after_the_last_checkpoint(tmp_path: Path) -> None:
     process = started(tmp_path, save_every=0)
     deadline = time.monotonic() + 120
     while not (tmp_path / "line.pt").exists() and time.monotonic() < deadline:
@@ -192,7 +230,7 @@ def test_kill_minus_nine_loses_at_most_what_followed_the_last_checkpoint(tmp_pat
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_asked_to_stop_a_run_ends_its_step_and_saves(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_ends_the_current_step_and_saves(tmp_path: Path, number: signal.Signals) -> None:
     process = started(tmp_path, save_every=1e9)
     assert process.stderr is not None
     read = b""

@@ -1,4 +1,4 @@
-"""Which micro-batch a device is given: by the calculator's estimate, and never more than fits."""
+"""The micro-batch of a device follows the calculator's estimate and never exceeds the memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GIB = 2**30
 
 
 @pytest.mark.parametrize("config", [PAPER, DEMO, TINY_DALLE, replace(DEMO, share_layers=False, depth=6)])
-def test_the_calculator_knows_the_same_model(config: DalleConfig) -> None:
+def test_the_calculator_describes_the_same_model(config: DalleConfig) -> None:
     with torch.device("meta"):
         parameters = sum(p.numel() for p in Dalle(config).parameters())
     assert parameter_count(as_architecture(config)) == parameters
@@ -29,15 +29,15 @@ def test_the_papers_model_is_the_calculators_preset() -> None:
     assert as_architecture(PAPER) == PRESETS["ttt-dalle"]
 
 
-def test_what_fits_is_taken_whole_and_activations_are_remembered() -> None:
-    found = plan_memory(DEMO, CPU, 24, torch.float32, free=8 * GIB)
-    assert (found.micro_batch, found.reversible) == (24, False)
+def test_a_batch_that_fits_is_computed_at_once_with_stored_activations() -> None:
+    plan = plan_memory(DEMO, CPU, 24, torch.float32, free=8 * GIB)
+    assert (plan.micro_batch, plan.reversible) == (24, False)
 
 
 def test_the_papers_model_on_a_16_gb_card_is_reversible() -> None:
-    found = plan_memory(PAPER, GPU, 64, torch.float16, free=15 * GIB)
-    assert found.reversible and found.micro_batch >= 8
-    assert found.bytes <= 15 * GIB < peak_bytes(PAPER, GPU, 2 * found.micro_batch, torch.float16, True)
+    plan = plan_memory(PAPER, GPU, 64, torch.float16, free=15 * GIB)
+    assert plan.reversible and plan.micro_batch >= 8
+    assert plan.bytes <= 15 * GIB < peak_bytes(PAPER, GPU, 2 * plan.micro_batch, torch.float16, True)
 
 
 @pytest.mark.parametrize("free", [2, 3, 5, 9, 20, 40, 70, 140])
@@ -47,6 +47,6 @@ def test_more_memory_never_means_a_smaller_micro_batch_of_the_same_kind(free: in
     assert more.micro_batch >= less.micro_batch or less.reversible > more.reversible
 
 
-def test_a_model_that_fits_nowhere_is_told_with_both_numbers() -> None:
-    with pytest.raises(InvalidInput, match=r"needs 1\.\d GiB .* 0\.5 GiB can be used"):
+def test_a_model_that_does_not_fit_is_an_error_with_both_sizes() -> None:
+    with pytest.raises(InvalidInput, match=r"needs 1\.\d GiB .* 512 MiB can be used"):
         plan_memory(PAPER, GPU, 8, torch.bfloat16, free=GIB // 2)

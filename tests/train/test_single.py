@@ -1,4 +1,4 @@
-"""Training on one machine: images -> shards -> a server that drops connections -> training -> pictures."""
+"""Training on one machine: images -> shards -> a server that drops connections -> training -> images."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def same_weights(a: Path, b: Path) -> bool:
     return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_from_images_to_a_picture_killed_half_way(bundle: Bundle, server: RangeServer, tmp_path: Path) -> None:
+def test_from_images_to_a_generated_image_with_a_kill_in_between(bundle: Bundle, server: RangeServer, tmp_path: Path) -> None:
     address = server.url + "/dataset.json"
     ran(["train", address, str(tmp_path / "whole"), *options(bundle)])
     assert server.cuts == 0, "no connection was dropped"
@@ -93,8 +93,8 @@ def test_from_images_to_a_picture_killed_half_way(bundle: Bundle, server: RangeS
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert 0 < len(records.read_text().splitlines()) < RECIPE.steps, "it was killed too late, or never began"
-    TextToImage.from_pretrained(killed, device="cpu")  # what is there is whole
+    assert 0 < len(records.read_text().splitlines()) < RECIPE.steps, "it was killed too late, or never started"
+    TextToImage.from_pretrained(killed, device="cpu")  # the bundle is complete
 
     server.cuts = 1
     ran(["train", address, str(killed), *options(bundle)])
@@ -111,14 +111,14 @@ def training(bundle: Bundle, data: Any, **changes: Any) -> Training:
     return Training(data=str(data), parts=bundle, config=bundle.dalle, **settings)
 
 
-def test_a_finished_training_is_not_done_again(bundle: Bundle, shards: Path, tmp_path: Path) -> None:
+def test_a_finished_training_is_not_repeated(bundle: Bundle, shards: Path, tmp_path: Path) -> None:
     train(training(bundle, shards), tmp_path / "out")
     before = (tmp_path / "out" / "dalle.safetensors").read_bytes()
     train(training(bundle, shards), tmp_path / "out")
     assert (tmp_path / "out" / "dalle.safetensors").read_bytes() == before
 
 
-def test_other_settings_are_told_not_mixed(bundle: Bundle, shards: Path, tmp_path: Path) -> None:
+def test_other_settings_are_refused(bundle: Bundle, shards: Path, tmp_path: Path) -> None:
     train(training(bundle, shards), tmp_path / "out")
     other = training(bundle, shards, recipe=RECIPE.model_copy(update={"steps": 3, "learning_rate": 0.5}))
     with pytest.raises(InvalidInput, match=r"another recipe: learning_rate was 0.02, now 0.5"):
@@ -165,15 +165,15 @@ def test_shards_of_another_codebook_are_refused(bundle: Bundle, shards: Path, tm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere", "out"], "is not there"),
+        (["nowhere", "out"], "was not found"),
         (["scenes", "out", "--state-bits", "4"], "8 or 32"),
         (["scenes", "out", "--model", "nothing.json"], "nothing.json"),
         (["scenes", "out", "--device", "gpu7"], "device"),
-        (["scenes", "out", "--precision", "int4"], "precision must be"),
+        (["scenes", "out", "--precision", "int4"], "precision 'int4' is unknown"),
         (["scenes", "out", "--parts", "nobody"], "nobody"),
     ],
 )
-def test_bad_input_is_a_line_and_not_a_traceback(
+def test_bad_input_is_an_error_and_not_a_traceback(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,15 +1,14 @@
-"""The one training loop: steps, schedule, LAMB, checkpoints, resume, records. Knows neither model nor data.
+"""The training loop: steps, learning rate, checkpoints, resuming and records. Independent of model and data.
 
     task.backward(step) -> clip -> optimizer.step() -> schedule.step() -> every minute: checkpoint
 
-A killed run goes on from its last checkpoint as if nothing had happened: weights, optimizer, schedule, the task's own
-state (where its data stands) and the records are all of that moment, and random numbers depend on the step alone.
+A killed training resumes from its last checkpoint as if it had never been interrupted: weights, optimizer, schedule,
+position in the data and records are all of the same step, and random numbers depend on the step alone.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import signal
 import threading
@@ -23,40 +22,44 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from ttt.atomic import atomic_file
 from ttt.errors import CheckpointError
+from ttt.text import first_line
 from ttt.train.optimizer import Lamb, linear_schedule, parameter_groups
 from ttt.train.recipe import Recipe
 
 SMOOTHING = 0.98
-"""Of the running means in the records."""
+"""Decay of the running means in the records."""
 
 
 class Task(Protocol):
-    """One model, its data and what to minimise."""
+    """One model, its data and the loss to minimise."""
 
     name: str
 
     @property
     def module(self) -> nn.Module:
-        """What is trained."""
+        """The module that is trained."""
 
-    def backward(self, step: int) -> dict[str, float]:
-        """Add the gradients of this step's batch to those of the module (which are zero); figures to record, `loss`
-        among them. The random generator is seeded by the step before each call.
+    def backward(self, step: int) -> dict[str, float] | None:
+        """Compute the gradients of this step's batch; returns the values to record, `loss` among them.
+
+        None: no gradient is usable (float16 overflowed); the step is repeated with the next batch. The gradients of the
+        module are zero before each call, and the random generator is seeded by the step.
         """
 
     def evaluate(self) -> dict[str, float]:
-        """Figures on data that training never sees."""
+        """Values to record, measured on data that training never sees."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What the task must know to go on, in JSON's types: where its data stands."""
+        """What the task needs to resume, in JSON types: the position in its data."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Resume from a state."""
 
 
 class StatelessTask:
-    """Of a task whose data depends on the step alone: nothing has to be remembered."""
+    """Base of tasks whose data depends on the step alone, so that they have no state."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -79,10 +82,13 @@ def make_optimizer(module: nn.Module, recipe: Recipe) -> Lamb:
 
 
 class TrainingLoop:
-    """Trains a task in a folder, where it leaves `<name>.pt` (checkpoint) and `<name>.jsonl` (records)."""
+    """Trains a task in a folder, where it writes `<name>.pt` (checkpoint) and `<name>.jsonl` (records)."""
 
     def __init__(self, task: Task, recipe: Recipe, folder: Path, *, after_save: Callable[[], None] | None = None):
-        """Goes on where the folder's checkpoint stands; CheckpointError where it cannot be used."""
+        """Resumes from the checkpoint in the folder, if there is one; CheckpointError if it cannot be used.
+
+        after_save: called after each checkpoint.
+        """
         self.task, self.recipe, self.folder, self.after_save = task, recipe, folder, after_save
         folder.mkdir(parents=True, exist_ok=True)
         self.optimizer = make_optimizer(task.module, recipe)
@@ -91,7 +97,7 @@ class TrainingLoop:
         self.running: dict[str, float] = {}
         if self.checkpoint.exists():
             self._resume()
-            if self.after_save:  # which a kill may have kept from following the checkpoint
+            if self.after_save:  # a kill may have come between the checkpoint and this call
                 self.after_save()
 
     @property
@@ -105,45 +111,50 @@ class TrainingLoop:
     def run(self, *, save_every: float = 60.0, evaluate_every: int = 500, until: int | None = None) -> nn.Module:
         """Train to the recipe's last step (or to step `until`); returns the module in eval mode.
 
-        save_every: seconds between checkpoints. Ctrl-C and SIGTERM end the step, save, and raise KeyboardInterrupt.
+        save_every: seconds between checkpoints. After Ctrl-C or SIGTERM the current step is completed and saved, and
+        KeyboardInterrupt is raised.
         """
         last = min(self.recipe.steps, until or self.recipe.steps)
         bar = tqdm(initial=self.step, total=self.recipe.steps, desc=self.task.name, mininterval=5.0)
         started = saved = time.monotonic()
-        before = self.seconds
-        with bar, _asked_to_stop() as stop:
+        seconds_before = self.seconds
+        with bar, _stop_signals() as stop:
             while self.step < last:
-                self._one_step()
-                self.seconds = before + time.monotonic() - started
-                bar.update()
-                if self.step % 20 == 0:
-                    bar.set_postfix({k: f"{v:.4f}" for k, v in self.running.items()}, refresh=False)
-                if self.step == last or self.step % evaluate_every == 0:
-                    self._record()
-                if self.step == last or stop.is_set() or time.monotonic() - saved > save_every:
-                    self.save()
-                    saved = time.monotonic()
+                if self._one_step():
+                    self.seconds = seconds_before + time.monotonic() - started
+                    bar.update()
+                    if self.step % 20 == 0:
+                        bar.set_postfix({k: f"{v:.4f}" for k, v in self.running.items()}, refresh=False)
+                    if self.step == last or self.step % evaluate_every == 0:
+                        self._record()
+                    if self.step == last or stop.is_set() or time.monotonic() - saved > save_every:
+                        self.save()
+                        saved = time.monotonic()
                 if stop.is_set():
                     raise KeyboardInterrupt
         return self.task.module.eval()
 
-    def _one_step(self) -> None:
+    def _one_step(self) -> bool:
+        """One step; False if nothing changed, because no gradient was usable."""
         self.task.module.train()
-        torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)
+        torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)  # of the step alone, so that resuming is exact
         self.optimizer.zero_grad(set_to_none=True)
-        figures = self.task.backward(self.step)
+        values = self.task.backward(self.step)
+        if values is None:
+            return False
         skipped = self.optimizer.skipped
         self.optimizer.step()
         if self.optimizer.skipped > skipped:
             raise CheckpointError(
-                f"{self.task.name}: the gradient of step {self.step} is not finite; the last checkpoint is whole. "
-                "Train on from its weights in a new folder, with a lower learning rate"
+                f"{self.task.name}: the gradient of step {self.step} is NaN or infinite. The last checkpoint is "
+                "intact; continue from its weights in a new folder, with a lower learning rate"
             )
         self.schedule.step()
         self.step += 1
-        for key, value in figures.items():
+        for key, value in values.items():
             mean = self.running.get(key)
             self.running[key] = value if mean is None else SMOOTHING * mean + (1 - SMOOTHING) * value
+        return True
 
     def _record(self) -> None:
         self.task.module.eval()
@@ -152,18 +163,14 @@ class TrainingLoop:
             file.write(json.dumps(line) + "\n")
 
     def save(self) -> None:
-        """Replace the checkpoint, all of it or nothing."""
+        """Replace the checkpoint atomically."""
         state = {
             "model": self.task.module.state_dict(), "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(), "task": self.task.state_dict(), "running": self.running,
             "step": self.step, "seconds": self.seconds,
         }  # fmt: skip
-        part = self.checkpoint.with_suffix(".tmp")
-        with part.open("wb") as file:
+        with atomic_file(self.checkpoint, durable=True) as partial, partial.open("wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, self.checkpoint)
         if self.after_save:
             self.after_save()
 
@@ -176,34 +183,33 @@ class TrainingLoop:
             self.task.load_state_dict(state["task"])
             self.step, self.seconds, self.running = int(state["step"]), float(state["seconds"]), dict(state["running"])
         except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise CheckpointError(
-                f"{self.checkpoint} cannot be resumed from ({reason}); remove it to start again"
+                f"{self.checkpoint} cannot be resumed ({first_line(error)}); remove it to start again"
             ) from None
         self._forget_records_after(self.step)
 
     def _forget_records_after(self, step: int) -> None:
-        """What was recorded after the checkpoint happens again."""
+        """Drop the records of steps that will be repeated."""
         if self.records.exists():
             lines = self.records.read_text().splitlines(keepends=True)
             self.records.write_text("".join(line for line in lines if _step_of(line) <= step))
 
 
 @contextmanager
-def _asked_to_stop() -> Iterator[threading.Event]:
-    """Set by the first SIGINT or SIGTERM; a second one acts at once. Only the main thread is sent signals."""
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; a second one acts at once. Only the main thread gets signals."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def ask(number: int, frame: Any) -> None:
+    def on_signal(number: int, frame: Any) -> None:
         stop.set()
         signal.signal(number, before[number])
 
     for number in before:
-        signal.signal(number, ask)
+        signal.signal(number, on_signal)
     try:
         yield stop
     finally:
@@ -214,10 +220,10 @@ def _asked_to_stop() -> Iterator[threading.Event]:
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # cut short by a power failure
+    except (ValueError, KeyError, TypeError):  # cut off by a power failure
         return float("inf")
 
 
 def run(task: Task, recipe: Recipe, folder: Path, *, save_every: float = 60.0, evaluate_every: int = 500) -> nn.Module:
-    """Train, or go on training, until the recipe's last step."""
+    """Start or resume training, up to the recipe's last step."""
     return TrainingLoop(task, recipe, folder).run(save_every=save_every, evaluate_every=evaluate_every)

@@ -1,6 +1,6 @@
-"""How one device is best used: the largest micro-batch that fits, and whether activations must be computed again.
+"""Chooses how a device trains: the largest micro-batch that fits in memory, and whether activations are recomputed.
 
-The calculator estimates, and on a GPU a trial confirms. Knows no data.
+The calculator estimates the memory, and on a GPU a trial confirms the choice. Independent of the data.
 """
 
 from __future__ import annotations
@@ -16,63 +16,65 @@ from ttt.errors import InvalidInput
 from ttt.hardware import is_out_of_memory, memory_budget
 from ttt.model.dalle import Dalle
 from ttt.model.rotary import rotary_channels
+from ttt.text import format_bytes
 from ttt.train.step import TrainingStep
 from ttt.types import Batch
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a device is asked to do at once."""
+    """How much a device computes at once."""
 
     micro_batch: int
     reversible: bool
-    """Activations are computed again in the backward pass: slower, and memory does not grow with depth."""
+    """The backward pass recomputes activations: slower, but memory does not grow with depth."""
     bytes: int
-    """Peak of a step by the calculator, weights and (where it is kept there) optimizer state among them."""
+    """Estimated peak of a step on the device, with the weights and, if it is there, the optimizer's state."""
 
 
 def plan_memory(
     config: DalleConfig, device: torch.device, batch_size: int, dtype: torch.dtype, *, free: int = 0
 ) -> MemoryPlan:
-    """The fastest way to train on `device` with batches of `batch_size` samples.
+    """The fastest way to train on `device` with batches of `batch_size` samples; InvalidInput if nothing fits.
 
-    free: bytes that may be used (0: measured). Remembering activations is about 1.3x faster than computing them
-    again, so it comes first where a micro-batch of 8 (or the whole batch) still fits. InvalidInput if nothing fits.
+    free: bytes that may be used; 0: measured. Storing activations is about 1.3x faster than recomputing them, so it is
+    preferred if a micro-batch of 8 (or the whole batch) still fits.
     """
     free = free or memory_budget(device)
-    fitting = [
+    plans = [
         MemoryPlan(size, reversible, needed)
         for reversible in ((False, True) if config.reversible else (False,))
         for size in _sizes(batch_size)
         if (needed := peak_bytes(config, device, size, dtype, reversible)) <= free
     ]
-    comfortable = [found for found in fitting if found.micro_batch >= min(8, batch_size)]
-    best = next(iter(comfortable), None) or max(fitting, key=lambda found: found.micro_batch, default=None)
+    large = [plan for plan in plans if plan.micro_batch >= min(8, batch_size)]
+    best = next(iter(large), None) or max(plans, key=lambda plan: plan.micro_batch, default=None)
     if best is None:
-        least = peak_bytes(config, device, 1, dtype, config.reversible)
+        min_bytes = peak_bytes(config, device, 1, dtype, config.reversible)
         raise InvalidInput(
-            f"this model needs {least / 2**30:.1f} GiB to train with a micro-batch of 1 and {free / 2**30:.1f} GiB "
-            "can be used here; free some memory, take a smaller model or another device"
+            f"this model needs {format_bytes(min_bytes)} to train with a micro-batch of 1, and {format_bytes(free)} "
+            "can be used here; free some memory, or choose a smaller model or another device"
         )
     return best
 
 
-def probe(fitted: MemoryPlan, dalle: Dalle, *, precision: str) -> MemoryPlan:
-    """The fit, halved until a step with random data really succeeds. On a CPU nothing is tried: there, running out
-    of memory ends the process.
+def probe(plan: MemoryPlan, dalle: Dalle, *, precision: str) -> MemoryPlan:
+    """The plan, with its micro-batch halved until a step with random data succeeds on the GPU.
+
+    On a CPU nothing is tried, because running out of memory there ends the process.
     """
     config = dalle.config
     step = TrainingStep(dalle, precision=precision)
     if step.device.type != "cuda":
-        return fitted
+        return plan
     while True:
         try:
-            step.backward(_random_batch(config, fitted.micro_batch))
-            return fitted
+            step.backward(_random_batch(config, plan.micro_batch))
+            return plan
         except RuntimeError as error:
-            if not is_out_of_memory(error) or fitted.micro_batch == 1:
+            if not is_out_of_memory(error) or plan.micro_batch == 1:
                 raise
-            fitted = replace(fitted, micro_batch=fitted.micro_batch // 2)
+            plan = replace(plan, micro_batch=plan.micro_batch // 2)
         finally:
             dalle.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
@@ -81,10 +83,10 @@ def probe(fitted: MemoryPlan, dalle: Dalle, *, precision: str) -> MemoryPlan:
 def peak_bytes(
     config: DalleConfig, device: torch.device, micro_batch: int, dtype: torch.dtype, reversible: bool
 ) -> int:
-    """Bytes on `device` at the largest moment of a step, with the optimizer of `ttt.train`."""
+    """Estimated bytes on `device` at the peak of a step, with the optimizer of `ttt.train`."""
     setup = TrainingSetup(
         optimizer="lamb8bit-cpu",
-        offload_optimizer=True,  # of the RAM this plans, the state alone: `Lamb` keeps no copy of the weights
+        offload_optimizer=True,  # its state is in RAM; `Lamb` keeps no copy of the weights there
         precision={torch.bfloat16: "mixed-bf16", torch.float16: "mixed-fp16"}.get(dtype, "float32"),  # type: ignore[arg-type]
         batch_size=micro_batch,
         reversible=reversible,
@@ -94,7 +96,7 @@ def peak_bytes(
 
 
 def as_architecture(config: DalleConfig) -> Architecture:
-    """The model as the calculator knows it."""
+    """The model as the calculator describes it."""
     return Architecture(
         family="dalle",
         name="ttt-dalle",
@@ -114,7 +116,7 @@ def as_architecture(config: DalleConfig) -> Architecture:
 
 
 def _sizes(batch_size: int) -> Iterator[int]:
-    """The whole batch, then its halves."""
+    """The batch size, then its halves."""
     while batch_size >= 1:
         yield batch_size
         batch_size //= 2

@@ -1,4 +1,4 @@
-"""LAMB with its moments in 8 bits, on the CPU or where the parameters are. Knows no model, no loss and no swarm."""
+"""LAMB with its moments in 8 bits, on the CPU or on the device of the parameters. Independent of model and loss."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from ttt.train import moments
 logger = logging.getLogger(__name__)
 
 PIECE = 2**24
-"""Elements moved or converted at once where a parameter is not float32 on the device of its state."""
+"""Elements moved or converted at once if a parameter is not float32 on the device of its state."""
 CACHED = 2**20
-"""Elements computed at once: their temporaries stay in a processor's cache, so the pass over memory is one."""
+"""Elements computed at once: their temporaries stay in the processor's cache, so that memory is read only once."""
 
 
 class Lamb(torch.optim.Optimizer):
-    """LAMB (You et al. 2020, algorithm 2), as the 2021 run had it.
+    """LAMB (You et al. 2020, algorithm 2), as in the 2021 run.
 
-    For each tensor p with gradient g, after all gradients were scaled down to a joint norm of `max_grad_norm`:
+    For each tensor p with gradient g, after all gradients have been scaled down to a joint norm of `max_grad_norm`:
 
         m = beta1 m + (1 - beta1) g,    v = beta2 v + (1 - beta2) g^2
         update = m / (sqrt(v) + eps) + weight_decay p
-        p = p - lr min(|p|, clamp_value) / |update| update        (the ratio is 1 where a norm is 0)
+        p = p - lr min(|p|, clamp_value) / |update| update        (the ratio is 1 if a norm is 0)
 
     `bias_correction` divides m by 1 - beta1^t and v by 1 - beta2^t, as the paper does and the run did not.
 
-    Moments have 8 bits with `state_bits=8` (Dettmers et al. 2022, blocks of 4096, dynamic map) but for tensors below
-    65,536 elements. All arithmetic is float32, whatever the parameter's type. With `state_device="cpu"` moments and
-    arithmetic stay in RAM while parameters are on a GPU. The state exists from the start, so a swarm needs no trial
-    step to know its shape. Gradients are not changed.
+    With `state_bits=8` the moments of tensors of at least 65,536 elements have 8 bits (Dettmers et al. 2022, blocks of
+    4096, dynamic map). All arithmetic is float32, whatever the type of the parameter. With `state_device="cpu"`,
+    moments and arithmetic stay in RAM while the parameters are on a GPU. The state exists from the start, so that a
+    swarm needs no trial step to learn its shape. Gradients are not changed.
 
-    A step whose gradients are not all finite changes nothing; `skipped` counts such steps.
+    A step with a gradient that is NaN or infinite changes nothing; `skipped` counts such steps.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class Lamb(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies of the optimizer: torch would forget what is not in `defaults`."""
-        mine = ("state_bits", "max_grad_norm", "state_device", "skipped")
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in mine}}
+        """For copies of the optimizer: torch would drop what is not in `defaults`."""
+        own = ("state_bits", "max_grad_norm", "state_device", "skipped")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Checks the group and allocates its moments, all zero."""
+        """Check the group and allocate its moments, all zero."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         _check(group)
@@ -99,53 +99,53 @@ class Lamb(torch.optim.Optimizer):
         norm = _norm_of_gradients([p for p, _ in trained])
         if not math.isfinite(norm):
             self.skipped += 1
-            logger.warning("a step was skipped, its gradients are not finite (%d so far)", self.skipped)
+            logger.warning("a step was skipped because its gradients are NaN or infinite (%d so far)", self.skipped)
             return loss
         for group in self.param_groups:
             group["step"] += 1
         clip = 1.0 if self.max_grad_norm is None else min(1.0, self.max_grad_norm / (norm + 1e-6))
-        buffers: dict[torch.device, Tensor] = {}  # one for all tensors: the largest update
+        buffers: dict[torch.device, Tensor] = {}  # shared by all tensors, as large as the largest update
         for p, group in trained:
             home = self._home(p)
             if home not in buffers:
-                most = max(q.numel() for q, _ in trained if self._home(q) == home)
-                buffers[home] = torch.empty(most, dtype=torch.float32, device=home)
+                largest = max(q.numel() for q, _ in trained if self._home(q) == home)
+                buffers[home] = torch.empty(largest, dtype=torch.float32, device=home)
             _update(p, self._state(p, home), group, clip, buffers[home][: p.numel()])
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The exact state back, bit for bit; torch's own would turn it into the parameters' type.
+        """Load a state bit for bit; torch's own method would convert it to the type of the parameters.
 
-        Nothing is changed unless all of it fits: state of another layout, moments that are not finite and settings
-        out of range raise CheckpointError (state may come from strangers).
+        State of another layout, with NaN or infinite moments or with settings out of range raises CheckpointError, and
+        nothing is changed: it may come from strangers.
         """
         groups, saved = state_dict["param_groups"], state_dict["state"]
-        mine = [group["params"] for group in self.param_groups]
-        if [len(g["params"]) for g in groups] != [len(g) for g in mine]:
+        own = [group["params"] for group in self.param_groups]
+        if [len(g["params"]) for g in groups] != [len(g) for g in own]:
             raise CheckpointError(
-                f"this optimizer has groups of {[len(g) for g in mine]} parameters, "
-                f"the state is of {[len(g['params']) for g in groups]}"
+                f"this optimizer has groups of {[len(g) for g in own]} parameters, "
+                f"the state has groups of {[len(g['params']) for g in groups]}"
             )
         pairs = []
-        for theirs, params in zip(groups, mine, strict=True):
+        for theirs, params in zip(groups, own, strict=True):
             try:
                 _check({**self.defaults, **theirs})
             except (TypeError, ValueError) as error:
                 raise CheckpointError(f"optimizer state with a setting out of range: {error}") from error
             for number, p in zip(theirs["params"], params, strict=True):
                 pairs += moments.matching(self.state[p], saved.get(number, {}), number)
-        kept = dict(self.state)
+        state = dict(self.state)  # torch's method replaces the dictionary
         super().load_state_dict({"state": {}, "param_groups": groups})
-        self.state.update(kept)
+        self.state.update(state)
         for target, source in pairs:
             target.copy_(source)
 
     def _home(self, p: Tensor) -> torch.device:
-        """Where the moments of p are, and where they are computed."""
+        """The device on which the moments of p are stored and computed."""
         return torch.device(self.state_device) if self.state_device else p.device
 
     def _state(self, p: Tensor, home: torch.device) -> moments.State:
-        """Follows a model that was moved after the optimizer was made."""
+        """The moments of p, moved to `home` if the model was moved after the optimizer was created."""
         state = self.state[p]
         for name, value in state.items():
             state[name] = value.to(home)
@@ -191,12 +191,12 @@ class ClippedAdamW(torch.optim.AdamW):
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for Lamb: matrices and embeddings decay; biases, norms and scales (LayerScale) do not.
+    """Parameter groups for Lamb: matrices and embeddings decay; biases, norms and scales (LayerScale) do not.
 
-    Frozen parameters are left out, shared ones are there once.
+    Frozen parameters are left out, and shared ones appear once.
     """
     decayed: list[Tensor] = []
-    free: list[Tensor] = []
+    undecayed: list[Tensor] = []
     seen = set()
     for part in module.modules():
         is_norm = "Norm" in type(part).__name__
@@ -204,16 +204,16 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
             if p in seen or not p.requires_grad:
                 continue
             seen.add(p)
-            plain = is_norm or p.dim() < 2 or name.endswith(("bias", "scale"))
-            (free if plain else decayed).append(p)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+            is_undecayed = is_norm or p.dim() < 2 or name.endswith(("bias", "scale"))
+            (undecayed if is_undecayed else decayed).append(p)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
 def linear_schedule(
     optimizer: torch.optim.Optimizer, *, total_steps: int = 31_250, warmup_steps: int = 3_125
 ) -> LambdaLR:
-    """Learning rate from 0 to the optimizer's own over the warm-up, then linearly to 0; the run's was 10 % of all."""
+    """The learning rate rises linearly from 0 to the optimizer's rate during the warm-up, then falls linearly to 0."""
     if not 0 <= warmup_steps <= total_steps or total_steps < 1:
         raise InvalidInput(
             f"a schedule needs total_steps of at least 1 and a warm-up no longer than that, "
@@ -229,11 +229,12 @@ def linear_schedule(
 
 
 def _update(p: Tensor, state: moments.State, group: dict[str, Any], clip: float, update: Tensor) -> None:
-    """One tensor's step. `update`: float32 [p.numel()] to work in, on the state's device."""
+    """The step of one tensor. `update` is working memory: float32 [p.numel()] on the device of the state."""
     if not p.numel():
         return
     assert p.grad is not None
     weights, gradient = p.detach().reshape(-1), p.grad.detach().reshape(-1)  # copies where they are not contiguous
+    # First pass: the direction and both norms, piece by piece. The trust ratio needs the norms of the whole tensor.
     norms: list[tuple[Tensor, Tensor]] = []
     for piece in _pieces(0, p.numel(), PIECE):
         w, g = (x[piece].to(update.device, torch.float32) for x in (weights, gradient))
@@ -244,6 +245,7 @@ def _update(p: Tensor, state: moments.State, group: dict[str, Any], clip: float,
             norms.append((torch.linalg.vector_norm(w[part]), torch.linalg.vector_norm(u)))
     weight_norm, update_norm = (float(torch.stack(n).double().square().sum().sqrt()) for n in zip(*norms, strict=True))
     trust = min(weight_norm, group["clamp_value"]) / update_norm if weight_norm and update_norm else 1.0
+    # Second pass: the update itself.
     for piece in _pieces(0, p.numel(), PIECE):
         weights[piece].add_(update[piece].to(p.device), alpha=-float(group["lr"]) * trust)
     if not p.is_contiguous():
@@ -253,7 +255,7 @@ def _update(p: Tensor, state: moments.State, group: dict[str, Any], clip: float,
 def _direction(
     w: Tensor, g: Tensor, state: moments.State, part: slice, group: dict[str, Any], clip: float, out: Tensor
 ) -> None:
-    """Advances the moments of elements `part` and writes m / (sqrt(v) + eps) + weight_decay w; all float32 [part]."""
+    """Update the moments of elements `part` and write m / (sqrt(v) + eps) + weight_decay w to `out`; float32 [part]."""
     beta1, beta2 = group["betas"]
     m, v = moments.decayed(state, "exp_avg", part, beta1), moments.decayed(state, "exp_avg_sq", part, beta2)
     m.add_(g, alpha=(1 - beta1) * clip)
@@ -276,7 +278,7 @@ def _pieces(start: int, stop: int, size: int) -> Iterator[slice]:
 
 
 def _norm_of_gradients(params: list[Tensor]) -> float:
-    """Of all gradients together; not finite if any element isn't."""
+    """The joint norm of all gradients; NaN or infinite if any element is."""
     norms = []
     for p in params:
         assert p.grad is not None

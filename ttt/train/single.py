@@ -1,7 +1,7 @@
-"""Training on one machine, without a swarm: data, a model and a folder that is a bundle all along.
+"""Training on one machine, without a swarm, in a folder that is a bundle all the time.
 
-OUT/            a bundle: TextToImage.from_pretrained(OUT) works from the first minute on
-OUT/training/   checkpoint and records
+OUT/            a bundle: TextToImage.from_pretrained(OUT) works from the first minute
+OUT/training/   checkpoint, settings and records
 """
 
 from __future__ import annotations
@@ -35,42 +35,42 @@ HELD_OUT_SEED, HELD_OUT_SAMPLES = 3_000_000, 96
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What is trained on what, and how."""
+    """A training on one machine: model, data, recipe and device."""
 
     data: str
     """"scenes", a folder or glob of shards, a URL, or a Hub data set."""
     parts: Bundle
-    """Whose VQGAN, tokenizer and CLIP the model works with."""
+    """The bundle whose VQGAN, tokenizer and CLIP the model uses."""
     config: DalleConfig
     recipe: Recipe
     weights: Bundle | None = None
-    """Where to start from; None: from nothing."""
+    """The bundle whose weights to start from; None: random weights."""
     held_out: str | None = None
-    """More shards, to evaluate on; scenes have their own."""
+    """Shards to evaluate on; scenes have a held-out part of their own."""
     device: str = "auto"
     precision: Precision | str = "auto"
     micro_batch: int | None = None
-    """Samples at once; None: as many as fit."""
+    """Samples computed at once; None: the largest micro-batch that fits in memory."""
     token: str | None = None
-    """For gated data on the Hub."""
+    """Token for gated data on the Hub."""
 
 
 def train(training: Training, out: Path, *, save_every: float = 60.0, evaluate_every: int = 500) -> Bundle:
-    """Train, or go on training, until the recipe's last step; returns the bundle."""
+    """Start or resume training, up to the recipe's last step; returns the bundle."""
     loop = prepare(training, out)
     loop.run(save_every=save_every, evaluate_every=evaluate_every)
     return read_bundle(out)
 
 
 def prepare(training: Training, out: Path) -> TrainingLoop:
-    """Everything in place: the stream open, the model on its device, the bundle in `out`, a checkpoint resumed."""
+    """Open the stream, put the model on its device, write the bundle to `out` and resume from its checkpoint."""
     _check_same_run(training, out)
-    dalle, fitted = _model(training)
+    dalle, plan = _model(training)
     stream = _stream(training, training.recipe.batch_size)
     if not (out / CONFIG).exists():
-        next(iter(_stream(training, 1)))  # data that cannot be read is told before anything is written
+        next(iter(_stream(training, 1)))  # unreadable data is an error before anything is written
     task = DalleTask(
-        dalle, stream, micro_batch=fitted.micro_batch, precision=training.precision, held_out=_held_out(training)
+        dalle, stream, micro_batch=plan.micro_batch, precision=training.precision, held_out=_held_out(training)
     )
     if (out / CONFIG).exists():
         bundle = read_bundle(out)
@@ -97,22 +97,22 @@ def _model(training: Training) -> tuple[Dalle, MemoryPlan]:
     if training.weights is not None:
         if replace(training.weights.dalle, reversible=config.reversible) != config:
             raise InvalidInput(
-                f"{training.weights.root} holds a model of other dimensions; start from nothing, or train a model "
-                "of its dimensions"
+                f"{training.weights.root} holds a model of other dimensions; start from random weights, or train a "
+                "model of its dimensions"
             )
         dalle.load_state_dict(load_dalle_from(training.weights).state_dict())
     dtype = choose_training_dtype(training.precision, device)
     if training.micro_batch is None:
-        fitted = plan_memory(config, device, recipe.batch_size, dtype)
+        plan = plan_memory(config, device, recipe.batch_size, dtype)
     else:
-        fitted = MemoryPlan(training.micro_batch, config.reversible, 0)
-    on_device = Dalle(replace(config, reversible=fitted.reversible)).to(device)
+        plan = MemoryPlan(training.micro_batch, config.reversible, 0)
+    on_device = Dalle(replace(config, reversible=plan.reversible)).to(device)
     on_device.load_state_dict(dalle.state_dict())
-    return on_device, probe(fitted, on_device, precision=training.precision)
+    return on_device, probe(plan, on_device, precision=training.precision)
 
 
 def _as_configured(dalle: Dalle, training: Training) -> Dalle:
-    """The same weights; whether activations are remembered here is nothing that a bundle tells."""
+    """The same weights with the bundle's configuration: `reversible` is a choice for this device, not of the model."""
     with torch.device("meta"):
         model = Dalle(training.config)
     model.load_state_dict(dalle.state_dict(), assign=True)
@@ -132,7 +132,7 @@ def _held_out(training: Training) -> Sequence[Batch]:
 
 
 def _settings(training: Training) -> dict[str, Any]:
-    """What a run must keep to, to go on as if nothing had happened."""
+    """The settings that must stay the same for training to be resumed exactly."""
     return {
         "data": training.data, "dalle": training.config.to_dict(), "recipe": training.recipe.model_dump(),
         "parts": training.parts.name,
@@ -143,24 +143,24 @@ def _check_same_run(training: Training, out: Path) -> None:
     path = out / FOLDER / SETTINGS
     if not path.exists():
         if out.exists() and any(out.iterdir()):
-            raise InvalidInput(f"{out} is not empty and holds no training; choose another folder")
+            raise InvalidInput(f"{out} is not empty and does not hold a training; choose another folder")
         return
-    wanted = json.loads(json.dumps(_settings(training)))
+    now = json.loads(json.dumps(_settings(training)))
     try:
-        had = json.loads(path.read_text(encoding="utf-8"))
-        different = [key for key in wanted if had[key] != wanted[key]]
+        before = json.loads(path.read_text(encoding="utf-8"))
+        different = [key for key in now if before[key] != now[key]]
     except (ValueError, KeyError, TypeError):
         raise InvalidInput(f"{path} is broken; choose another folder, or remove {out} to start again") from None
     if different:
         key = different[0]
         raise InvalidInput(
-            f"{out} holds a training with another {key}: {_difference(had[key], wanted[key])}. Use the same settings "
-            "to go on, or another folder to start anew"
+            f"{out} holds a training with another {key}: {_difference(before[key], now[key])}. Use the same settings "
+            "to resume it, or another folder to start a new one"
         )
 
 
-def _difference(had: Any, wanted: Any) -> str:
-    if isinstance(had, dict) and isinstance(wanted, dict):
-        keys = [key for key in {**had, **wanted} if had.get(key) != wanted.get(key)]
-        return ", ".join(f"{key} was {had.get(key)}, now {wanted.get(key)}" for key in keys[:3])
-    return f"was {had}, now {wanted}"
+def _difference(before: Any, now: Any) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        return ", ".join(f"{key} was {before.get(key)}, now {now.get(key)}" for key in keys[:3])
+    return f"was {before}, now {now}"

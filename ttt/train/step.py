@@ -1,33 +1,38 @@
-"""Loss and gradients of a batch, in micro-batches and in 16 bits. Knows no optimizer and no files."""
+"""Computes the loss and the gradients of a batch, in micro-batches and in 16 bits.
+
+Independent of the optimizer and of files.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ttt.errors import InvalidInput
+from ttt.errors import CheckpointError, InvalidInput
 from ttt.hardware import choose_training_dtype
 from ttt.model.dalle import Dalle
 from ttt.types import Batch, BatchStream
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
-FIRST_SCALE, LEAST_SCALE, STEPS_TO_DOUBLE = 2.0**16, 1.0, 2000
-"""Of the loss in float16: halved when gradients overflow, doubled after this many micro-batches without."""
+FIRST_SCALE, MIN_SCALE, STEPS_TO_DOUBLE = 2.0**16, 1.0, 2000
+"""Scale of the loss in float16: halved if gradients overflow, doubled after so many micro-batches in a row without."""
 
 
 class TrainingStep:
-    """Forward and backward of micro-batches; gradients add up in `parameter.grad`, in the parameters' own type.
+    """Forward and backward pass of micro-batches; gradients accumulate in `parameter.grad`, in the parameter's type.
 
         step = TrainingStep(dalle, precision="auto")
         loss = step.backward(batch)          # one micro-batch
         loss = step.accumulate(batch, 4)     # the same gradients, in micro-batches of 4
 
-    Parameters stay float32 and matrix products run under autocast (Micikevicius et al. 2018). float16 needs its loss
-    scaled: micro-batches whose gradients overflow add nothing, are counted in `overflows`, and lower the scale.
+    Parameters stay float32 and matrix products run under autocast (Micikevicius et al. 2018). In float16 the loss is
+    scaled, so that small gradients do not vanish: a micro-batch whose gradients overflow adds nothing, is counted in
+    `overflows`, and halves the scale.
     """
 
     def __init__(self, dalle: Dalle, *, precision: Precision | str = "auto") -> None:
@@ -37,15 +42,15 @@ class TrainingStep:
         self.dtype = choose_training_dtype(precision, self.device)
         self.scale = FIRST_SCALE if self.dtype == torch.float16 else 1.0
         self.overflows = 0
-        self._good = 0
+        self._finite_in_a_row = 0
 
     def loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy of text and codes, the codes' weighing `loss_image_weight` times as much (a scalar)."""
+        """Cross-entropy of text and codes, with the codes weighted by `loss_image_weight` (a scalar)."""
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             return self.dalle.loss(batch.text.to(self.device), batch.codes.to(self.device))
 
     def backward(self, batch: Batch, share: float = 1.0) -> float:
-        """Add `share` times this batch's gradient; returns its (unscaled) loss."""
+        """Add `share` times the gradient of this batch; returns its loss, without share and scale."""
         loss = self.loss(batch)
         if self.dtype != torch.float16:
             (loss * share).backward()
@@ -54,14 +59,21 @@ class TrainingStep:
         return loss.item()
 
     def accumulate(self, batch: Batch, micro_batch: int) -> float:
-        """Add the gradient of the mean loss of a batch, `micro_batch` samples at a time; returns that loss."""
+        """Add the gradient of the mean loss of a batch, `micro_batch` samples at a time; returns that loss.
+
+        In float16 the loss is that of the samples whose gradients were added; NaN if there are none.
+        """
         size = len(batch.text)
-        return sum(
-            len(part.text) / size * self.backward(part, share=len(part.text) / size)
-            for part in split(batch, micro_batch)
-        )
+        total, used = 0.0, 0
+        for part in split(batch, micro_batch):
+            overflows = self.overflows
+            loss = self.backward(part, share=len(part.text) / size)
+            if self.overflows == overflows:
+                total, used = total + len(part.text) * loss, used + len(part.text)
+        return total / used if used else float("nan")
 
     def _backward_scaled(self, loss: Tensor) -> None:
+        # The gradients so far are put aside: an overflow must not reach them, and they are not scaled.
         before = [p.grad for p in self.parameters]
         for p in self.parameters:
             p.grad = None
@@ -72,13 +84,13 @@ class TrainingStep:
         if all(bool(norm.isfinite()) for norm in torch._foreach_norm(gradients)):
             for (p, old), gradient in zip(used, gradients, strict=True):
                 p.grad = gradient if old is None else old.add_(gradient)
-            self._good += 1
-            if self._good >= STEPS_TO_DOUBLE:
-                self.scale, self._good = self.scale * 2, 0
+            self._finite_in_a_row += 1
+            if self._finite_in_a_row >= STEPS_TO_DOUBLE:
+                self.scale, self._finite_in_a_row = self.scale * 2, 0
         else:
             for p, old in used:
-                p.grad = torch.zeros_like(p) if old is None else old
-            self.scale, self._good = max(LEAST_SCALE, self.scale / 2), 0
+                p.grad = torch.zeros_like(p) if old is None else old  # hivemind averages no missing gradients
+            self.scale, self._finite_in_a_row = max(MIN_SCALE, self.scale / 2), 0
             self.overflows += 1
         for p, old in zip(self.parameters, before, strict=True):
             if p.grad is None:
@@ -86,7 +98,7 @@ class TrainingStep:
 
 
 class DalleTask:
-    """The loss of the paper's model on whatever a stream hands out."""
+    """Trains the transformer on the batches of a stream."""
 
     name = "dalle"
 
@@ -99,14 +111,23 @@ class DalleTask:
         precision: Precision | str = "auto",
         held_out: Sequence[Batch] = (),
     ) -> None:
-        """micro_batch: samples that go through the model at once; held_out: what `evaluate` measures the loss on."""
+        """micro_batch: samples computed at once. held_out: batches for `evaluate`."""
         self.module = dalle
         self.stream, self.micro_batch, self.held_out = stream, micro_batch, held_out
         self.step = TrainingStep(dalle, precision=precision)
         self._batches = iter(stream)
 
-    def backward(self, step: int) -> dict[str, float]:
-        return {"loss": self.step.accumulate(next(self._batches), self.micro_batch)}
+    def backward(self, step: int) -> dict[str, float] | None:
+        loss = self.step.accumulate(next(self._batches), self.micro_batch)
+        if self.step.dtype != torch.float16 or math.isfinite(loss):
+            return {"loss": loss}
+        if self.step.scale <= MIN_SCALE:
+            raise CheckpointError(
+                f"float16 overflows in step {step} even without scaling the loss: a weight or the loss is too large or "
+                "NaN. The last checkpoint is intact; continue from its weights in a new folder, with another "
+                "--precision or a lower learning rate"
+            )
+        return None
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -126,7 +147,7 @@ class DalleTask:
 
 
 def split(batch: Batch, size: int) -> Iterator[Batch]:
-    """A batch in pieces of at most `size` samples."""
+    """A batch in parts of at most `size` samples."""
     if size < 1:
         raise InvalidInput(f"a micro-batch has at least 1 sample, got {size}")
     for text, codes in zip(batch.text.split(size), batch.codes.split(size), strict=True):
