@@ -1,9 +1,9 @@
-"""Training data: bytes saved by codes, speed of streaming and of encoding: `python -m benchmarks.data`.
+"""Training data: bytes saved by codes, speed of encoding and of streaming: `python -m benchmarks.data`.
 
-Prints a table and ends with one JSON line. Pictures are captioned scenes of 256 x 256 pixels, saved as PNG and as JPEG.
-Their codes come from the shipped VQGAN, which sees 64 x 64 pixels. For the paper's VQGAN the time is that of one of its
-shape, and the bytes of its codes are those of codes drawn at random: the most that they can be. Streaming is compared
-with pyarrow reading the same columns of the same shards, in turn with it.
+Prints a table and ends with one JSON line. The images are captioned scenes of 256 x 256 pixels, saved as PNG and as
+JPEG. Their codes come from the shipped VQGAN, which encodes 64 x 64 pixels. For the paper's VQGAN, the time is measured
+with random weights, and the bytes are those of random codes, which is the most that they can be. Streaming is compared
+with pyarrow, which reads the same columns of the same shards, in turns.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ JPEG_QUALITY = 90
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=400, help="scenes drawn and encoded with the shipped VQGAN")
-    parser.add_argument(
-        "--paper-images", type=int, default=4, help="pictures encoded with a VQGAN of the paper's shape"
-    )
+    parser.add_argument("--paper-images", type=int, default=4, help="images encoded with a VQGAN of the paper's size")
     parser.add_argument("--rows", type=int, default=40_000, help="rows of 1,024 codes streamed")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -59,7 +57,7 @@ def main() -> None:
 
 
 def bandwidth(root: Path, count: int) -> dict[str, Any]:
-    """Bytes of the pictures and of their shards, and the speed of `ttt encode` on them."""
+    """Bytes of the images and of their shards, and the speed of `ttt encode` on them."""
     for kind in ("png", "jpg"):
         (root / kind).mkdir()
     for i, (scene, caption) in enumerate(islice(scenes(0), count)):
@@ -68,17 +66,17 @@ def bandwidth(root: Path, count: int) -> dict[str, Any]:
         image.save(root / "jpg" / f"{i:06d}.jpg", quality=JPEG_QUALITY)
         for kind in ("png", "jpg"):
             (root / kind / f"{i:06d}.txt").write_text(caption)
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for kind in ("png", "jpg"):
         start = time.perf_counter()
         manifest = encode(find_images(str(root / kind)), root / f"codes-{kind}", read_bundle(DEMO_FOLDER))
-        found[f"{kind}_encode_images_s"] = count / (time.perf_counter() - start)
-        found[f"{kind}_bytes"], found[f"{kind}_shard_bytes"] = manifest.image_bytes, manifest.shard_bytes
-        found[f"{kind}_ratio"] = manifest.image_bytes / manifest.shard_bytes
-    # The same pictures at the resolution that the codes stand for: what is saved by codes alone.
+        figures[f"{kind}_encode_images_s"] = count / (time.perf_counter() - start)
+        figures[f"{kind}_bytes"], figures[f"{kind}_shard_bytes"] = manifest.image_bytes, manifest.shard_bytes
+        figures[f"{kind}_ratio"] = manifest.image_bytes / manifest.shard_bytes
+    # The same images at the resolution of the codes: shows what the codes save by themselves.
     small = sum(_reduced_bytes(path) for path in (root / "jpg").glob("*.jpg"))
-    found["reduced_jpg_bytes"], found["reduced_jpg_ratio"] = small, small / found["jpg_shard_bytes"]
-    return found
+    figures["reduced_jpg_bytes"], figures["reduced_jpg_ratio"] = small, small / figures["jpg_shard_bytes"]
+    return figures
 
 
 def _reduced_bytes(path: Path) -> int:
@@ -94,19 +92,19 @@ def _reduced_bytes(path: Path) -> int:
 
 @torch.inference_mode()
 def paper_encode(count: int) -> float:
-    """Seconds a picture of 256 x 256 with a VQGAN of the paper's shape, one at a time, on the CPU."""
+    """Seconds per image of 256 x 256 with a VQGAN of the paper's size, one at a time, on the CPU."""
     vqgan = Vqgan(PAPER_VQGAN).eval().to(memory_format=torch.channels_last)
     pixels = [np.asarray(draw(scene, SIDE)) for scene, _ in islice(scenes(0), count)]
     times = []
-    for picture in pixels:
+    for image in pixels:
         start = time.perf_counter()
-        vqgan.encode(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 255)
+        vqgan.encode(torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255)
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 
 def streaming(root: Path, rows: int) -> dict[str, Any]:
-    """Rows a second: pyarrow alone, the stream without tokens, and with the demo's tokenizer."""
+    """Rows per second: pyarrow alone, the stream without a tokenizer, and with the demo's tokenizer."""
     shards = root / "shards"
     shards.mkdir()
     captions = [caption for _, caption in islice(scenes(1), 1000)]
@@ -128,10 +126,10 @@ def streaming(root: Path, rows: int) -> dict[str, Any]:
         speeds["pyarrow"].append(rows / _seconds(lambda: _read_all(shards)))
         speeds["stream"].append(rows / _seconds(lambda: _stream_all(shards, rows, lambda captions: nothing)))
         speeds["stream_and_tokens"].append(rows / _seconds(lambda: _stream_all(shards, rows, words)))
-    found: dict[str, Any] = {f"{name}_rows_s": statistics.median(values) for name, values in speeds.items()}
-    found["paper_row_bytes"] = size / rows
-    found["stream_to_pyarrow"] = found["stream_rows_s"] / found["pyarrow_rows_s"]
-    return found
+    figures: dict[str, Any] = {f"{name}_rows_s": statistics.median(values) for name, values in speeds.items()}
+    figures["paper_row_bytes"] = size / rows
+    figures["stream_to_pyarrow"] = figures["stream_rows_s"] / figures["pyarrow_rows_s"]
+    return figures
 
 
 def _read_all(shards: Path) -> None:
@@ -162,11 +160,11 @@ def print_table(report: dict[str, Any]) -> None:
         )
     print(f"  the JPEGs at 64 x 64 would be {report['reduced_jpg_ratio']:.1f}x the shards")
     print(
-        f"1,024 codes of 8,192, all equally likely, and a caption: {report['paper_row_bytes']:.0f} bytes a row; "
+        f"1,024 codes of 8,192, uniformly distributed, and a caption: {report['paper_row_bytes']:.0f} bytes per row; "
         f"{report['paper_png_ratio']:.1f}x less than these PNGs, {report['paper_jpg_ratio']:.1f}x less than these JPEGs"
     )
-    print(f"a VQGAN of the paper's shape: {report['paper_encode_s_per_image']:.2f} s a picture on this CPU")
-    print("rows of 1,024 codes a second, from shards on disk")
+    print(f"a VQGAN of the paper's size: {report['paper_encode_s_per_image']:.2f} s per image on this CPU")
+    print("rows of 1,024 codes per second, from shards on the disk")
     for name in ("pyarrow", "stream", "stream_and_tokens"):
         print(f"  {name.replace('_', ' '):<20} {report[f'{name}_rows_s']:10,.0f}")
 

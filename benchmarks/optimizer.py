@@ -1,11 +1,12 @@
-"""Optimizers at the size of the paper's model, on a CPU: bytes of state, error against float32 LAMB, seconds a step.
+"""Optimizers at the size of the paper's model on a CPU: bytes of state, error against float32 LAMB, seconds per step.
 
     python -m benchmarks.optimizer                  # all 125.9 M parameters, about 6 GB
     python -m benchmarks.optimizer --shrink 8       # every matrix an eighth as high
 
-Each optimizer starts from the same weights and gets the same gradients: random, of element sizes spread over two
-orders of magnitude; of the embedding only one row in twenty at a time. The error is the distance to the weights of
-float32 LAMB over the way those went. bitsandbytes' 8-bit LAMB on a CPU applies no trust ratio: another algorithm.
+Each optimizer starts from the same weights and gets the same random gradients, whose elements span two orders of
+magnitude; of the embedding, one row in twenty has a gradient at a time. The error is the distance to the weights of
+float32 LAMB, relative to the distance that these have moved. bitsandbytes' 8-bit LAMB on a CPU applies no trust ratio,
+which makes it another algorithm.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ttt.train.optimizer import Lamb
 
 SETTINGS: dict[str, Any] = {"lr": 2.5e-3, "betas": (0.9, 0.96), "eps": 1e-6, "weight_decay": 0.045}
 EMBEDDING = -2
-"""Place of the tied embedding among the parameters; its bias comes last."""
+"""Index of the tied embedding among the parameters; its bias is the last one."""
 REFERENCE, YARDSTICK = "ttt Lamb, float32", "torch AdamW, float32"
 
 
@@ -66,7 +67,7 @@ def gradients(params: list[nn.Parameter], step: int) -> None:
 
 
 def ends(params: list[nn.Parameter], make: Any, marks: tuple[int, ...]) -> Iterator[tuple[int, list[Tensor]]]:
-    """Trains; yields the weights at the marked steps."""
+    """Train, and yield the weights at the marked steps."""
     optimizer = make(params)
     for step in range(1, max(marks) + 1):
         gradients(params, step)
@@ -78,17 +79,20 @@ def ends(params: list[nn.Parameter], make: Any, marks: tuple[int, ...]) -> Itera
 def errors(shrink: int, steps: int) -> dict[str, dict[int, float]]:
     sizes, marks = shapes(shrink), (20, steps)
     start = [p.detach() for p in weights(sizes)]
-    found: dict[str, dict[int, float]] = {}
-    way: dict[int, list[Tensor]] = {}
+    relative: dict[str, dict[int, float]] = {}
+    reference: dict[int, list[Tensor]] = {}
     for name, make in optimizers().items():
         if name.startswith("torch"):
             continue
         for step, end in ends(weights(sizes), make, marks):
-            way.setdefault(step, end)
-            off = sum(float((a - b).double().square().sum()) for a, b in zip(end, way[step], strict=True))
-            went = sum(float((a - b).double().square().sum()) for a, b in zip(way[step], start, strict=True))
-            found.setdefault(name, {})[step] = (off / went) ** 0.5
-    return found
+            reference.setdefault(step, end)
+            error, moved = squared_distance(end, reference[step]), squared_distance(reference[step], start)
+            relative.setdefault(name, {})[step] = (error / moved) ** 0.5
+    return relative
+
+
+def squared_distance(a: list[Tensor], b: list[Tensor]) -> float:
+    return sum(float((x - y).double().square().sum()) for x, y in zip(a, b, strict=True))
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
@@ -97,7 +101,7 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 
 def seconds(params: list[nn.Parameter], repeats: int) -> dict[str, dict[str, float]]:
-    """In turns, so that what else the machine does hits all alike; the first step of each is not counted."""
+    """Times of steps taken in turns, so that other load affects all alike; the first step of each is not counted."""
     made = {name: make(params) for name, make in optimizers().items()}
     gradients(params, 0)
     times: dict[str, list[float]] = {name: [] for name in made}
@@ -116,18 +120,19 @@ def seconds(params: list[nn.Parameter], repeats: int) -> dict[str, dict[str, flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shrink", type=int, default=1, help="divide the first dimension of every matrix")
-    parser.add_argument("--error-shrink", type=int, default=16, help="the same, for the errors")
-    parser.add_argument("--steps", type=int, default=100, help="of training for the errors; 0: none")
-    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each")
+    parser.add_argument("--error-shrink", type=int, default=16, help="the same for the measurement of errors")
+    parser.add_argument("--steps", type=int, default=100, help="steps of training for the errors; 0: none")
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each optimizer")
     options = parser.parse_args()
-    off = errors(options.error_shrink, options.steps) if options.steps else {}
+    relative_errors = errors(options.error_shrink, options.steps) if options.steps else {}
     params = weights(shapes(options.shrink))
     rows: dict[str, dict[str, Any]] = {k: dict(v) for k, v in seconds(params, options.repeats).items()}
-    print(f"| optimizer | state, MB | s a step | best | times {YARDSTICK} | error, 20 steps | error, {options.steps} |")
+    errors_at = f"error, 20 steps | error, {options.steps}"
+    print(f"| optimizer | state, MB | s per step | best | relative to {YARDSTICK} | {errors_at} |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for name, row in rows.items():
         row["ratio"] = row["seconds"] / rows[YARDSTICK]["seconds"]
-        row["errors"] = off.get(name, {})
+        row["errors"] = relative_errors.get(name, {})
         shown = [f"{row['errors'][s]:.1%}" if s in row["errors"] else "" for s in (20, options.steps)]
         print(
             f"| {name} | {row['bytes'] / 1e6:.1f} | {row['seconds']:.2f} | {row['best']:.2f} | {row['ratio']:.2f} "

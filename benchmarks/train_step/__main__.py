@@ -1,8 +1,9 @@
 """`python -m benchmarks.train_step`: samples/s and peak memory of a training step, against dalle-pytorch's.
 
-Both run in processes of their own on the same libraries, asked in turn, so that noise hits both; the best of the
-rounds counts. Forward and backward of random codes with random weights of the same sizes; the optimizer's step, which
-comes once a batch of thousands, is timed by `benchmarks.optimizer`. `--depths` shows how memory grows with depth.
+Both run in processes of their own, with the same libraries, and in turns, so that other load affects both; the best
+of the rounds counts. Timed are the forward and backward pass of random codes with random weights of the same sizes. The
+step of the optimizer, which comes once per batch of thousands, is timed by `benchmarks.optimizer`. `--depths` shows how
+memory grows with the number of layers.
 Prints a table and ends with one JSON line.
 """
 
@@ -23,13 +24,13 @@ from benchmarks.sampling.peers import python_of
 from ttt.config import DEMO, PAPER, DalleConfig
 
 WORKER = Path(__file__).with_name("worker.py")
-ROOT = WORKER.parent.parent
+ROOT = WORKER.parents[2]
 MIB = 2**20
 
 
 @dataclass
 class Worker:
-    """An implementation at work, and what it took."""
+    """A process that runs one implementation, and its measurements."""
 
     label: str
     name: str
@@ -49,7 +50,7 @@ class Worker:
         self._answer()
 
     def ask(self, batch: int) -> dict[str, Any]:
-        """One step of so many samples."""
+        """Run a step with so many samples."""
         assert self.process is not None and self.process.stdin is not None
         self.process.stdin.write(json.dumps({"batch": batch}) + "\n")
         self.process.stdin.flush()
@@ -70,19 +71,19 @@ class Worker:
         assert self.process is not None and self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.label} ended with {self.process.wait()}; its own words stand above")
+            raise SystemExit(f"{self.label} ended with exit code {self.process.wait()}; see its output above")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
 
 def workers(reference: bool, fast: bool) -> list[Worker]:
-    found = [Worker("ours, bfloat16, reversible", "ours", "bfloat16", True)]
+    running = [Worker("ours, bfloat16, reversible", "ours", "bfloat16", True)]
     if fast:
-        found.append(Worker("ours, bfloat16, activations remembered", "ours", "bfloat16", False))
-    found.append(Worker("ours, float32, reversible", "ours", "float32", True))
+        running.append(Worker("ours, bfloat16, activations stored", "ours", "bfloat16", False))
+    running.append(Worker("ours, float32, reversible", "ours", "float32", True))
     if reference:
-        found.append(Worker("dalle-pytorch 1.6.6, float32, reversible", "dalle-pytorch", "float32", True))
-    return found
+        running.append(Worker("dalle-pytorch 1.6.6, float32, reversible", "dalle-pytorch", "float32", True))
+    return running
 
 
 def compare(config: DalleConfig, batch: int, rounds: int, threads: int, *, reference: bool, fast: bool) -> list[Worker]:
@@ -93,7 +94,7 @@ def compare(config: DalleConfig, batch: int, rounds: int, threads: int, *, refer
         for i in range(rounds + 1):
             for worker in running:
                 answer = worker.ask(batch)
-                worker.answers += [answer] if i else []  # the first one warms up
+                worker.answers += [answer] if i else []  # the first step is a warm-up
         return running
     finally:
         for worker in running:
@@ -102,14 +103,14 @@ def compare(config: DalleConfig, batch: int, rounds: int, threads: int, *, refer
 
 def main(
     size: Annotated[str, typer.Option(help="paper or demo.")] = "demo",
-    batch: Annotated[int, typer.Option(help="Samples of a step; 0: 1 for paper, 16 for demo.", min=0)] = 0,
-    rounds: Annotated[int, typer.Option(help="Steps of each; the best counts.", min=1)] = 3,
-    threads: Annotated[int, typer.Option(help="0: one a core.", min=0)] = 0,
-    depth: Annotated[int, typer.Option(help="Layers; 0: all of the size's.", min=0)] = 0,
-    depths: Annotated[bool, typer.Option(help="Memory at a quarter, half and all of the layers too.")] = True,
-    reference: Annotated[bool, typer.Option(help="Run dalle-pytorch beside ours.")] = True,
+    batch: Annotated[int, typer.Option(help="Samples per step; 0: 1 for paper, 16 for demo.", min=0)] = 0,
+    rounds: Annotated[int, typer.Option(help="Steps of each implementation; the best counts.", min=1)] = 3,
+    threads: Annotated[int, typer.Option(help="Threads of torch; 0: one per core.", min=0)] = 0,
+    depth: Annotated[int, typer.Option(help="Layers; 0: those of the size.", min=0)] = 0,
+    depths: Annotated[bool, typer.Option(help="Also measure memory at a quarter, half and all of the layers.")] = True,
+    reference: Annotated[bool, typer.Option(help="Also run dalle-pytorch.")] = True,
 ) -> None:
-    """Samples/s and memory of forward and backward."""
+    """Samples per second and memory of the forward and backward pass."""
     if size not in ("paper", "demo"):
         raise typer.BadParameter(f"size must be paper or demo, got {size!r}")
     config = {"paper": PAPER, "demo": DEMO}[size]
@@ -119,10 +120,10 @@ def main(
     result: dict[str, Any] = {
         "size": size, "depth": config.depth, "batch": batch, "threads": threads, "load": os.getloadavg()[0],
     }  # fmt: skip
-    found = compare(config, batch, rounds, threads, reference=reference, fast=size == "demo")
-    base = found[-1]
+    measured = compare(config, batch, rounds, threads, reference=reference, fast=size == "demo")
+    base = measured[-1]
     print(f"{f'forward and backward, batch {batch}':42} {'samples/s':>10} {'ratio':>7} {'CPU s':>8} {'peak MiB':>9}")
-    for worker in found:
+    for worker in measured:
         row = {
             "samples_per_second": round(batch / worker.best("seconds"), 4),
             "ratio": round(base.best("seconds") / worker.best("seconds"), 2),
@@ -141,10 +142,10 @@ def main(
 
 
 def by_depth(config: DalleConfig, batch: int, threads: int) -> dict[str, dict[str, int]]:
-    """Peak above the weights of reversible and of remembering layers, at growing depth."""
+    """Peak above the weights with reversible layers and with stored activations, for growing depths."""
     table: dict[str, dict[str, int]] = {}
     for reversible in (True, False):
-        label = "reversible" if reversible else "remembered"
+        label = "reversible" if reversible else "stored"
         for layers in sorted({max(2, config.depth // 4), config.depth // 2, config.depth}):
             worker = Worker(label, "ours", "bfloat16", reversible)
             try:

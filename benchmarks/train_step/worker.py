@@ -1,9 +1,9 @@
-"""One implementation of a training step in a process of its own: a question a line, as JSON, and an answer a line.
+"""Runs one implementation of a training step in a process of its own: one JSON request per line, one response per line.
 
     {"batch": 4} -> {"seconds": ..., "cpu": ..., "peak": bytes, "result": loss}    forward and backward
 
-`peak` is how far the resident memory ever rose above what stood there when the model was made: gradients and whatever
-a step keeps for a moment.
+`peak` is the highest resident memory since the model was created, minus that at its creation: gradients and temporary
+tensors of a step.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peer_dalle import published_dalle  # beside this file, which is started by its path
+
+from benchmarks.sampling.peer_dalle import published_dalle
 
 
 class Ours:
-    """`ttt.train.step` in a precision, with reversible layers or with remembered activations."""
+    """`ttt.train.step` in some precision, with reversible layers or with stored activations."""
 
     def __init__(self, sizes: dict[str, Any], precision: str, reversible: bool) -> None:
         from ttt.config import DalleConfig
@@ -68,13 +69,13 @@ def resident(field: str) -> int:
 def main() -> None:
     name, sizes_text, precision, reversible, threads = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the libraries print is no answer
+    os.dup2(2, 1)  # what libraries print must not look like a response
     torch.set_num_threads(int(threads))
     torch.manual_seed(0)
     sizes = json.loads(sizes_text)
     model = {"ours": Ours, "dalle-pytorch": DallePytorch}[name](sizes, precision, reversible == "True")
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     print("{}", file=answers, flush=True)
     for line in sys.stdin:
         b, fmap = json.loads(line)["batch"], sizes["image_fmap_size"]

@@ -1,4 +1,4 @@
-"""A real optimizer of the swarm that is alone in it, on loopback."""
+"""A real optimizer of a swarm without other peers, on loopback."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Stopping(OptimizerEvents):
 
 @contextmanager
 def alone(folder: Path, *, auxiliary: bool = False, **settings: Any) -> Iterator[SwarmOptimizer]:
-    """settings: of the run's [averaging]."""
+    """settings: values for the run's [averaging] section."""
     path, key = load_identity(folder)
     dht = start_dht([], identity=path, key=key, listen=["/ip4/127.0.0.1/tcp/0"], required=False)
     made = SwarmOptimizer(

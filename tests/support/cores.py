@@ -1,4 +1,4 @@
-"""How many cores torch may use for a while."""
+"""Limits the number of cores that torch uses while a context is open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A disk that takes no more, for tests: files of this process cannot grow beyond so many bytes. Knows no swarm."""
+"""Simulates a full disk: files of this process cannot grow beyond a number of bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def full_disk(after: int = 0) -> Iterator[None]:
-    """Within it a write beyond `after` bytes of a file fails with an OSError, as on a full disk."""
+    """While the context is open, writing beyond `after` bytes of a file fails with an OSError, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (after, hard))  # Python ignores the signal that comes with it
     try:

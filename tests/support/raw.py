@@ -1,4 +1,4 @@
-"""Gradio's endpoints as an attacker calls them: bare HTTP, by name, by number and through the raw queue."""
+"""Calls Gradio's endpoints as an attacker would: plain HTTP, by name, by number and through the raw queue."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import httpx2
 
 @dataclass
 class Raw:
-    """Requests to one app with the same headers and cookies."""
+    """A client of one app that sends the same headers and cookies with every request."""
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -23,7 +23,7 @@ class Raw:
         return httpx2.post(f"{self.url}gradio_api/{path}", json=body, headers=dict(self.headers), timeout=60)
 
     def call(self, name: str, *data: Any) -> str:
-        """POST /call/NAME; the text of its events."""
+        """POST /call/NAME; returns the text of its events."""
         answer = self.post(f"call/{name}", {"data": list(data)})
         if answer.status_code != 200:
             return answer.text
@@ -31,7 +31,7 @@ class Raw:
         return httpx2.get(path, headers=dict(self.headers), timeout=60).text
 
     def call_v2(self, name: str, **data: Any) -> str:
-        """POST /call/v2/NAME, with arguments by name; the text of its events."""
+        """POST /call/v2/NAME with named arguments; returns the text of its events."""
         answer = self.post(f"call/v2/{name}", data)
         if answer.status_code != 200:
             return answer.text
@@ -39,7 +39,7 @@ class Raw:
         return httpx2.get(path, headers=dict(self.headers), timeout=60).text
 
     def queue(self, fn_index: int, *data: Any, session: str = "") -> str:
-        """POST /queue/join by number; the last message of the queue."""
+        """POST /queue/join with the number of a function; returns the last message of the queue."""
         session = session or secrets.token_hex(8)
         answer = self.post("queue/join", {"data": list(data), "fn_index": fn_index, "session_hash": session})
         if answer.status_code != 200:
@@ -52,13 +52,13 @@ class Raw:
         return ""
 
     def config(self) -> dict[str, Any]:
-        """The page's components and events; asked for once, as the server makes it anew each time."""
+        """The page's components and events; requested once, because the server rebuilds it for every request."""
         if not self._config:
             self._config = dict(httpx2.get(f"{self.url}config", headers=dict(self.headers), timeout=60).json())
         return self._config
 
     def events_on(self, elem_id: str) -> Iterator[tuple[int, int]]:
-        """(number, count of inputs) of every event that a component sets off."""
+        """(number, count of inputs) of every event that a component triggers."""
         config = self.config()
         ids = {part["id"] for part in config["components"] if part["props"].get("elem_id") == elem_id}
         for event in config["dependencies"]:
@@ -66,7 +66,7 @@ class Raw:
                 yield event["id"], len(event["inputs"])
 
     def events_that_read(self, elem_id: str) -> Iterator[tuple[int, int]]:
-        """(number, count of inputs) of every event that is given a component's value."""
+        """(number, count of inputs) of every event that receives the value of a component."""
         config = self.config()
         ids = {part["id"] for part in config["components"] if part["props"].get("elem_id") == elem_id}
         for event in config["dependencies"]:
@@ -75,7 +75,7 @@ class Raw:
 
 
 def signed_in(user: Mapping[str, Any], secret: str, *, expires_at: float) -> dict[str, str]:
-    """The cookie of a session as Gradio's server signs it after a sign-in (`gradio.oauth`, Starlette's sessions)."""
+    """The session cookie that Gradio's server sets after a sign-in (`gradio.oauth`, Starlette's sessions)."""
     from base64 import b64encode
     from hashlib import sha256
 

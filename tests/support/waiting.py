@@ -1,4 +1,4 @@
-"""Waiting for what other processes do, with an end. Knows nothing of them."""
+"""Waits for conditions that other processes fulfil, with a time limit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, every: float = 0.2) -> bool:
-    """Whether the condition came true in time."""
+    """Wait until the condition is true; False if that takes longer than `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -22,6 +22,6 @@ def wait_for(condition: Callable[[], bool], seconds: float, every: float = 0.2) 
 
 
 def run_async(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    """`asyncio.run` in a thread of its own: where a browser was used before, the main thread has a loop already."""
+    """`asyncio.run` in a thread of its own, because a browser test may have left a loop in the main thread."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, coroutine).result()
