@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support import warm
 from tests.support.images import (
     SETTINGS,
     captions,
@@ -22,23 +19,20 @@ from tests.support.images import (
     write_folder,
     write_parquet,
 )
+from tests.support.waiting import wait_for
 from ttt.bundle import DEMO_FOLDER, Bundle, read_bundle
 from ttt.data.encode import encode
 from ttt.data.filters import EncodeSettings
 from ttt.data.image_sources import find_images
 from ttt.errors import DataError, InvalidInput
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-def kill_at_some_shard(command: list[str], out: Path, shards: int) -> None:
-    """Start the command, and kill it as soon as so many shards exist."""
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while len(list(out.glob("*.parquet"))) < shards and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+def kill_at_some_shard(arguments: list[str], out: Path, shards: int) -> None:
+    """Start the command `ttt`, and kill it as soon as so many shards exist."""
+    process = warm.start(warm.run_ttt, arguments)
+    wait_for(lambda: len(list(out.glob("*.parquet"))) >= shards or not process.is_alive(), 120, every=0.005)
+    process.kill()
+    process.join()
 
 
 def test_killed_and_run_again_gives_the_same_bytes(bundle: Bundle, tmp_path: Path) -> None:
@@ -48,7 +42,7 @@ def test_killed_and_run_again_gives_the_same_bytes(bundle: Bundle, tmp_path: Pat
     settings = EncodeSettings(shard_size=12, batch_size=5)
     encode(find_images(str(folder)), tmp_path / "undisturbed", bundle, settings)
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "ttt", "encode", str(folder), str(out), "--model", str(bundle.root),
+    command = ["encode", str(folder), str(out), "--model", str(bundle.root),
                "--shard-size", "12", "--batch-size", "5", "--device", "cpu"]  # fmt: skip
     kill_at_some_shard(command, out, 2)
     there = len(list(out.glob("*.parquet")))

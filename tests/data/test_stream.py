@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import itertools
 import json
-import subprocess
-import sys
+import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import warm
 from tests.support.shards import CODEBOOK, open_stream, row, take, write_shard, write_shards
 from ttt.data.filters import Filters
 from ttt.data.rows import COUNT_LABELS
@@ -101,25 +102,25 @@ def test_another_batch_size_resumes_with_the_same_rows(folder: Path, undisturbed
     stream.close()
 
 
+def read_until_killed(folder: Path, state: Path, seen: Path, batches: int) -> None:
+    stream = open_stream(folder)
+    if state.exists():
+        stream.load_state_dict(json.loads(state.read_text()))
+    for _ in range(batches):
+        rows = take(stream, 1)
+        with seen.open("a") as file:
+            file.write("".join(f"{number}\n" for number in rows))
+        state.write_text(json.dumps(stream.state_dict()))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_a_new_process_resumes_after_kill_9(folder: Path, tmp_path: Path, undisturbed: tuple[list[int], ...]) -> None:
     """A process writes its state after every batch and is killed; another one resumes from the state."""
     state, seen = tmp_path / "state.json", tmp_path / "seen.txt"
-    program = f"""
-import json, os, signal, sys
-from pathlib import Path
-from tests.support.shards import open_stream, take
-state, seen = Path({str(state)!r}), Path({str(seen)!r})
-stream = open_stream({str(folder)!r})
-if state.exists(): stream.load_state_dict(json.loads(state.read_text()))
-for i in range(int(sys.argv[1])):
-    rows = take(stream, 1)
-    with seen.open("a") as file: file.write("".join(f"{{n}}\\n" for n in rows))
-    state.write_text(json.dumps(stream.state_dict()))
-os.kill(os.getpid(), signal.SIGKILL)
-"""
     for batches in (37, 60):
-        done = subprocess.run([sys.executable, "-c", program, str(batches)], cwd=Path(__file__).parents[2])
-        assert done.returncode == -9
+        process = warm.start(read_until_killed, folder, state, seen, batches)
+        process.join()
+        assert process.exitcode == -9
     assert [int(line) for line in seen.read_text().split()] == undisturbed[0][: 8 * 97]
 
 

@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,12 +14,12 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support import warm
 from tests.support.lamb import same as same_state
+from tests.support.waiting import wait_for
 from ttt.errors import CheckpointError, InvalidInput
 from ttt.train.loop import StatelessTask, TrainingLoop, run
 from ttt.train.recipe import Recipe
-
-ROOT = Path(__file__).parents[2]
 
 
 class Line(StatelessTask):
@@ -195,35 +194,32 @@ def test_a_recipe_out_of_range_is_refused(settings: dict[str, float]) -> None:
         Recipe(**settings)
 
 
-SLOW = """
-import time, sys
-from pathlib import Path
-from ttt.train.loop import run
-from tests.train.test_loop import Line, RECIPE
 class Slow(Line):
-    def backward(self, step):
+    """Waits in every step, and shows by a file that it trains."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def backward(self, step: int) -> dict[str, float]:
+        if step == 2:
+            (self.folder / "trains").touch()
         time.sleep(0.05)
         return super().backward(step)
-try:
-    run(Slow(), RECIPE, Path(sys.argv[1]), save_every=float(sys.argv[2]))
-except KeyboardInterrupt:
-    sys.exit(130)
-"""
 
 
-def started(folder: Path, save_every: float) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", SLOW, str(folder), str(save_every)]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+def train_slowly(folder: Path, save_every: float) -> None:
+    try:
+        run(Slow(folder), RECIPE, folder, save_every=save_every)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def test_kill_minus_nine_loses_only_steps_after_the_last_checkpoint(tmp_path: Path) -> None:
-    process = started(tmp_path, save_every=0)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "line.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.3)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process = warm.start(train_slowly, tmp_path, 0.0)
+    assert wait_for((tmp_path / "trains").exists, 120, every=0.01)
+    process.kill()
+    process.join()
     assert 0 < torch.load(tmp_path / "line.pt", weights_only=True)["step"] < RECIPE.steps
     resumed = run(Line(), RECIPE, tmp_path).state_dict()
     assert same(run(Line(), RECIPE, tmp_path / "whole").state_dict(), resumed)
@@ -231,14 +227,11 @@ def test_kill_minus_nine_loses_only_steps_after_the_last_checkpoint(tmp_path: Pa
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_current_step_and_saves(tmp_path: Path, number: signal.Signals) -> None:
-    process = started(tmp_path, save_every=1e9)
-    assert process.stderr is not None
-    read = b""
-    while b"/40" not in read:  # the bar: it trains
-        read += process.stderr.read(1)
-    time.sleep(0.3)
-    process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
+    process = warm.start(train_slowly, tmp_path, 1e9)
+    assert wait_for((tmp_path / "trains").exists, 120, every=0.01)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == 130
     assert 0 < torch.load(tmp_path / "line.pt", weights_only=True)["step"] < RECIPE.steps
     assert same(run(Line(), RECIPE, tmp_path / "whole").state_dict(), run(Line(), RECIPE, tmp_path).state_dict())

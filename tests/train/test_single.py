@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +14,10 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.support import warm
 from tests.support.range_server import RangeServer, serve_ranges
 from tests.support.tiny import WORDS, write_tiny_bundle
+from tests.support.waiting import wait_for
 from ttt import SamplingParams, TextToImage
 from ttt.__main__ import app
 from ttt.bundle import Bundle, read_bundle
@@ -28,19 +26,18 @@ from ttt.errors import InvalidInput, TTTError
 from ttt.train.recipe import Recipe
 from ttt.train.single import Training, prepare, train
 
-ROOT = Path(__file__).parents[2]
 RECIPE = Recipe(steps=30, batch_size=6, learning_rate=0.02, state_bits=8)
 
 
 @pytest.fixture(scope="module")
 def shards(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 captioned images, encoded by the command line into 4 shards."""
+    """Four shards with 40 captioned images, encoded by the command line."""
     images, out = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("data") / "shards"
     rng = random.Random(0)
     for i in range(40):
         Image.new("RGB", (24, 24), tuple(rng.randrange(256) for _ in range(3))).save(images / f"{i:02}.png")
         (images / f"{i:02}.txt").write_text(" ".join(rng.choices(WORDS, k=4)))
-    ran(["encode", str(images), str(out), "--model", str(bundle.root), "--shard-size", "10"])
+    run_command(["encode", str(images), str(out), "--model", str(bundle.root), "--shard-size", "10"])
     return out
 
 
@@ -50,11 +47,7 @@ def server(shards: Path) -> Iterator[RangeServer]:
         yield state
 
 
-def command(arguments: list[str]) -> list[str]:
-    return [sys.executable, "-m", "ttt", *arguments]
-
-
-def ran(arguments: list[str]) -> None:
+def run_command(arguments: list[str]) -> None:
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.stderr
 
@@ -77,27 +70,25 @@ def same_weights(a: Path, b: Path) -> bool:
     return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_from_images_to_a_generated_image_with_a_kill_in_between(bundle: Bundle, server: RangeServer, tmp_path: Path) -> None:
+def test_from_images_to_a_generated_image_with_a_kill_in_between(
+    bundle: Bundle, server: RangeServer, tmp_path: Path
+) -> None:
     address = server.url + "/dataset.json"
-    ran(["train", address, str(tmp_path / "whole"), *options(bundle)])
+    run_command(["train", address, str(tmp_path / "whole"), *options(bundle)])
     assert server.cuts == 0, "no connection was dropped"
 
     server.cuts = 2
     killed = tmp_path / "killed"
-    process = subprocess.Popen(
-        command(["train", address, str(killed), *options(bundle)]), cwd=ROOT, stderr=subprocess.DEVNULL
-    )
+    process = warm.start(warm.run_ttt, ["train", address, str(killed), *options(bundle)])
     records = killed / "training" / "dalle.jsonl"
-    deadline = time.monotonic() + 200
-    while (not records.exists() or len(records.read_text().splitlines()) < 5) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    wait_for(lambda: records.exists() and len(records.read_text().splitlines()) >= 5, 200, every=0.01)
+    process.kill()
+    process.join()
     assert 0 < len(records.read_text().splitlines()) < RECIPE.steps, "it was killed too late, or never started"
     TextToImage.from_pretrained(killed, device="cpu")  # the bundle is complete
 
     server.cuts = 1
-    ran(["train", address, str(killed), *options(bundle)])
+    run_command(["train", address, str(killed), *options(bundle)])
     assert losses(killed) == losses(tmp_path / "whole")
     assert [step for step, _ in losses(killed)] == list(range(1, RECIPE.steps + 1))
     assert losses(killed)[-1][1] < losses(killed)[0][1]

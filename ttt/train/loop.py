@@ -127,10 +127,11 @@ class TrainingLoop:
                         bar.set_postfix({k: f"{v:.4f}" for k, v in self.running.items()}, refresh=False)
                     if self.step == last or self.step % evaluate_every == 0:
                         self._record()
-                    if self.step == last or stop.is_set() or time.monotonic() - saved > save_every:
+                    if self.step == last or time.monotonic() - saved > save_every:
                         self.save()
                         saved = time.monotonic()
                 if stop.is_set():
+                    self.save()
                     raise KeyboardInterrupt
         return self.task.module.eval()
 
