@@ -1,4 +1,4 @@
-"""Files of weights: what is read, and that whatever does not fit is named. Parity is in tests/model/test_parity.py."""
+"""Files of weights: what can be read, and errors that name what does not fit. Parity: tests/model/test_parity.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.goldens.weights import CASES, state
-from ttt.checkpoint import dalle_state, load_dalle, load_state, read_state
+from ttt.checkpoint import load_dalle, load_state, read_state
 from ttt.config import DalleConfig
 from ttt.errors import CheckpointError, UnsafeCheckpoint
 from ttt.model.dalle import Dalle
@@ -46,7 +46,7 @@ def load(tensors: Any, file: Path) -> Dalle:
 
 def test_own_names_in_safetensors(published: State, tmp_path: Path, file: Path) -> None:
     dalle = load(published, file)
-    save_file(dalle_state(dalle), tmp_path / "dalle.safetensors")
+    save_file(dalle.state_dict(), tmp_path / "dalle.safetensors")
     again = load_dalle(tmp_path / "dalle.safetensors", CONFIG)
     assert all(torch.equal(a, b) for a, b in zip(dalle.parameters(), again.parameters(), strict=True))
     (tmp_path / "dalle.safetensors").rename(tmp_path / "blob")
@@ -67,7 +67,7 @@ def test_other_precisions_become_float32(published: State, file: Path, dtype: to
     assert torch.equal(dalle.norm.weight, published["to_logits.0.weight"].to(dtype).float())
 
 
-def test_the_files_angles_are_taken(published: State, file: Path) -> None:
+def test_the_angles_of_the_file_are_used(published: State, file: Path) -> None:
     published["transformer.pos_emb"] = published["transformer.pos_emb"] * 0.9
     assert torch.equal(load(published, file).transformer.pos_emb, published["transformer.pos_emb"])
 
@@ -112,7 +112,7 @@ def edit(change: Callable[[State], object]) -> Callable[[State], State]:
         (lambda s: {}, "missing key"),
     ],
 )
-def test_what_does_not_fit_is_named(
+def test_keys_that_do_not_fit_are_named(
     published: State, file: Path, change: Callable[[State], State], message: str
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
@@ -164,7 +164,7 @@ def test_harmless_objects_need_trust_too(published: State, file: Path) -> None:
 def test_truncated_files(published: State, file: Path, kept: int, form: str) -> None:
     if form == "safetensors":
         file = file.with_suffix(".safetensors")
-        save_file(dalle_state(Dalle(CONFIG)), file)
+        save_file(Dalle(CONFIG).state_dict(), file)
     else:
         torch.save(published, file, _use_new_zipfile_serialization=form == "torch")
     file.write_bytes(file.read_bytes()[:kept])
@@ -191,7 +191,7 @@ def test_noise_is_refused(file: Path) -> None:
             load_dalle(file, CONFIG)
 
 
-def test_no_file_at_all(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent.pt"):
         with pytest.raises(CheckpointError, match="is not a file"):
             load_dalle(path, CONFIG)

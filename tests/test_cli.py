@@ -1,4 +1,4 @@
-"""The command line: it does what the Python API does, says what is wrong in one line, and starts at once."""
+"""The command line: the same results as the Python API, errors of one line, and a quick start."""
 
 from __future__ import annotations
 

@@ -30,12 +30,12 @@ def test_auto_is_a_device_that_works():
     assert choose_device("cpu") == choose_device(CPU) == CPU
 
 
-def test_small_models_are_painted_in_float32():
+def test_small_models_are_sampled_in_float32():
     assert choose_dtype("auto", CPU, DEMO) == torch.float32
 
 
 @pytest.mark.parametrize(("gain", "chosen"), [(4.0, torch.bfloat16), (1.1, torch.float32), (0.2, torch.float32)])
-def test_large_models_take_16_bits_only_where_these_were_measured_to_be_faster(monkeypatch, gain, chosen):
+def test_large_models_use_16_bits_only_if_measured_to_be_faster(monkeypatch, gain, chosen):
     monkeypatch.setattr(hardware, "_seconds", lambda dim: (1.0, 1.0 / gain))
     assert choose_dtype("auto", CPU, PAPER) == chosen
 
@@ -51,14 +51,14 @@ def test_sampling_and_training_choose_from_one_table():
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
-def test_16_bits_on_a_gpu_are_those_that_it_computes_in(monkeypatch, native, expected):
+def test_16_bits_on_a_gpu_are_its_native_type(monkeypatch, native, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     gpu = torch.device("cuda", 0)
     assert choose_dtype("auto", gpu, PAPER) == choose_training_dtype("auto", gpu) == expected
 
 
-def test_measuring_measures():
+def test_times_are_measured():
     assert all(0 < seconds < 5 for seconds in hardware._seconds(64))
 
 
@@ -84,13 +84,13 @@ def test_packed_products_equal_plain_ones(dtype: torch.dtype, rows: int):
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="NO /proc/cpuinfo: whether there is VNNI is not known")
 def test_a_processor_with_vnni_multiplies_in_8_bits():
-    """Else what `needs_vnni` leaves out would be left out where it fails."""
+    """Otherwise `needs_vnni` would skip the tests where int8 fails."""
     if not {"avx512_vnni", "avx_vnni"} & set(Path("/proc/cpuinfo").read_text().split()):
         pytest.skip("THIS PROCESSOR LACKS VNNI: its products in 8 bits are refused, and not checked")
     assert Int8Linear.works()
 
 
-def test_a_processor_without_vnni_is_found_out():
+def test_a_processor_without_vnni_is_detected():
     """oneDNN's kernels for it add pairs of products in 16 bits: 64 ones come to 0.5."""
     code = "from ttt.linear import Int8Linear; print(Int8Linear.works())"
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
@@ -101,7 +101,7 @@ def test_a_processor_without_vnni_is_found_out():
 @needs_vnni
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 4, 17, 64])
-def test_products_in_8_bits_are_near_and_rows_do_not_touch(dtype: torch.dtype, rows: int):
+def test_int8_products_are_close_and_rows_are_independent(dtype: torch.dtype, rows: int):
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(s, generator=generator) for s in ((rows, 48), (80, 48), (80,)))
     x *= torch.logspace(-3, 3, rows)[:, None]  # a scale for all rows would lose the small ones
@@ -117,19 +117,19 @@ def test_products_in_8_bits_are_near_and_rows_do_not_touch(dtype: torch.dtype, r
 
 
 @needs_vnni
-def test_zeros_in_8_bits_are_zeros():
+def test_zeros_in_int8_are_zeros():
     with torch.inference_mode():
         assert Int8Linear(torch.zeros(3, 8))(torch.ones(4, 8)).tolist() == [[0.0] * 3] * 4
         assert Int8Linear(torch.ones(3, 8))(torch.zeros(4, 8)).tolist() == [[0.0] * 3] * 4
 
 
-def test_where_8_bits_are_asked_for_the_device_is_the_cpu(monkeypatch):
+def test_int8_chooses_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto", "int8") == choose_device("auto", torch.int8) == CPU
 
 
 @needs_vnni
-def test_8_bits_are_asked_for_and_for_cpus(monkeypatch):
+def test_int8_is_chosen_only_on_request_and_on_cpus(monkeypatch):
     assert choose_dtype("int8", CPU, DEMO) == choose_dtype(torch.int8, CPU, DEMO) == torch.int8
     with pytest.raises(InvalidInput, match="'int8' needs a CPU with VNNI"):
         choose_dtype("int8", torch.device("cuda"), DEMO)
@@ -173,19 +173,19 @@ def test_cached_files_are_not_used_memory(tmp_path: Path, version: tuple[str, st
 
 @pytest.mark.parametrize("stat", [None, "", "\n", "inactive_file", "inactive_file many", "anon 5\n"])
 @pytest.mark.usefixtures("only_the_group")
-def test_what_is_cached_may_not_be_told(tmp_path: Path, stat: str | None):
+def test_a_missing_size_of_cached_files_counts_as_zero(tmp_path: Path, stat: str | None):
     group(tmp_path, V2, "10000", 4000, stat)
     assert free_memory(CPU) == 6000
 
 
 @pytest.mark.parametrize(("used", "cached", "left"), [(12_000, 500, 0), (12_000, 5000, 3000), (100, 500, 10_000)])
 @pytest.mark.usefixtures("only_the_group")
-def test_what_is_left_is_from_nothing_to_the_limit(tmp_path: Path, used: int, cached: int, left: int):
+def test_free_memory_is_between_zero_and_the_limit(tmp_path: Path, used: int, cached: int, left: int):
     group(tmp_path, V2, "10000", used, f"inactive_file {cached}\n")
     assert free_memory(CPU) == left
 
 
 @pytest.mark.usefixtures("only_the_group")
-def test_no_limit_leaves_what_the_machine_has(tmp_path: Path):
+def test_without_a_limit_the_free_memory_is_the_machines(tmp_path: Path):
     group(tmp_path, V2, "max", 4000, "inactive_file 500\n")
     assert free_memory(CPU) == 1 << 40

@@ -1,4 +1,4 @@
-"""Contact sheets: the grid, what is drawn where, and the palette."""
+"""Contact sheets: the grid, where tiles are drawn, and the palette."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from tests.support.tiny import TINY_VQGAN, tiny_vqgan
 from ttt.config import VqganConfig
 from ttt.model.vqgan import Vqgan
-from ttt.preview import GAP, MAX_WIDTH, UNPAINTED, ContactSheet, code_palette, columns_of
+from ttt.preview import GAP, MAX_WIDTH, NOT_SAMPLED, ContactSheet, code_palette, columns_of
 
 PALETTE = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])
 
@@ -49,12 +49,12 @@ def test_codes_are_drawn_where_they_belong_and_the_rest_is_grey():
         return tuple(int(v) for v in picture[y, x])
 
     assert [colour(0, *rc) for rc in ((0, 0), (0, 1), (1, 0))] == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
-    assert colour(0, 1, 1) == UNPAINTED
+    assert colour(0, 1, 1) == NOT_SAMPLED
     assert {colour(1, r, c) for r in (0, 1) for c in (0, 1)} == {(0, 0, 255)}
-    assert colour(2, 0, 0) == UNPAINTED
+    assert colour(2, 0, 0) == NOT_SAMPLED
 
 
-def test_a_decoded_picture_stays_when_codes_are_drawn_again():
+def test_a_decoded_image_stays_when_codes_are_drawn_again():
     sheet = ContactSheet(2, 2, PALETTE)
     codes = np.zeros((2, 4), dtype=np.int64)
     sheet.show_image(1, np.full((8, 8, 3), 99, dtype=np.uint8))
@@ -64,7 +64,7 @@ def test_a_decoded_picture_stays_when_codes_are_drawn_again():
     assert (picture[0, -1] == 99).all()
 
 
-def test_the_palette_is_what_the_decoder_paints_in_an_even_area():
+def test_the_palette_is_what_the_decoder_shows_in_an_even_area():
     vqgan = tiny_vqgan()
     palette = code_palette(vqgan, torch.device("cpu"))
     assert palette.shape == (20, 3, 2, 2)

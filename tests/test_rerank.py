@@ -1,4 +1,4 @@
-"""CLIP scores against open_clip's own preparation of pictures, and broken CLIPs."""
+"""CLIP scores, compared with open_clip's own preprocessing, and broken CLIPs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def local_spec(bundle: Bundle) -> ClipSpec:
 
 @pytest.fixture(scope="module")
 def thin_vit() -> ClipScorer:
-    """The published CLIP's pictures, patches and texts, but thin, with random weights."""
+    """A CLIP with the image, patch and text sizes of the published one, but narrow and with random weights."""
     import open_clip
 
     torch.manual_seed(0)
@@ -54,7 +54,7 @@ def thin_vit() -> ClipScorer:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("side", [256, 224, 128])
-def test_preparing_tensors_equals_open_clips_preparation_of_pictures(thin_vit: ClipScorer, side: int):
+def test_preprocessing_of_tensors_equals_that_of_open_clip(thin_vit: ClipScorer, side: int):
     from open_clip import image_transform
 
     images = pictures(side)
@@ -148,7 +148,7 @@ def test_an_unknown_name_lists_the_known_tags():
         ClipScorer.from_spec(ClipSpec(model="ViT-B-32", pretrained="nobody"))
 
 
-def test_loading_in_the_background_hands_over_its_error(local_spec: ClipSpec, tmp_path: Path):
+def test_an_error_of_loading_in_the_background_is_raised(local_spec: ClipSpec, tmp_path: Path):
     assert load_in_background(local_spec).result(60).scores(torch.rand(1, 3, 8, 8), "red").shape == (1,)
     with pytest.raises(BundleError):
         load_in_background(changed(local_spec, tmp_path, {})).result(60)

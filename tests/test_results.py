@@ -1,4 +1,4 @@
-"""Pictures that carry their settings, and files that only pretend to."""
+"""PNGs that carry their settings, and files that only pretend to."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def ranked(candidate: int = 5, score: float = 27.25) -> RankedImage:
 
 
 def png_with(settings_text: str) -> bytes:
-    """A PNG whose settings are whatever one likes."""
+    """A PNG with any settings."""
     import io
 
     chunks = PngImagePlugin.PngInfo()
@@ -42,7 +42,7 @@ def valid() -> dict[str, Any]:
     return results.settings(ranked(), prompt=PROMPT, params=PARAMS, model="demo")
 
 
-def test_a_saved_picture_restores_its_settings(tmp_path: Path):
+def test_a_saved_image_restores_its_settings(tmp_path: Path):
     best = [ranked(5), ranked(2, 20.0)]
     paths = results.save(
         tmp_path / "new" / "out", best, [*best, ranked(0, -3.0)], prompt=PROMPT, params=PARAMS, model="demo"
@@ -116,7 +116,7 @@ def test_a_compressed_bomb_in_the_text_is_refused():
         results.read_settings(huge)
 
 
-def test_pictures_without_settings_and_other_files_are_refused(tmp_path: Path):
+def test_images_without_settings_and_other_files_are_refused(tmp_path: Path):
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
     Image.new("RGB", (4, 4)).save(tmp_path / "photo.jpg")
     (tmp_path / "empty.png").write_bytes(b"")

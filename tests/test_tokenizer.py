@@ -1,4 +1,4 @@
-"""Prompts in any script become tokens; what is no prompt is refused."""
+"""Prompts in any script become tokens; anything else is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
     return TextTokenizer.from_file(write_tokenizer(tmp_path_factory.mktemp("tokenizer") / "t.json"), 6, pad_id=0)
 
 
-def test_the_tokenizer_of_the_tests_is_one(tmp_path: Path) -> None:
+def test_the_tokenizer_of_the_tests_is_valid(tmp_path: Path) -> None:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(write_tokenizer(tmp_path / "t.json")))

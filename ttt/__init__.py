@@ -1,6 +1,6 @@
-"""Training Transformers Together: a text-to-image transformer that strangers train and everybody uses.
+"""Training Transformers Together: a text-to-image transformer that volunteers train over the Internet.
 
-The public names are imported on first use, so that `import ttt` is instant.
+The public names are imported on first use, so `import ttt` takes no time.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # importing rich costs more than all the rest of `--help`
+    rich_markup_mode=None,  # importing rich would take longer than the rest of `--help`
 )
 
 
@@ -96,9 +96,9 @@ def convert(
     vqgan_config: Annotated[Path | None, typer.Option(help="The VQGAN's model.yaml.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json. Default: that of t5-small.")] = None,
     clip: Annotated[str, typer.Option(help="MODEL:PRETRAINED of open_clip, or a folder.")] = "ViT-B-32:openai",
-    pad_id: Annotated[int, typer.Option(help="The token that fills up short prompts.", min=0)] = 1,
-    name: Annotated[str, typer.Option(help="Name of the model in the bundle. Default: the folder's.")] = "",
-    dtype: Annotated[str, typer.Option(help="How weights are stored: float32, float16 or bfloat16.")] = "float32",
+    pad_id: Annotated[int, typer.Option(help="The token that pads short prompts.", min=0)] = 1,
+    name: Annotated[str, typer.Option(help="Name of the model in the bundle. Default: that of the folder.")] = "",
+    dtype: Annotated[str, typer.Option(help="Stored precision: float32, float16 or bfloat16.")] = "float32",
     revision: Annotated[str | None, typer.Option(help="Revision of the published transformer.")] = None,
     trust_pickle: Annotated[
         bool,
@@ -108,7 +108,7 @@ def convert(
         bool, typer.Option("--overwrite", help="Replace the bundle in a folder that is not empty.")
     ] = False,
 ) -> None:
-    """Turn the published files into a bundle; parts that are not given are downloaded."""
+    """Convert the published files into a bundle; parts that are not given are downloaded."""
     if (vqgan is None) != (vqgan_config is None):
         raise InvalidInput("--vqgan and --vqgan-config belong together: give both or neither")
     from ttt.bundle.convert import convert as convert_files
@@ -148,7 +148,7 @@ app.command(name="encode")(report_errors()(encode_command))
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
         typer.echo(__version__)
         raise typer.Exit

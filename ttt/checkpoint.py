@@ -1,6 +1,6 @@
-"""Files of weights: safe reading, and the published names <-> ours, strictly. Knows no bundles and no Hub.
+"""Reads files of weights safely and maps published tensor names to ours. Independent of bundles and the Hub.
 
-Nothing here unpickles: a file that needs it is refused with `UnsafeCheckpoint`.
+Nothing is unpickled: a file that would run code raises `UnsafeCheckpoint`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,10 @@ from torch import Tensor
 from ttt.config import DalleConfig
 from ttt.errors import CheckpointError, UnsafeCheckpoint
 from ttt.model.dalle import Dalle
+from ttt.text import first_line
 
 IGNORED = ("vae.",)
-"""The image model that the reference keeps inside; ours is a file of its own."""
-
-NEEDS_CODE = ("unsupported global", "unsupported class", "can only ", "trying to call reduce")
-"""How torch's restricted unpickler words that a file wants more than tensors and plain containers."""
+"""The reference stores the image model in the same file; ours is a separate file."""
 
 BODIES = {
     # our module and tensor      block, how deep its wrappers nest in the (training, inference) format, its tensor
@@ -59,10 +57,10 @@ TOP = {
 
 
 def load_dalle(path: str | PathLike[str], config: DalleConfig) -> Dalle:
-    """The model in a published or converted file, in float32 on the CPU; `CheckpointError` names what does not fit."""
+    """Load a published or converted file, in float32 on the CPU; `CheckpointError` names the key that does not fit."""
     with torch.device("meta"):
         dalle = Dalle(config)
-    dalle._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))  # `to_empty` would import sympy, for a second
+    dalle._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))  # `to_empty` would import sympy, which takes a second
     tensors = read_state(path)
     try:
         return load_state(dalle, tensors)
@@ -71,9 +69,9 @@ def load_dalle(path: str | PathLike[str], config: DalleConfig) -> Dalle:
 
 
 def load_state(dalle: Dalle, tensors: Mapping[str, Tensor]) -> Dalle:
-    """Copy tensors under our names or any published ones into `dalle`; all of them must be there, and fit.
+    """Copy tensors with our names or any published ones into `dalle`.
 
-    Nothing is copied unless everything fits.
+    All of them must be present and have the right shape, or none is copied and CheckpointError is raised.
     """
     tensors = {name: t for name, t in tensors.items() if not name.removeprefix("model.").startswith(IGNORED)}
     names = max(_layouts(dalle.config), key=lambda layout: len(layout.keys() & tensors.keys()))
@@ -81,20 +79,15 @@ def load_state(dalle: Dalle, tensors: Mapping[str, Tensor]) -> Dalle:
     _refuse("missing", "the model needs it", names.keys() - tensors.keys())
     ours = dalle.state_dict()
     chosen: dict[str, str] = {}
-    for name, own in names.items():
-        _check(name, tensors[name], ours[own].shape)
-        first = chosen.setdefault(own, name)
+    for name, ours_name in names.items():
+        _check(name, tensors[name], ours[ours_name].shape)
+        first = chosen.setdefault(ours_name, name)
         if not _same(tensors[name], tensors[first]):
             raise CheckpointError(f"key {name} differs from {first}; the model has one tensor for both")
     with torch.no_grad():
-        for own, name in chosen.items():
-            ours[own].copy_(tensors[name].view(ours[own].shape))
+        for ours_name, name in chosen.items():
+            ours[ours_name].copy_(tensors[name].view(ours[ours_name].shape))
     return dalle
-
-
-def dalle_state(dalle: Dalle) -> dict[str, Tensor]:
-    """What a bundle stores: every tensor once, under our names, contiguous on the CPU."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in dalle.state_dict().items()}
 
 
 def read_state(path: str | PathLike[str]) -> dict[str, Tensor]:
@@ -118,14 +111,14 @@ def _read_safetensors(file: Path) -> object:
     try:
         return load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is damaged, incomplete or no safetensors file ({error})") from error
+        raise CheckpointError(f"{file} is damaged, incomplete or not a safetensors file ({error})") from error
 
 
 def _read_torch(file: Path) -> object:
     whole_archive = zipfile.is_zipfile(file)
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=whole_archive)
-    except Exception as error:  # a broken file is answered with errors of any kind
+    except Exception as error:  # torch raises errors of many types for broken files
         if isinstance(error, pickle.UnpicklingError):
             needed = re.search(r"GLOBAL (\S+)|but got (.+)", str(error))
             head = _head(file)
@@ -133,11 +126,10 @@ def _read_torch(file: Path) -> object:
             if whole_archive or foreign_pickle or (head[:1] == b"\x80" and needed):
                 what = f" ({needed[1] or needed[2]})" if needed else ""
                 raise UnsafeCheckpoint(
-                    f"{file} cannot be read without running code{what}. If you trust who made it, "
+                    f"{file} cannot be read without running code{what}. If you trust its author, "
                     "convert it once with `ttt convert --trust-pickle`"
                 ) from error
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise CheckpointError(f"{file} is damaged, incomplete or no checkpoint ({reason[:200]})") from error
+        raise CheckpointError(f"{file} is damaged, incomplete or not a checkpoint ({first_line(error)})") from error
 
 
 def _head(file: Path) -> bytes:
@@ -182,6 +174,6 @@ def _check(name: str, tensor: Tensor, shape: torch.Size) -> None:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Equal, and quickly so for two names of one piece of memory (`torch.save` keeps such sharing)."""
+    """True for equal tensors; fast for two names of the same memory (`torch.save` preserves sharing)."""
     one_memory = a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
     return (one_memory and a.dtype == b.dtype) or torch.equal(a, b)

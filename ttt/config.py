@@ -1,4 +1,4 @@
-"""Frozen descriptions of the models, and the presets PAPER and DEMO. Knows no tensors and no files."""
+"""Configurations of the models as frozen dataclasses, and the presets PAPER and DEMO. Independent of torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from itertools import cycle, islice
 from typing import Any, Literal, get_args
 
 from ttt.errors import InvalidInput
+from ttt.fields import check_whole_number
 
 AttentionKind = Literal["row", "column", "conv", "full"]
 DTYPE_NAMES = ("float32", "bfloat16", "float16", "int8")
@@ -31,11 +32,11 @@ class DalleConfig:
     num_image_tokens: int = 8192
     ff_mult: int = 4
     attention_cycle: tuple[AttentionKind, ...] = ("row", "column", "row", "row")
-    """Mask of each layer, repeated; the last layer has `last_attention` instead."""
+    """Masks of the layers, repeated; the last layer has `last_attention` instead."""
     last_attention: AttentionKind | None = "conv"
     conv_kernel: int = 5
     share_layers: bool = True
-    """One set of weights per place in `attention_cycle`; the last layer always has its own."""
+    """One set of weights per position in `attention_cycle`; the last layer always has its own."""
     reversible: bool = True
     loss_image_weight: float = 7.0
 
@@ -43,9 +44,7 @@ class DalleConfig:
         object.__setattr__(self, "attention_cycle", tuple(self.attention_cycle))
         for name in ("dim", "depth", "heads", "dim_head", "text_seq_len", "image_fmap_size",
                      "num_text_tokens", "num_image_tokens", "ff_mult", "conv_kernel"):  # fmt: skip
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InvalidInput(f"DalleConfig.{name} must be a whole number of at least 1, got {value!r}")
+            object.__setattr__(self, name, check_whole_number(f"DalleConfig.{name}", getattr(self, name), 1))
         if self.dim % 4:
             raise InvalidInput(f"DalleConfig.dim must be a multiple of 4 (token shift moves quarters), got {self.dim}")
         if self.dim_head < 6:
@@ -63,7 +62,7 @@ class DalleConfig:
 
     @property
     def image_seq_len(self) -> int:
-        """Codes of a whole image."""
+        """Number of codes of an image."""
         return self.image_fmap_size**2
 
     @property
@@ -73,12 +72,12 @@ class DalleConfig:
 
     @property
     def seq_len(self) -> int:
-        """Positions the transformer ever processes (the last code predicts nothing)."""
+        """Positions that the transformer processes; the last code is not an input, because it predicts nothing."""
         return self.text_seq_len + self.image_seq_len
 
     @property
     def text_vocab(self) -> int:
-        """Rows of the output layer for text: the tokenizer's, and one padding token a position."""
+        """Rows of the output layer for text: the tokenizer's vocabulary and one padding token per position."""
         return self.num_text_tokens + self.text_seq_len
 
     @property
@@ -94,7 +93,7 @@ class DalleConfig:
 
     @property
     def weight_ids(self) -> tuple[int, ...]:
-        """Which set of attention and feed-forward weights every layer uses."""
+        """Index of the attention and feed-forward weights that each layer uses."""
         if not self.share_layers:
             return tuple(range(self.depth))
         group = len(self.attention_cycle)
@@ -126,7 +125,7 @@ class VqganConfig:
     n_embed: int = 8192
     dropout: float = 0.0
     norm_groups: int = 32
-    """Groups of every GroupNorm; taming's 32 would be instance norm in a small model, which forgets the colours."""
+    """Groups of every GroupNorm. In a small model taming's 32 would amount to instance norm, which loses colours."""
 
     def __post_init__(self) -> None:
         for name in ("ch_mult", "attn_resolutions"):
@@ -138,12 +137,12 @@ class VqganConfig:
 
     @property
     def downscale(self) -> int:
-        """Pixels on the side of one code (f)."""
+        """Side of a code in pixels (f)."""
         return int(2 ** (len(self.ch_mult) - 1))
 
     @property
     def fmap_size(self) -> int:
-        """Codes on the side of an image."""
+        """Side of an image in codes."""
         return self.resolution // self.downscale
 
     def to_dict(self) -> dict[str, Any]:
@@ -163,7 +162,7 @@ def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:
 
 
 PAPER = DalleConfig(dim=1024, depth=64, heads=16, dim_head=64)
-"""The model of the 2021 run: 125.9 M unique parameters, 1.1 B parameters' worth of compute."""
+"""The model of the 2021 run: 125.9 M unique parameters, used as 1.1 B."""
 
 PAPER_VQGAN = VqganConfig()
 """taming-transformers' Gumbel f8-8192."""
@@ -178,7 +177,7 @@ DEMO = DalleConfig(
     num_text_tokens=432,
     num_image_tokens=1024,
 )
-"""The model that ships in `ttt/demo`: every feature of the paper's, 64x64 pictures."""
+"""The model that ships in `ttt/demo`: all features of the paper's, with 64x64 images."""
 
 DEMO_VQGAN = VqganConfig(
     ch=32,

@@ -1,4 +1,6 @@
-"""Every error this project raises on purpose: what was wrong, what is allowed, what to do.
+"""Base classes of the errors that are shown to users; messages say what was wrong, what is allowed and what to do.
+
+Modules define subclasses of their own where only they and their callers tell them apart (NotThere, Busy ...).
 
 TTTError
 ├── InvalidInput        a prompt, a parameter or a configuration out of its range (also a ValueError)
@@ -6,8 +8,8 @@ TTTError
 │   └── UnsafeCheckpoint   reading it would run code; names `ttt convert --trust-pickle`
 ├── BundleError         a folder or Hub repository that is not a complete bundle
 ├── DataError           a data set that cannot be read, or does not fit the model
-├── SwarmError          training together cannot begin or go on
-└── Cancelled           the caller asked to stop
+├── SwarmError          training together cannot start or continue
+└── Cancelled           the caller stopped the work
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class DataError(TTTError):
 
 
 class SwarmError(TTTError):
-    """Training together cannot begin or go on; the message says what to do."""
+    """Training together cannot start or continue; the message says what to do."""
 
 
 class Cancelled(TTTError):

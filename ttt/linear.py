@@ -1,4 +1,4 @@
-"""Matrix products with fixed weights, laid out once for the processor. Knows no model."""
+"""Matrix products with constant weights, packed once for the processor. Independent of any model."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MIN_ROWS = 4
-"""With fewer rows the libraries take other paths, whose rounding differs: a candidate's codes would depend
-on how many others are computed beside it. Callers pad to this many."""
-MOST, OFFSET = 127, 128
-"""Of 8-bit integers; the library wants those of x without a sign."""
+"""Callers pad to this many rows. With fewer, libraries use kernels that round differently: a candidate's codes would
+depend on how many others are computed beside it."""
+INT8_MAX, OFFSET = 127, 128
+"""Largest int8 value, and the offset that makes x unsigned, as the library requires."""
 TINY = 1e-30
 """The scale of a row of zeros."""
 
@@ -35,17 +35,17 @@ class PackedLinear:
 
 
 class Int8Linear:
-    """`x @ weight.T + bias` in 8-bit integers: a scale for each row of the weight, and for each row of x as it comes.
+    """`x @ weight.T + bias` in 8-bit integers, with a scale for each row of the weight and for each row of x.
 
-    So rows do not touch one another, and the sums are exact: only the rounding to 8 bits costs precision (as in
-    LLM.int8, Dettmers et al. 2022, without its detour for outliers). By oneDNN, on CPUs with VNNI: on others it adds
-    pairs of products in 16 bits, which is too little for them.
+    Rows do not influence each other, and the sums are exact: only the rounding to 8 bits costs precision (as in
+    LLM.int8, Dettmers et al. 2022, without its treatment of outliers). Needs oneDNN and a CPU with VNNI; on other CPUs
+    oneDNN adds pairs of products in 16 bits, which overflow.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """weight [o, i] and bias [o] of any floating type; x is float32 or bfloat16, and so is the result."""
         weight = weight.detach().float()
-        self.scale = (weight.abs().amax(dim=1) / MOST).clamp_min_(TINY)
+        self.scale = (weight.abs().amax(dim=1) / INT8_MAX).clamp_min_(TINY)
         rounded = (weight / self.scale[:, None]).round_().to(torch.int8)
         self.weight = torch.ops.onednn.qlinear_prepack(rounded, None)
         self.no_offset = torch.zeros(len(weight), dtype=torch.long)
@@ -54,20 +54,22 @@ class Int8Linear:
     def __call__(self, x: Tensor) -> Tensor:
         exact = x.to(torch.float32, copy=True)
         scale = torch.maximum(exact.amax(dim=1, keepdim=True), -exact.amin(dim=1, keepdim=True))
-        scale = scale.div_(MOST).clamp_min_(TINY).to(x.dtype)  # as `out` has it: products of two types are copied first
-        rounded = exact.mul_(1 / scale.float()).round_().to(torch.int8)  # at most 127.3 before, in 16 bits
+        # In the dtype of `out`, because a product of two dtypes copies one first. Rounding the scale to 16 bits lets
+        # values reach 127.3 below, which still rounds to 127.
+        scale = scale.div_(INT8_MAX).clamp_min_(TINY).to(x.dtype)
+        rounded = exact.mul_(1 / scale.float()).round_().to(torch.int8)
         out = self.of_integers(rounded.view(torch.uint8).bitwise_xor_(OFFSET), x.dtype)
         return out.mul_(scale) if self.bias is None else torch.addcmul(self.bias, out, scale, out=out)
 
     def of_integers(self, rounded: Tensor, dtype: torch.dtype) -> Tensor:
-        """uint8 [n, i], less `OFFSET`, times the weight -> [n, o]."""
+        """(uint8 [n, i] - OFFSET) times the weight -> [n, o] of `dtype`."""
         return torch.ops.onednn.qlinear_pointwise(
             rounded, 1.0, OFFSET, self.weight, self.scale, self.no_offset, None, 1.0, 0, dtype, "none", [], ""
         )
 
     @staticmethod
     def works() -> bool:
-        """Whether this build of torch and this processor can: asked with the largest sums there are."""
+        """True if this processor and build of torch compute correctly, tried with the largest possible sums."""
         try:
             largest = Int8Linear(torch.ones(16, 64))(torch.ones(MIN_ROWS, 64))
             return bool(((largest - 64).abs() < 0.1).all())

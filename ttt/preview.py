@@ -1,7 +1,7 @@
-"""Contact sheets: all candidates as tiles of one picture, codes painted with a palette. Knows no sampling.
+"""Previews: all candidates as tiles of one contact sheet. Independent of sampling.
 
-Decoding 128 half-painted images many times would cost more than painting them. A palette holds what each code
-looks like alone, so a preview is a table look-up.
+Decoding 128 partly sampled images again and again would take longer than sampling them. A palette holds what each code
+looks like on its own, so drawing a preview is a table look-up.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 MAX_WIDTH = 1100
 MAX_TILE = 256
 GAP = 2
-UNPAINTED = (190, 190, 190)
+NOT_SAMPLED = (190, 190, 190)
 BACKGROUND = (255, 255, 255)
 EXACT_CODES = 1024
-"""Up to this many codes each is decoded; of more, as many are, and a linear fit gives the other colours."""
+"""Of larger code books only this many codes are decoded; a linear fit gives the colours of the others."""
 _BATCH = 64
 
 
 class ContactSheet:
-    """Tiles of `count` candidates; `show_codes` and `show_image` draw, `picture` gives a copy."""
+    """Tiles of `count` candidates; `show_codes` and `show_image` draw, `image` returns a copy."""
 
     def __init__(self, count: int, fmap: int, palette: Tensor) -> None:
         """palette [v, 3] of each code's colour, or [v, 3, p, p] with more detail, in [0, 1]."""
@@ -50,10 +50,10 @@ class ContactSheet:
         self._tiles = tiles[:, :, : self.tile, : self.tile]  # a view [rows, columns, tile, tile, 3]
         self._decoded: set[int] = set()
 
-    def show_codes(self, codes: NDArray[np.int64], painted: Sequence[int]) -> None:
-        """codes [count, n], of which each candidate's first `painted` are drawn."""
+    def show_codes(self, codes: NDArray[np.int64], counts: Sequence[int]) -> None:
+        """Draw the first `counts[i]` codes of each candidate i; codes [count, n]."""
         f, p = self.fmap, self.patch
-        known = np.arange(codes.shape[1]) < np.asarray(painted)[:, None]
+        known = np.arange(codes.shape[1]) < np.asarray(counts)[:, None]
         drawn = self.palette[np.where(known, codes, len(self.palette) - 1)]  # [count, n, p, p, 3]
         drawn = drawn.reshape(-1, f, f, p, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, self.tile, self.tile, 3)
         if not self._decoded:
@@ -65,7 +65,7 @@ class ContactSheet:
             self._tiles[divmod(i, self.columns)] = drawn[i]
 
     def show_image(self, candidate: int, image: NDArray[np.uint8]) -> None:
-        """image [h, w, 3] takes the place of the candidate's codes."""
+        """Replace the candidate's codes by its image [h, w, 3]."""
         small = Image.fromarray(image).resize((self.tile, self.tile), Image.Resampling.BICUBIC, reducing_gap=2.0)
         self._tiles[divmod(candidate, self.columns)] = np.asarray(small)
         self._decoded.add(candidate)
@@ -75,7 +75,7 @@ class ContactSheet:
 
 
 def columns_of(count: int) -> int:
-    """Columns of a grid about twice as wide as high, with few empty places: 16 for 128, 8 for 32, 4 for 8 or 4."""
+    """Columns of a grid about twice as wide as high with few empty tiles: 16 for 128, 8 for 32, 4 for 8 or 4."""
     ideal = math.sqrt(2 * count)
     if count <= 4:
         return max(1, count)
@@ -84,16 +84,16 @@ def columns_of(count: int) -> int:
 
 
 def code_palette(vqgan: Vqgan, device: torch.device) -> Tensor:
-    """What each code looks like alone: float [v, 3, f, f] in [0, 1] on the CPU ([v, 3, 1, 1] of large code books)."""
+    """Image of each code: float [v, 3, f, f] in [0, 1] on the CPU; [v, 3, 1, 1] for large code books."""
     embed = vqgan.quantize.embed.weight.detach().float().cpu()  # [v, c]
     v = len(embed)
     codes = torch.linspace(0, v - 1, min(v, EXACT_CODES)).round().long()
-    # A code in a 2x2 field of its own kind looks as it does in an even area; one cell of it is kept.
+    # Decode each code in a 2x2 field of copies, where it looks as in an even area, and keep one cell.
     fields = codes[:, None, None].expand(-1, 2, 2) if v <= EXACT_CODES else codes[:, None, None]
     cells = _cells(vqgan, fields, device)
     if v <= EXACT_CODES:
         return cells
-    # More codes than one would decode for a preview: colour as a ridge regression on the embedding.
+    # Too many codes to decode for a preview: predict their colour from the embedding by ridge regression.
     x, y = _with_one(embed[codes]), cells.mean(dim=(2, 3))
     ridge = 1e-2 * len(codes) * torch.eye(x.shape[1])
     fit = torch.linalg.solve(x.T @ x + ridge, x.T @ y)
@@ -103,7 +103,7 @@ def code_palette(vqgan: Vqgan, device: torch.device) -> Tensor:
 
 
 def _cells(vqgan: Vqgan, fields: Tensor, device: torch.device) -> Tensor:
-    """The upper left cell of fields of codes [v, h, w], painted: [v, 3, f, f]."""
+    """Decode fields of codes [v, h, w] and keep the upper left cell of each: [v, 3, f, f]."""
     f = vqgan.config.downscale
     cells = torch.zeros(len(fields), 3, f, f)
 
@@ -122,12 +122,12 @@ def _with_one(x: Tensor) -> Tensor:
 
 
 def _patches(palette: Tensor, patch: int) -> NDArray[np.uint8]:
-    """[v, 3] or [v, 3, p, p] -> uint8 [v + 1, patch, patch, 3]; the last is what is not painted yet."""
+    """[v, 3] or [v, 3, p, p] -> uint8 [v + 1, patch, patch, 3]; the last patch stands for codes not sampled yet."""
     palette = palette if palette.ndim == 4 else palette[:, :, None, None]
     if palette.shape[-1] > patch:
         palette = F.adaptive_avg_pool2d(palette, patch)
     elif palette.shape[-1] < patch:
         palette = F.interpolate(palette, size=patch, mode="nearest")
     patches = palette.mul(255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    grey = np.full((1, patch, patch, 3), UNPAINTED, dtype=np.uint8)
+    grey = np.full((1, patch, patch, 3), NOT_SAMPLED, dtype=np.uint8)
     return np.concatenate((patches, grey))

@@ -25,8 +25,8 @@ from ttt.preview import ContactSheet
 from ttt.rerank import Scorer
 from ttt.sampling.cache import PrefillResult
 from ttt.sampling.decode import prefill
-from ttt.sampling.paint import Canvas, memory_per_candidate, painting
 from ttt.sampling.params import SamplingParams
+from ttt.sampling.sampler import SampledCodes, memory_per_candidate, sampling_work
 from ttt.sampling.weights import DecoderWeights
 from ttt.types import Progress, RankedImage, Stage
 from ttt.workers import Work, WorkerPool
@@ -77,16 +77,16 @@ class Request:
         yield Progress("prefill", 0.0)
         self._check()
         prompt = self._prefill()
-        canvas = Canvas(params.candidates, self.weights.config)
+        sampled = SampledCodes(params.candidates, self.weights.config)
         sheet = ContactSheet(params.candidates, self.weights.config.image_fmap_size, self.palette())
         self.seconds["prefill"] = time.perf_counter() - started
 
-        yield from self._sample(painting(self.weights, prompt, params, canvas), canvas, sheet)
+        yield from self._sample(sampling_work(self.weights, prompt, params, sampled), sampled, sheet)
         del prompt  # its keys may be large
 
         side = self.vqgan.resolution
         images = np.zeros((params.candidates, side, side, 3), dtype=np.uint8)
-        yield from self._decode(canvas.codes, images, sheet)
+        yield from self._decode(sampled.codes, images, sheet)
 
         scores = torch.zeros(params.candidates)
         yield from self._rank(images, scores)
@@ -106,16 +106,16 @@ class Request:
             pass
         return results[0]
 
-    def _sample(self, work: Work, canvas: Canvas, sheet: ContactSheet) -> Iterator[Progress]:
-        """Fill `canvas.codes`."""
+    def _sample(self, work: Work, sampled: SampledCodes, sheet: ContactSheet) -> Iterator[Progress]:
+        """Fill `sampled.codes`."""
         count = self.params.candidates
         fits = memory_budget(self.device) // memory_per_candidate(self.weights.config, self.weights.dtype)
         size = min(count, self.chunk or max(MIN_ROWS, fits))
         pool = WorkerPool(count, size, work, self.device, self.cancel, padded_to=MIN_ROWS)
-        for fraction in self._stage("sampling", pool, lambda: canvas.fraction):
+        for fraction in self._stage("sampling", pool, lambda: sampled.fraction):
             if self.scorer.done():
                 self.scorer.result()  # a CLIP that could not be loaded ends the request now, not after the last code
-            yield Progress("sampling", fraction, self._preview(canvas, sheet))
+            yield Progress("sampling", fraction, self._preview(sampled, sheet))
 
     def _decode(self, codes: Tensor, images: NDArray[np.uint8], sheet: ContactSheet) -> Iterator[Progress]:
         """Fill `images` [candidates, h, w, 3]."""
@@ -185,12 +185,12 @@ class Request:
             before += share
         return self._fraction
 
-    def _preview(self, canvas: Canvas, sheet: ContactSheet) -> Image.Image | None:
+    def _preview(self, sampled: SampledCodes, sheet: ContactSheet) -> Image.Image | None:
         """The sheet with all codes so far, unless it is not due."""
-        if time.perf_counter() < self._preview_due or not any(canvas.painted):  # an empty sheet would delay the first
+        if time.perf_counter() < self._preview_due or not any(sampled.counts):  # an empty sheet would delay the first
             return None
         started = time.thread_time()
-        sheet.show_codes(canvas.codes.numpy(), canvas.painted)
+        sheet.show_codes(sampled.codes.numpy(), sampled.counts)
         return self._timed_image(sheet, started, force=True)
 
     def _timed_image(

@@ -1,8 +1,8 @@
-"""Finished pictures as files: PNGs that carry their settings, a JSON of all scores, a ZIP. Knows no model, no torch.
+"""Saves images: PNGs that carry their settings, a JSON file of all scores, a ZIP. Independent of torch and of models.
 
-0001_candidate042.png ...   the best, best first; `read_settings` gets back what made them
+0001_candidate042.png ...   the best images, best first; `read_settings` returns the settings stored in them
 results.json                prompt, model, parameters, scores of all candidates
-pictures.zip                these files in one
+pictures.zip                all of these files
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from typing import IO, Any
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from ttt.errors import InvalidInput
+from ttt.fields import check_whole_number
 from ttt.sampling.params import SamplingParams
 from ttt.tokenizer import check_prompt
 from ttt.types import RankedImage
 
 KEY = "ttt"
-"""PNG text chunk that holds the settings as JSON; "parameters" beside it is for people."""
+"""PNG text chunk that holds the settings as JSON; the chunk "parameters" is human-readable."""
 RECORD, ARCHIVE = "results.json", "pictures.zip"
 VERSION = 1
 MAX_SETTINGS_CHARACTERS = 100_000
@@ -42,29 +43,29 @@ def save(
     params: SamplingParams,
     model: str,
 ) -> list[Path]:
-    """Write the best as PNGs, the record and the ZIP into `folder` (made if missing); -> the PNGs, best first."""
+    """Write PNGs of the best, the record and the ZIP into `folder`, created if missing; return the PNGs, best first."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = []
-    for place, ranked in enumerate(best):
-        path = folder / file_name(place, ranked)
+    pngs = []
+    for rank, ranked in enumerate(best):
+        path = folder / file_name(rank, ranked)
         path.write_bytes(png(ranked, prompt=prompt, params=params, model=model))
-        pictures.append(path)
+        pngs.append(path)
     text = json.dumps(record(best, ranking, prompt=prompt, params=params, model=model), indent=2, ensure_ascii=False)
     (folder / RECORD).write_text(text + "\n", encoding="utf-8")
     with zipfile.ZipFile(folder / ARCHIVE, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
-        for path in (*pictures, folder / RECORD):
+        for path in (*pngs, folder / RECORD):
             archive.write(path, path.name)
-    return pictures
+    return pngs
 
 
-def file_name(place: int, ranked: RankedImage) -> str:
-    """Name of the PNG at a place of the ranking, from 0."""
-    return f"{place + 1:04d}_candidate{ranked.candidate:03d}.png"
+def file_name(rank: int, ranked: RankedImage) -> str:
+    """Name of the PNG at a rank, from 0."""
+    return f"{rank + 1:04d}_candidate{ranked.candidate:03d}.png"
 
 
 def settings(ranked: RankedImage, *, prompt: str, params: SamplingParams, model: str) -> dict[str, Any]:
-    """All that is needed to paint a picture again, and its score."""
+    """Everything needed to generate the image again, and its score."""
     return {
         "version": VERSION,
         "prompt": prompt,
@@ -76,11 +77,11 @@ def settings(ranked: RankedImage, *, prompt: str, params: SamplingParams, model:
 
 
 def png(ranked: RankedImage, *, prompt: str, params: SamplingParams, model: str) -> bytes:
-    """The picture as a PNG with its settings in two text chunks."""
+    """The image as a PNG with its settings in two text chunks."""
     values = settings(ranked, prompt=prompt, params=params, model=model)
     chunks = PngImagePlugin.PngInfo()
     chunks.add_itxt(KEY, json.dumps(values, ensure_ascii=False, allow_nan=False))
-    chunks.add_itxt("parameters", _for_people(values))
+    chunks.add_itxt("parameters", _human_readable(values))
     buffer = io.BytesIO()
     ranked.image.save(buffer, "PNG", pnginfo=chunks)
     return buffer.getvalue()
@@ -89,7 +90,7 @@ def png(ranked: RankedImage, *, prompt: str, params: SamplingParams, model: str)
 def record(
     best: Sequence[RankedImage], ranking: Sequence[RankedImage], *, prompt: str, params: SamplingParams, model: str
 ) -> dict[str, Any]:
-    """What `results.json` holds."""
+    """The content of `results.json`."""
     return {
         "version": VERSION,
         "prompt": prompt,
@@ -101,26 +102,25 @@ def record(
 
 
 def read_settings(png: str | os.PathLike[str] | bytes | IO[bytes]) -> dict[str, Any]:
-    """Settings of one of our PNGs, checked: prompt, params (as `SamplingParams.to_dict`), model, candidate, score.
+    """Validated settings of one of our PNGs: prompt, params (as `SamplingParams.to_dict`), model, candidate, score.
 
-    Anything else, hostile files included, is an InvalidInput.
+    Any other file, including a malicious one, raises InvalidInput.
     """
     text = _settings_text(_bytes_of(png))
     try:
         values = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
-        raise InvalidInput("the picture's settings are not readable JSON") from None
+        raise InvalidInput("the image's settings are not readable JSON") from None
     if not isinstance(values, dict) or not isinstance(values.get("params"), dict):
-        raise InvalidInput("the picture's settings are not in the form this program writes")
+        raise InvalidInput("the image's settings are not in the form this program writes")
     model = values.get("model", "")
     if not isinstance(model, str) or len(model) > MAX_MODEL_CHARACTERS:
-        raise InvalidInput(f"the picture's model must be a name of at most {MAX_MODEL_CHARACTERS} characters")
+        raise InvalidInput(f"the image's model must be a name of at most {MAX_MODEL_CHARACTERS} characters")
     params = SamplingParams.from_dict(values["params"])
-    candidate, score = values.get("candidate"), values.get("score")
-    if type(candidate) is not int or not 0 <= candidate < params.candidates:
-        raise InvalidInput(f"the picture's candidate must be a whole number from 0 to {params.candidates - 1}")
+    score = values.get("score")
+    candidate = check_whole_number("the image's candidate", values.get("candidate"), 0, params.candidates - 1)
     if score is not None and (type(score) not in (int, float) or not abs(score) < 1e9):
-        raise InvalidInput("the picture's score must be a number")
+        raise InvalidInput("the image's score must be a number")
     return {
         "prompt": check_prompt(values.get("prompt", "")),
         "params": params.to_dict(),
@@ -134,18 +134,18 @@ def _settings_text(content: bytes) -> str:
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise InvalidInput(f"the picture is too large: {image.width} x {image.height} pixels")
-            text = image.info.get(KEY)  # chunks before the pixels, where ours are; the pixels are never decoded
+                raise InvalidInput(f"the image is too large: {image.width} x {image.height} pixels")
+            text = image.info.get(KEY)  # our chunks come before the pixels, which are never decoded
     except (UnidentifiedImageError, Image.DecompressionBombError):
-        raise InvalidInput("the file is not a PNG picture") from None
+        raise InvalidInput("the file is not a PNG image") from None
     except (OSError, ValueError, SyntaxError, MemoryError, OverflowError, EOFError, TypeError) as error:
         if isinstance(error, InvalidInput):
             raise
         raise InvalidInput("the PNG file is broken, or its texts are too large") from None
     if not isinstance(text, str):
-        raise InvalidInput("the picture carries no settings; only PNGs made by this program do, as they were saved")
+        raise InvalidInput("the image carries no settings; only unchanged PNG files written by this program do")
     if len(text) > MAX_SETTINGS_CHARACTERS:
-        raise InvalidInput(f"the picture's settings have {len(text):,} characters; at most {MAX_SETTINGS_CHARACTERS:,}")
+        raise InvalidInput(f"the image's settings have {len(text):,} characters; at most {MAX_SETTINGS_CHARACTERS:,}")
     return str(text)
 
 
@@ -157,11 +157,11 @@ def _bytes_of(png: str | os.PathLike[str] | bytes | IO[bytes]) -> bytes:
             with open(png, "rb") as file:
                 content = file.read(MAX_FILE_BYTES + 1)
         except (OSError, ValueError):
-            raise InvalidInput("the picture's file cannot be read") from None
+            raise InvalidInput("the image file cannot be read") from None
     else:
         content = png.read(MAX_FILE_BYTES + 1)
     if len(content) > MAX_FILE_BYTES:
-        raise InvalidInput(f"the file is too large; pictures of at most {MAX_FILE_BYTES >> 20} MB are read")
+        raise InvalidInput(f"the file is too large; the limit is {MAX_FILE_BYTES >> 20} MB")
     return content
 
 
@@ -173,7 +173,7 @@ def _score(ranked: RankedImage) -> float | None:
     return round(ranked.score, 6) if math.isfinite(ranked.score) else None
 
 
-def _for_people(values: dict[str, Any]) -> str:
+def _human_readable(values: dict[str, Any]) -> str:
     params = ", ".join(f"{name} {value}" for name, value in values["params"].items() if value is not None)
     made = f"Model: {values['model']}, candidate {values['candidate']}, CLIP score {values['score']}, {params}"
     return f"{values['prompt']}\n{made}"

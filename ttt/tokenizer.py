@@ -1,4 +1,4 @@
-"""Prompts -> text tokens [b, text_seq_len]. Knows the tokenizer's file, no model."""
+"""Checks prompts and turns them into text tokens [b, text_seq_len]. Independent of any model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ttt.errors import BundleError, InvalidInput
+from ttt.text import first_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -21,7 +22,7 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: Tokenizer, text_seq_len: int, pad_id: int) -> None:
         self.tokenizer, self.text_seq_len, self.pad_id = tokenizer, text_seq_len, pad_id
-        # A file may carry settings of its own; cutting and padding are ours.
+        # The file may have settings of its own; we cut and pad ourselves.
         tokenizer.no_padding()
         tokenizer.no_truncation()
 
@@ -35,7 +36,7 @@ class TextTokenizer:
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """-> int64 [b, text_seq_len]."""
-        import torch  # here, so that a page can check prompts before it is there
+        import torch  # not at the top: a page checks prompts without torch
 
         if isinstance(prompts, str):
             raise InvalidInput("prompts must be a list of texts, got a single text; write [prompt]")
@@ -45,28 +46,30 @@ class TextTokenizer:
 
 
 def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """A `tokenizer.json`; BundleError where it cannot be read."""
+    """Read a `tokenizer.json`; BundleError if that fails."""
     from tokenizers import Tokenizer
 
     try:
         return Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
     except Exception as error:  # the library raises plain Exception
-        raise BundleError(f"{path} is not a readable tokenizer ({error}); fetch or convert the model again") from None
+        raise BundleError(
+            f"{path} is not a readable tokenizer ({first_line(error)}); download or convert the model again"
+        ) from None
 
 
 def clean(prompt: str) -> str:
-    """The prompt as the tokenizer may see it: halves of surrogate pairs, which no encoding knows, are replaced."""
+    """The prompt with lone surrogates replaced, which cannot be encoded."""
     if not isinstance(prompt, str):
         raise InvalidInput(f"a prompt must be a text, got {type(prompt).__name__}")
     return prompt.encode("utf-8", "replace").decode("utf-8")
 
 
 def check_prompt(prompt: str) -> str:
-    """The prompt without outer white space; InvalidInput where it is empty or too long."""
+    """The prompt without surrounding white space; InvalidInput if it is empty or too long."""
     text = clean(prompt).strip()
     if not any(character.isprintable() and not character.isspace() for character in text):
         raise InvalidInput(
-            f"the prompt is empty; describe a picture in 1 to {MAX_PROMPT_CHARACTERS:,} characters, "
+            f"the prompt is empty; describe an image in 1 to {MAX_PROMPT_CHARACTERS:,} characters, "
             'for example "a red circle above a blue square"'
         )
     if len(text) > MAX_PROMPT_CHARACTERS:

@@ -1,4 +1,4 @@
-"""What flows between the rooms.
+"""Types that several packages exchange, and the axis letters of shapes.
 
 Axis letters, everywhere: b batch, n sequence, m codes so far, h heads, d channels of a head, c channels,
 v vocabulary, k keys. VQGAN indices are *codes*, transformer ids are *tokens*, CLIP outputs are *scores*.
@@ -19,29 +19,29 @@ Stage = Literal["prefill", "sampling", "decoding", "ranking", "done"]
 
 @dataclass(frozen=True)
 class RankedImage:
-    """One candidate, its CLIP score (higher is better) and what is needed to paint it again."""
+    """One candidate, its CLIP score (higher is better) and the values that reproduce it."""
 
     image: Image
     score: float
     candidate: int
-    """Number of the candidate, from 0; ties in score are broken by it."""
+    """Number of the candidate, from 0; breaks ties of the score."""
     seed: int
-    """Seed of the request; with `candidate` it fixes the random numbers of this picture."""
+    """Seed of the request; with `candidate`, it determines the random numbers of this image."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A moment of `TextToImage.stream`."""
+    """One update of `TextToImage.stream`."""
 
     stage: Stage
     fraction: float
-    """Of the whole request, 0 to 1; never falls."""
+    """Fraction of the whole request that is done, 0 to 1; never falls."""
     sheet: Image | None = None
-    """Contact sheet of all candidates as far as they are painted; None when nothing new is to be shown."""
+    """Preview of all candidates as far as they are sampled; None if there is nothing new to show."""
     images: tuple[RankedImage, ...] = ()
-    """The best `keep`, best first; only in the last one (stage "done")."""
+    """The best `keep`, best first; only in the last update (stage "done")."""
     ranking: tuple[RankedImage, ...] = ()
-    """All candidates, best first; only in the last one."""
+    """All candidates, best first; only in the last update."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class Batch:
 
 
 class BatchStream(Protocol):
-    """An endless stream of training batches that can be left and taken up again."""
+    """An endless stream of training batches that can be interrupted and resumed."""
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches from where the stream stands; a second call goes on, it does not begin anew."""
+        """Batches from the current position; a second call continues there and does not restart."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, in JSON's types: after the last batch that was handed out."""
+        """The position after the last batch that was returned, in JSON types."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there: the next batch is the one that would have come."""
+        """Resume at that position: the next batch is the one that would have come next."""

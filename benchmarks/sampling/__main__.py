@@ -1,4 +1,4 @@
-"""Speed and memory of painting, next to what the hardware allows: `python -m benchmarks.sampling --size paper`.
+"""Speed and memory of sampling, compared with what the hardware allows: `python -m benchmarks.sampling --size paper`.
 
 Prints a table and ends with one JSON line. Weights are random, so nothing is downloaded. A step is one code of every
 candidate: decode_one_code and pick. Its floor is the time of the products with the weights alone, at the same shapes,
@@ -26,11 +26,12 @@ from benchmarks.sampling.peers import Peer
 from benchmarks.sampling.steps import Steps
 from ttt.config import DEMO, DEMO_VQGAN, PAPER, PAPER_VQGAN, DalleConfig
 from ttt.errors import TTTError
+from ttt.fields import describe
 from ttt.hardware import choose_device, choose_dtype, flop_per_code, free_memory, is_small
 from ttt.model.dalle import Dalle
 from ttt.sampling.cache import PrefillResult, bytes_per_candidate
 from ttt.sampling.decode import prefill
-from ttt.sampling.params import SamplingParams, allowed
+from ttt.sampling.params import SamplingParams
 from ttt.sampling.weights import DecoderWeights, cache_dtype
 from ttt.workers import Work, WorkerPool
 
@@ -53,7 +54,7 @@ def main() -> None:
     except (TTTError, SystemExit) as error:
         report["error"] = str(error)
         print(error, file=sys.stderr)
-    finally:  # what was measured is not lost
+    finally:  # print the measurements so far even after an error
         report["peak_mb"] = peak_mb(device)
         print(
             f"caches {report['cache_mb_per_candidate']:.2f} MB a candidate "
@@ -84,7 +85,7 @@ def _measure(options: argparse.Namespace, report: dict[str, Any]) -> None:
 
 
 def _reference(config: DalleConfig, device: torch.device, report: dict[str, Any]) -> Peer | None:
-    """On the same GPU as ours, or on the CPU."""
+    """Start the reference on the same GPU as ours, or on the CPU."""
     where = str(device) if device.type == "cuda" else "cpu"
     peer = Peer("dalle-pytorch", config.to_dict(), report["threads"], where)
     report["reference_device"] = peer.device
@@ -96,25 +97,26 @@ def _reference(config: DalleConfig, device: torch.device, report: dict[str, Any]
 
 
 def _options() -> argparse.Namespace:
-    """With `device` and `dtype` as they will be, and `params` of the request end to end."""
+    """Parsed options with the chosen `device` and `dtype`, and `params` of the request end to end."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="demo")
     parser.add_argument(
-        "--batches", type=_from_1, nargs="*", default=[1, 8, 32, 128], help="none: only what else is asked"
+        "--batches", type=_from_1, nargs="*", default=[1, 8, 32, 128], help="empty: only the other measurements"
     )
-    parser.add_argument("--rounds", type=_from_1, default=2, help="turns of each measurement")
-    parser.add_argument("--steps", type=_from_1, default=4, help="steps a round, spread over the picture")
+    parser.add_argument("--rounds", type=_from_1, default=2, help="rounds of each measurement")
+    parser.add_argument("--steps", type=_from_1, default=4, help="steps per round, spread over the image")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16 or int8")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--gpu", action="store_true", help="the same on a GPU; an error where there is none")
-    parser.add_argument(
-        "--reference", action="store_true", help="dalle-pytorch 1.6.6 beside ours, in turns, on the GPU too"
-    )
+    parser.add_argument("--gpu", action="store_true", help="on a GPU; an error if there is none")
+    parser.add_argument("--reference", action="store_true", help="also measure dalle-pytorch 1.6.6, in turns")
     parser.add_argument("--reference-batches", type=_from_1, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--min-dalle", action="store_true", help="a step of min-dalle (DALL-E Mini), by itself")
-    parser.add_argument("--end-to-end", action="store_true", help="also codes, images and scores of one request")
+    parser.add_argument("--min-dalle", action="store_true", help="also measure a step of min-dalle (DALL-E Mini)")
+    parser.add_argument("--end-to-end", action="store_true", help="also measure a whole request")
     parser.add_argument(
-        "--candidates", type=_from_1, default=128, help=f"of the request end to end: {allowed('candidates')}"
+        "--candidates",
+        type=_from_1,
+        default=128,
+        help=f"candidates of the whole request: {describe(SamplingParams, 'candidates').allowed}",
     )
     options = parser.parse_args()
     try:
@@ -142,7 +144,7 @@ def _weights(config: DalleConfig, device: torch.device, dtype: torch.dtype) -> t
 def _prefill(
     weights: DecoderWeights, text: torch.Tensor, rounds: int, peer: Peer | None
 ) -> tuple[dict[str, float], PrefillResult]:
-    """Of one prompt, as a request does it, and its products alone; the first round warms up."""
+    """Times of the prefill of one prompt and of its products alone; the first round is warm-up."""
     cores = 1 if is_small(weights.config) else None
     prompts: list[PrefillResult] = []
     products: list[Callable[[], None]] = []
@@ -204,7 +206,7 @@ def _steps(
             if peer and asks:
                 theirs.append(peer.ask(do="step"))
         if peer and asks:
-            peer.ask(do="ready", batch=1)  # lets go of its caches
+            peer.ask(do="ready", batch=1)  # frees its caches
         row = ours.row()
         if not ours.fits:
             print(f"batch {b} does not fit", flush=True)
@@ -241,7 +243,7 @@ def _or_dash(row: dict[str, Any], name: str, digits: int) -> str:
 
 
 def _fits(peer: Peer | None, config: DalleConfig, b: int) -> bool:
-    """Whether the reference's caches of half a picture fit, twice: a step makes new ones beside the old."""
+    """True if the reference's caches of half an image fit in memory twice: a step makes new ones beside the old."""
     keys = config.text_len + config.image_seq_len // 2
     needed = int(1.2 * b * keys * config.depth * 2 * config.heads * config.dim_head * 4)
     there = free_memory(torch.device(peer.device if peer and peer.device else "cpu"))
@@ -251,19 +253,19 @@ def _fits(peer: Peer | None, config: DalleConfig, b: int) -> bool:
 
 
 def _best(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Candidates a second of each side's best batch."""
+    """Candidates per second of each side's best batch."""
     known = [row for row in rows if "reference_s" in row]
     if not known:
         return {}
     ours = max(row["candidates_s"] for row in rows if "candidates_s" in row)
-    # Of a row, both sides paint as many codes a candidate.
+    # In a row of the table, both sides sample the same number of codes per candidate.
     theirs = max(row["candidates_s"] * row["step_s"] / row["reference_s"] for row in known)
     print(f"best batch: {ours:.4f} candidates/s, dalle-pytorch {theirs:.5f}: {ours / theirs:.1f} times as many")
     return {"candidates_s": ours, "reference_candidates_s": theirs, "times_faster": ours / theirs}
 
 
 def _min_dalle(threads: int, rounds: int) -> dict[str, float]:
-    """Seconds a code of a candidate. A picture of min-dalle has 256 codes; guidance doubles its rows."""
+    """Seconds per code and candidate. An image of min-dalle has 256 codes; guidance doubles its rows."""
     peer, found = Peer("min-dalle", {}, threads), {}
     for b in (1, 9):
         peer.ask(do="ready", batch=b)

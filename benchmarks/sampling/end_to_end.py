@@ -1,4 +1,4 @@
-"""A whole request at a size, with random weights: codes, images, scores, previews. Knows no peers."""
+"""A whole request with random weights: codes, images, scores, previews."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ttt.model.vqgan import Vqgan
 from ttt.pipeline import TextToImage
 from ttt.preview import ContactSheet
 from ttt.rerank import ClipScorer
-from ttt.sampling.paint import memory_per_candidate
 from ttt.sampling.params import SamplingParams
+from ttt.sampling.sampler import memory_per_candidate
 from ttt.tokenizer import TextTokenizer
 from ttt.workers import WorkerPool
 
@@ -27,7 +27,7 @@ from ttt.workers import WorkerPool
 def end_to_end(
     config: DalleConfig, vqgan: VqganConfig, device: torch.device, dtype: torch.dtype, params: SamplingParams
 ) -> dict[str, Any]:
-    """Seconds by stage, and what previews took of painting; CLIP is open_clip's ViT-B-32, as in the paper."""
+    """Seconds by stage, and the share of previews in sampling; CLIP is open_clip's ViT-B-32, as in the paper."""
     pipe, candidates = _pipe(config, vqgan, device, dtype), params.candidates
     _ = pipe.palette
     at_once = memory_budget(device) // memory_per_candidate(config, pipe.dtype)
@@ -36,7 +36,7 @@ def end_to_end(
         elapsed = time.perf_counter() - start
         if progress.stage == "sampling" and progress.sheet is not None:
             first, shown = first or elapsed, shown + 1
-        if elapsed - last_told > 60:  # minutes go by at the paper's size
+        if elapsed - last_told > 60:  # a request takes minutes at the paper's size
             last_told = elapsed
             print(f"  {elapsed:6.0f} s: {progress.stage}, {progress.fraction:.1%} of the request", flush=True)
     total = time.perf_counter() - start
@@ -71,7 +71,7 @@ def _pipe(config: DalleConfig, vqgan: VqganConfig, device: torch.device, dtype: 
 
 
 def _floor_of_painting(pipe: TextToImage, candidates: int, at_once: int) -> float:
-    """Seconds of all its products with weights, from those of one step in the pieces that painting has."""
+    """Seconds of all its products with weights, from those of one step in the pieces of sampling."""
     seconds: list[float] = []
 
     def work(piece: range, pool: WorkerPool) -> None:
@@ -89,7 +89,7 @@ def _floor_of_painting(pipe: TextToImage, candidates: int, at_once: int) -> floa
 
 
 def _preview_seconds(pipe: TextToImage, candidates: int) -> float:
-    """Of one preview, by the clock, when nothing else runs."""
+    """Wall time of one preview when nothing else runs."""
     config = pipe.dalle.config
     sheet = ContactSheet(candidates, config.image_fmap_size, pipe.palette)
     codes = np.random.default_rng(0).integers(0, config.num_image_tokens, (candidates, config.image_seq_len))

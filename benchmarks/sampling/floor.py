@@ -1,4 +1,4 @@
-"""What a step of painting costs at least: its products with weights, and the bytes it must move. Knows no peers."""
+"""The lower bound of a sampling step: its products with weights, and the bytes that it must move."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import torch
 from ttt.config import DalleConfig
 from ttt.linear import Int8Linear
 from ttt.sampling.cache import PrefillResult, slots_of
-from ttt.sampling.graph import recorder_on
+from ttt.sampling.graph import capturer_for
 from ttt.sampling.weights import DecoderWeights, Linear
 
 
 def products_of(weights: DecoderWeights, rows: int, logit_rows: int | None = None) -> Callable[[], None]:
-    """`products_alone`, on a GPU recorded: launched one by one from Python, products of few rows would take longer than
+    """`products_alone`, captured on a GPU: launched one by one from Python, products of few rows would take longer than
     the GPU takes for them.
     """
     products = partial(products_alone, weights, rows, logit_rows=logit_rows)
     if weights.device.type != "cuda":
         return products
-    recorder = recorder_on(weights.device)
-    return products if recorder.failed else recorder.capture(products, recorder.device)
+    capturer = capturer_for(weights.device)
+    return products if capturer.failed else capturer.capture(products, capturer.device)
 
 
 def products_alone(weights: DecoderWeights, rows: int, *, logit_rows: int | None = None) -> None:
@@ -44,7 +44,7 @@ def products_alone(weights: DecoderWeights, rows: int, *, logit_rows: int | None
 
 
 def bytes_moved(weights: DecoderWeights, prompt: PrefillResult, b: int) -> int:
-    """A step's least traffic, were nothing but the processor's own caches between it and the memory: every layer's
+    """Smallest memory traffic of a step, if only the processor's caches are between it and the memory: every layer's
     weights and prompt keys once, and of each candidate the image keys of one group.
     """
     config, size = weights.config, weights.dtype.itemsize
@@ -64,7 +64,7 @@ def bandwidth(device: torch.device) -> float:
         found = read_speed(device)
         torch.cuda.reset_peak_memory_stats(device)
         return found
-    child = subprocess.run(  # the peak of a process never falls
+    child = subprocess.run(  # the peak of a process never decreases
         [sys.executable, "-m", "benchmarks.sampling.floor", str(device), str(torch.get_num_threads())],
         cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
@@ -83,7 +83,7 @@ def read_speed(device: torch.device, megabytes: int = 512) -> float:
 
 
 def clock(device: torch.device) -> float:
-    """Seconds, once the device has done what it was given."""
+    """Seconds until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -1,4 +1,4 @@
-"""dalle-pytorch 1.6.6 as the published model uses it, at any sizes. Runs in that package's environment, without ttt."""
+"""dalle-pytorch 1.6.6 as the published model uses it, at any sizes. Runs in that package's environment."""
 
 from __future__ import annotations
 

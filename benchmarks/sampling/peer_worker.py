@@ -1,8 +1,8 @@
-"""A peer at work in its own environment: a question a line, as JSON, and an answer a line. Knows nothing of ttt.
+"""Another implementation in its own environment: reads questions and writes answers, one line of JSON each.
 
     {"do": "prefill"} -> {"seconds": ..., "cpu": ...}
-    {"do": "ready", "batch": 8} -> {"gigabytes": ...}   # caches as they are half-way through the picture
-    {"do": "step"} -> {"seconds": ..., "cpu": ...}      # one code of each of the batch, and its choice
+    {"do": "ready", "batch": 8} -> {"gigabytes": ...}   # caches as they are half-way through the image
+    {"do": "step"} -> {"seconds": ..., "cpu": ...}      # one code of each candidate of the batch, sampled
 
 It begins with {"device": ...}: the one asked for, or where that is a GPU its torch has no CUDA for, null and the end.
 Half-way is the mean: a step's cost grows linearly with the number of codes before it.
@@ -39,7 +39,7 @@ class DallePytorch:
         self.dalle(self.text, self.codes[:, :0], cache={})
 
     def ready(self, batch: int) -> None:
-        """The caches of one candidate after half of its codes, once for every candidate."""
+        """The caches of one candidate after half of its codes, repeated for every candidate."""
         self.batch, self.painted = batch, self.half_way
         self.caches: dict[Any, Any] = {}
         if not self.half:
@@ -106,7 +106,7 @@ def size_of(value: Any) -> int:
 
 
 def timed(function: Callable[[], None], wait: Callable[[], None]) -> dict[str, float]:
-    """wait: until the device has done what it was given."""
+    """wait: returns when the device has finished."""
     wait()
     start, cpu = time.perf_counter(), time.process_time()
     function()
@@ -118,7 +118,7 @@ def timed(function: Callable[[], None], wait: Callable[[], None]) -> dict[str, f
 def main() -> None:
     name, sizes, threads, device = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the libraries print is no answer
+    os.dup2(2, 1)  # the libraries' own output must not mix with the answers
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu and not torch.cuda.is_available():
         print(json.dumps({"device": None}), file=answers, flush=True)

@@ -1,4 +1,4 @@
-"""Other implementations: environments of their own, and processes that are asked line by line. Knows none of ours.
+"""Other implementations, each in its own environment and process, which answers questions line by line.
 
 Their packages want versions that ours cannot have. torch and the like come from our environment, so that both run on
 the same libraries; what a peer pins comes before them.

@@ -1,4 +1,4 @@
-"""Times our steps and their floor in turns, in rounds, so that a peer can have its turn between. Knows no peers.
+"""Times our steps and their lower bound in turns, in rounds, so that other implementations can be timed in between.
 
 On a GPU steps and floor are recorded and replayed, as painting does, and the loop that painting falls back to is timed
 beside them.
@@ -21,7 +21,7 @@ from ttt.hardware import is_out_of_memory
 from ttt.linear import MIN_ROWS
 from ttt.sampling.cache import Cache, PrefillResult
 from ttt.sampling.decode import decode_one_code, pick, uniforms
-from ttt.sampling.graph import recorder_on
+from ttt.sampling.graph import capturer_for
 from ttt.sampling.params import SamplingParams
 from ttt.sampling.static import StaticStep
 from ttt.sampling.weights import DecoderWeights
@@ -46,7 +46,7 @@ class Times:
 
 
 class Steps:
-    """Steps of `b` candidates, divided among threads as painting divides them.
+    """Steps of `b` candidates, divided among threads as sampling divides them.
 
     `fits` is False once memory ran out: the smaller pieces that painting would go on with are no steps of `b`.
     `cpu_is_known`: whether the processor's times are those of a step.
@@ -60,7 +60,7 @@ class Steps:
         self._lock = threading.Lock()
 
     def run(self, steps: int) -> None:
-        """One round: a step that is not counted, then `steps` spread over the picture, each followed by its floor."""
+        """One round: a warm-up step, then `steps` spread over the image, each followed by its lower bound."""
         weights, device = self.weights, self.weights.device
 
         def work(piece: range, pool: WorkerPool) -> None:
@@ -90,18 +90,18 @@ class Steps:
         try:
             for _ in pool.run():
                 pass
-        except TTTError:  # not even one candidate
+        except TTTError:  # not enough memory for even one candidate
             self.fits = False
         if not self.fits or device.type == "cuda":
-            self._pairs.clear()  # caches for the loop, too, might not fit
+            self._pairs.clear()  # caches for the eager decoder might not fit beside them
         if self.fits:
             self._time_the_whole(steps)
         if device.type == "cuda":
-            torch.cuda.empty_cache()  # a peer may need it
+            torch.cuda.empty_cache()  # the reference may need it
 
     def row(self) -> dict[str, Any]:
-        """Medians of all rounds. The floor is the lower of two: in the pieces of painting, or the batch as a whole
-        with all threads in each product.
+        """Medians of all rounds. The floor is the lower of two: the products in the pieces of sampling, or of the whole
+        batch in one piece with all threads in each product.
         """
         if not self.fits:
             return {"batch": self.b, "fits": False}
@@ -124,16 +124,16 @@ class Steps:
         on_gpu = self.weights.device.type == "cuda"
         with self._lock:
             if start not in self._pairs:
-                step = (self._recorded_step if on_gpu else self._called_step)(rows)
+                step = (self._captured_step if on_gpu else self._eager_step)(rows)
                 self._pairs[start] = step, products_of(self.weights, rows)
             return self._pairs[start]
 
-    def _called_step(self, rows: int) -> Callable[[int], None]:
-        """Called from Python."""
+    def _eager_step(self, rows: int) -> Callable[[int], None]:
+        """A step called from Python."""
         weights = self.weights
         cache = Cache(weights.config, self.prompt, rows, weights.dtype, weights.device)
         for keys in cache.images:
-            keys.buffer.fill_(0)  # zeros that were never written have no memory yet
+            keys.buffer.fill_(0)  # pages that were never written have no memory yet
         codes = torch.zeros(rows, dtype=torch.long, device=weights.device)
         random = uniforms(0, range(rows), 1)[:, 0].to(weights.device)
 
@@ -142,14 +142,14 @@ class Steps:
 
         return step
 
-    def _recorded_step(self, rows: int) -> Callable[[int], None]:
-        """Replayed, or where it cannot be recorded called from Python, as in painting."""
+    def _captured_step(self, rows: int) -> Callable[[int], None]:
+        """A replay, or a call from Python if the step cannot be captured, as in sampling."""
         weights = self.weights
         step = StaticStep(weights, self.prompt, PARAMS, rows)
         step.begin(uniforms(0, range(rows), weights.config.image_seq_len).t().to(weights.device))
-        run = recorder_on(weights.device).record(step)
+        run = capturer_for(weights.device).capture(step)
         if run is None:
-            return self._called_step(rows)
+            return self._eager_step(rows)
 
         def replay(position: int) -> None:
             step.position.fill_(position)
@@ -167,7 +167,7 @@ class Steps:
 
     @torch.inference_mode()
     def _time_the_loop(self, steps: int) -> None:
-        loop = self._called_step(max(self.b, MIN_ROWS))
+        loop = self._eager_step(max(self.b, MIN_ROWS))
         for i in range(-1, steps):
             start = clock(self.weights.device)
             loop(max(i, 0))

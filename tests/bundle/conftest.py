@@ -1,4 +1,4 @@
-"""A Hub on this machine, with a cache of its own for each test, and what is published there."""
+"""A local Hub with a new cache for each test, and the files published on it."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
 
 @pytest.fixture
 def small_published(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The published model in the size of the tests."""
+    """The published model, with the small sizes of the tests."""
     monkeypatch.setattr("ttt.config.PAPER", TINY_DALLE)

@@ -1,4 +1,4 @@
-"""Bundle folders: what is written comes back, and whatever is wrong with one is said by the name of its file."""
+"""Bundle folders: written bundles can be read back, and errors name the broken file."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def test_what_is_written_comes_back(original: Path) -> None:
+def test_a_written_bundle_is_read_back(original: Path) -> None:
     bundle = read_bundle(original)
     assert (bundle.name, bundle.pad_id, bundle.dalle, bundle.vqgan) == ("tiny", 0, TINY_DALLE, TINY_VQGAN)
-    assert bundle.clip.is_local
+    assert bundle.clip.config is not None
     assert bundle.clip.tokenizer == bundle.tokenizer_file
     assert sorted(path.name for path in original.iterdir()) == sorted(FILES)
 
@@ -84,7 +84,7 @@ def test_half_precision_storage_keeps_the_angles_and_loads_as_float32(tmp_path: 
     dalle = load_dalle_from(bundle)
     assert {p.dtype for p in dalle.parameters()} == {torch.float32}
     assert torch.allclose(dalle.to_logits.weight, tiny_dalle().to_logits.weight, atol=1e-3)
-    assert (bundle.clip.model, bundle.clip.pretrained, bundle.clip.is_local) == ("ViT-B-32", "openai", False)
+    assert (bundle.clip.model, bundle.clip.pretrained, bundle.clip.config) == ("ViT-B-32", "openai", None)
     assert load_dalle_from(bundle, dtype=torch.bfloat16).to_logits.weight.dtype == torch.bfloat16
 
 
@@ -107,7 +107,7 @@ def test_a_half_downloaded_file_is_named(folder: Path, name: str, kept: float) -
 
 
 @pytest.mark.parametrize("content", ["[]", '"text"', "{", "\x00", "[" * 100_000, "NaN"])
-def test_a_config_that_is_no_json_object(folder: Path, content: str) -> None:
+def test_a_config_that_is_not_a_json_object(folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content)
     with pytest.raises(BundleError, match=r"config\.json"):
         read_bundle(folder)
@@ -198,7 +198,7 @@ def write_again(folder: Path, **changes: Any) -> None:
     write_bundle(folder, **(arguments | changes))
 
 
-def test_a_full_folder_is_not_overwritten_unasked(folder: Path) -> None:
+def test_a_folder_with_files_is_not_overwritten_by_default(folder: Path) -> None:
     with pytest.raises(BundleError, match="exists and is not empty"):
         write_again(folder)
     assert read_bundle(folder).name == "tiny"
@@ -231,7 +231,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list((tmp_path / "place").iterdir()) == []
 
 
-def test_what_could_not_be_read_is_not_written(tmp_path: Path) -> None:
+def test_a_bundle_that_could_not_be_read_is_not_written(tmp_path: Path) -> None:
     (tmp_path / "place").mkdir()
     with pytest.raises(BundleError, match="pad_id"):
         write_again(tmp_path / "place" / "new", pad_id=99)
@@ -249,10 +249,10 @@ def test_a_new_bundle_has_ordinary_permissions(tmp_path: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "new").iterdir()} == {0o644}
 
 
-def test_the_demo_ships_whole_and_small() -> None:
+def test_the_demo_ships_complete_and_small() -> None:
     bundle = read_bundle(DEMO_FOLDER)
     assert (bundle.name, bundle.pad_id) == ("demo", 0)
-    assert bundle.clip.is_local
+    assert bundle.clip.config is not None
     sizes = [path.stat().st_size for path in DEMO_FOLDER.iterdir()]
     assert sum(sizes) <= 40_000_000
     assert max(sizes) <= 15_000_000

@@ -1,4 +1,4 @@
-"""Published files -> bundle: the same logits and pictures at the other end, and no code run on the way."""
+"""Conversion of the published files: the bundle gives the same logits and images, and no code is run."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def run(files: Path, **changes: Any) -> Bundle:
     return convert(files.parent / "bundle", **(arguments | changes))
 
 
-def test_the_chain_from_published_files_to_logits_and_pictures(files: Path) -> None:
+def test_a_converted_bundle_gives_the_same_logits_and_images(files: Path) -> None:
     run(files)
     bundle = read_bundle(files.parent / "bundle")
     assert (bundle.name, bundle.pad_id, bundle.dalle, bundle.vqgan) == ("converted", 1, TINY_DALLE, TINY_VQGAN)
@@ -122,8 +122,8 @@ def test_trust_pickle_reads_what_is_refused_otherwise(files: Path) -> None:
     assert torch.equal(load_vqgan_from(bundle).decode(CODES), tiny_vqgan().decode(CODES))
 
 
-def test_trust_pickle_is_what_it_says(files: Path, tmp_path: Path) -> None:
-    """The payload is a real one: without the flag it does not run, with it, it does."""
+def test_trust_pickle_runs_code(files: Path, tmp_path: Path) -> None:
+    """The payload works: it does not run without the flag, and runs with it."""
     marker = tmp_path / "ran"
     torch.save({"state_dict": tiny_vqgan().state_dict(), "x": Hostile(marker)}, files / "last.ckpt")
     run(files, trust_pickle=True)
@@ -179,7 +179,7 @@ def test_keys_that_do_not_fit_are_named(files: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model_state.pt", "last.ckpt"])
 @pytest.mark.parametrize("content", [b"", b"<html>Not found</html>", None])
-def test_a_file_that_is_no_checkpoint(files: Path, name: str, content: bytes | None) -> None:
+def test_a_file_that_is_not_a_checkpoint(files: Path, name: str, content: bytes | None) -> None:
     whole = (files / name).read_bytes()
     (files / name).write_bytes(whole[: len(whole) // 2] if content is None else content)
     with pytest.raises(CheckpointError, match=name):
@@ -262,7 +262,7 @@ def test_a_yaml_that_is_not_there_or_too_big(tmp_path: Path) -> None:
 
 def test_parts_of_different_models(files: Path) -> None:
     (files / "model.yaml").write_text(vqgan_yaml(TINY_VQGAN).replace('"resolution": 8', '"resolution": 16'))
-    with pytest.raises(BundleError, match="don't belong together"):
+    with pytest.raises(BundleError, match="do not match"):
         run(files)
     assert not (files.parent / "bundle").exists()
 

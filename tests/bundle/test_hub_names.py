@@ -1,4 +1,4 @@
-"""Models by name: the Hub path against a local server that answers as the Hub does, on good days and offline."""
+"""Models by name, with a local server that answers as the Hub does, online and offline."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_offline_and_not_in_the_cache(hub: FakeHub, way: str, monkeypatch: pytes
 
 
 def test_the_environment_variables_of_the_hub(hub: FakeHub, files: Path, tmp_path: Path) -> None:
-    """A fresh process, as users have it: HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, HF_TOKEN."""
+    """In a new process, as for users: HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, HF_TOKEN."""
     hub.repo(ID).commit(files)
     hub.repo(ID).token = "hf_right"
     code = f"from ttt.bundle.hub import find_bundle; print(find_bundle({ID!r}).name)"

@@ -1,4 +1,4 @@
-"""Bad days of the Hub: what is not there, not allowed, cut off, damaged or too large is told; what can be is mended."""
+"""Failures of the Hub: missing, forbidden, truncated, damaged and oversized files are reported, or downloaded again."""
 
 from __future__ import annotations
 

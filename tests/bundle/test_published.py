@@ -1,4 +1,4 @@
-"""The model of 2021 as it was published: fetched from the Hub, it becomes a bundle, and no file of it runs code."""
+"""The model published in 2021: downloaded from the Hub it becomes a bundle, and none of its files runs code."""
 
 from __future__ import annotations
 

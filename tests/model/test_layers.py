@@ -1,4 +1,4 @@
-"""Token shift against the obvious loop, and the first values of LayerScale."""
+"""Token shift against a plain loop, and the initial values of LayerScale."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ def test_token_shift(m: int, text_len: int) -> None:
     assert torch.equal(shift_tokens(x, text_len, 3), shift_one_by_one(x, text_len, 3))
 
 
-def test_deep_layers_begin_almost_silent() -> None:
+def test_layerscale_of_deep_layers_starts_close_to_zero() -> None:
     assert [initial_scale(i) for i in (0, 17, 18, 23, 24, 63)] == [0.1, 0.1, 1e-5, 1e-5, 1e-6, 1e-6]

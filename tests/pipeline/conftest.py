@@ -1,4 +1,4 @@
-"""One pipeline for all tests of this folder: a tiny bundle with all its real parts."""
+"""One pipeline for all tests of this folder: a tiny bundle with real parts."""
 
 from __future__ import annotations
 

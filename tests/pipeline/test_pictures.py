@@ -1,4 +1,4 @@
-"""TextToImage from prompt to ranked pictures, on a tiny bundle with all its real parts."""
+"""TextToImage from prompt to ranked images, on a tiny bundle with real parts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ N = TINY_DALLE.image_seq_len
 
 
 @torch.inference_mode()
-def painted_plainly(pipe: TextToImage, prompt: str, params: SamplingParams) -> torch.Tensor:
-    """The oracle: codes [candidates, n] from the model's plain forward, which sees all codes so far again."""
+def sample_with_plain_forward(pipe: TextToImage, prompt: str, params: SamplingParams) -> torch.Tensor:
+    """The oracle: codes [candidates, n] from the model's plain forward, run again for every code."""
     config = pipe.dalle.config
     text = pipe.text_tokens([prompt]).expand(params.candidates, -1)
     random = uniforms(params.seed, range(params.candidates), config.image_seq_len)
@@ -33,8 +33,8 @@ def painted_plainly(pipe: TextToImage, prompt: str, params: SamplingParams) -> t
     return codes
 
 
-def test_pictures_are_those_of_the_plain_forward(pipe: TextToImage):
-    codes = painted_plainly(pipe, PROMPT, PARAMS)
+def test_images_are_those_of_the_plain_forward(pipe: TextToImage):
+    codes = sample_with_plain_forward(pipe, PROMPT, PARAMS)
     assert len(codes.unique(dim=0)) == PARAMS.candidates, "the candidates should differ"
     expected = pipe.decode(codes).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     done = last(pipe.stream(PROMPT, PARAMS))
@@ -68,25 +68,25 @@ def test_equal_scores_are_ordered_by_candidate(tmp_path: Path):
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 10, 11, 500])
-def test_the_same_seed_paints_the_same_in_any_chunks(pipe: TextToImage, chunk: int):
+def test_the_same_seed_gives_the_same_images_in_any_chunks(pipe: TextToImage, chunk: int):
     whole = pixels(last(pipe.stream(PROMPT, PARAMS)).ranking)
     assert (pixels(last(pipe.stream(PROMPT, PARAMS, chunk=chunk)).ranking) == whole).all()
 
 
-def test_the_same_seed_paints_the_same_on_several_cores(pipe: TextToImage):
+def test_the_same_seed_gives_the_same_images_on_several_cores(pipe: TextToImage):
     whole = pixels(last(pipe.stream(PROMPT, PARAMS)).ranking)
     with cores(2):
         assert (pixels(last(pipe.stream(PROMPT, PARAMS)).ranking) == whole).all()
 
 
-def test_more_candidates_leave_the_first_ones_as_they_were(pipe: TextToImage):
+def test_more_candidates_do_not_change_the_first_ones(pipe: TextToImage):
     few = SamplingParams(candidates=4, keep=1, top_k=8, top_p=0.9, seed=4)
     assert (
         pixels(last(pipe.stream(PROMPT, PARAMS)).ranking)[:4] == pixels(last(pipe.stream(PROMPT, few)).ranking)
     ).all()
 
 
-def test_seeds_and_prompts_matter_and_seed_zero_is_one(pipe: TextToImage):
+def test_seeds_and_prompts_matter_and_seed_zero_is_valid(pipe: TextToImage):
     def painted(prompt: str, seed: int) -> np.ndarray:
         return pixels(last(pipe.stream(prompt, SamplingParams(candidates=4, keep=1, seed=seed))).ranking)
 
@@ -109,7 +109,7 @@ def test_params_of_another_type_are_refused_at_once(pipe: TextToImage, params: o
 
 
 @pytest.mark.parametrize("chunk", [-3, 0, "3", 2.5, True, [3]])
-def test_a_chunk_that_is_no_number_of_candidates_is_refused_at_once(pipe: TextToImage, bundle: Bundle, chunk: object):
+def test_a_chunk_that_is_not_a_number_is_refused_at_once(pipe: TextToImage, bundle: Bundle, chunk: object):
     makers = (
         lambda: pipe.stream(PROMPT, PARAMS, chunk=chunk),  # type: ignore[arg-type]
         lambda: TextToImage.from_pretrained("no such thing", chunk=chunk),  # type: ignore[arg-type]
@@ -128,13 +128,13 @@ def test_a_chunk_that_is_no_number_of_candidates_is_refused_at_once(pipe: TextTo
     "codes", [torch.full((1, N), 20), torch.full((1, N), -1), torch.zeros(1, N), torch.zeros(N, dtype=torch.long),
               torch.zeros(1, N, dtype=torch.bool), torch.zeros(1, N - 1, dtype=torch.long), [[0] * N]],
 )  # fmt: skip
-def test_codes_that_are_none_are_refused(pipe: TextToImage, codes: torch.Tensor):
+def test_invalid_codes_are_refused(pipe: TextToImage, codes: torch.Tensor):
     with pytest.raises(InvalidInput, match="codes"):
         pipe.decode(codes)
 
 
 @pytest.mark.parametrize("prompt", ["красный круг", "一个红色的圆圈", "🔴", "\ud800 half", "x" * 2000])
-def test_prompts_in_any_script_are_painted(pipe: TextToImage, prompt: str):
+def test_prompts_in_any_script_work(pipe: TextToImage, prompt: str):
     assert len(pipe(prompt, SamplingParams(candidates=2, keep=1))) == 1
 
 
@@ -143,7 +143,7 @@ def test_keep_all_and_one_candidate(pipe: TextToImage):
     assert len(pipe(PROMPT, SamplingParams(candidates=1, keep=1))) == 1
 
 
-def test_parts_are_within_reach(pipe: TextToImage):
+def test_public_attributes(pipe: TextToImage):
     assert pipe.name == "tiny"
     tokens = pipe.text_tokens([PROMPT, "red"])
     assert tokens.shape == (2, TINY_DALLE.text_seq_len)
@@ -158,14 +158,14 @@ def test_parts_are_within_reach(pipe: TextToImage):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", torch.bfloat16])
-def test_16_bit_painting_runs_and_is_the_same_in_any_chunks(bundle: Bundle, dtype: str | torch.dtype):
+def test_16_bit_sampling_is_the_same_in_any_chunks(bundle: Bundle, dtype: str | torch.dtype):
     pipe = TextToImage.from_pretrained(bundle.root, device="cpu", dtype=dtype)
     assert pipe.dtype in (torch.bfloat16, torch.float16)
     whole = pixels(last(pipe.stream(PROMPT, PARAMS)).ranking)
     assert (pixels(last(pipe.stream(PROMPT, PARAMS, chunk=5)).ranking) == whole).all()
 
 
-def test_pictures_of_16_bit_painting_are_those_of_float32_within_rounding(bundle: Bundle):
+def test_images_decoded_in_16_bits_are_those_of_float32_within_rounding(bundle: Bundle):
     codes = torch.randint(0, TINY_DALLE.num_image_tokens, (8, N), generator=torch.Generator().manual_seed(0))
     exact, rounded, half = (
         TextToImage.from_pretrained(bundle.root, device="cpu", dtype=dtype).decode(codes)
@@ -189,7 +189,7 @@ def test_a_wrong_dtype_is_refused_with_those_allowed(bundle: Bundle, dtype: obje
         TextToImage.from_pretrained(bundle.root, dtype=dtype)  # type: ignore[arg-type]
 
 
-def test_what_is_no_model_is_told(tmp_path: Path):
+def test_a_wrong_model_is_refused(tmp_path: Path):
     with pytest.raises(BundleError, match="neither 'demo'"):
         TextToImage.from_pretrained("no such thing at all")
     with pytest.raises(BundleError, match=r"config\.json"):

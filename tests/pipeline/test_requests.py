@@ -16,19 +16,19 @@ from ttt.bundle import Bundle
 from ttt.errors import BundleError, Cancelled, TTTError
 from ttt.rerank import Scorer
 from ttt.sampling import decode as decode_module
-from ttt.sampling import paint as paint_module
+from ttt.sampling import sampler as sampler_module
 from ttt.types import Progress
 
 
 class Brightness:
-    """A scorer whose scores can be seen."""
+    """A scorer with obvious scores."""
 
     def scores(self, images: torch.Tensor, prompt: str) -> torch.Tensor:
         return images.mean(dim=(1, 2, 3))
 
 
 @pytest.mark.parametrize("chunk", [None, 3])
-def test_stages_come_in_order_with_a_sheet_for_every_row(pipe: TextToImage, chunk: int | None, monkeypatch):
+def test_stages_come_in_order_with_a_preview_for_every_row(pipe: TextToImage, chunk: int | None, monkeypatch):
     monkeypatch.setattr("ttt.request.PREVIEW_SHARE", float("inf"))  # show every preview, whatever it costs
     seen = list(pipe.stream(PROMPT, PARAMS, chunk=chunk))
     stages = list(dict.fromkeys(p.stage for p in seen))
@@ -52,7 +52,7 @@ def test_the_images_do_not_depend_on_previews(pipe: TextToImage, monkeypatch):
 
 def test_after_an_out_of_memory_error_it_continues_in_smaller_chunks(pipe: TextToImage, monkeypatch):
     whole = pixels(last(pipe.stream(PROMPT, PARAMS)).ranking)
-    real, tried = paint_module.decode_one_code, []
+    real, tried = sampler_module.decode_one_code, []
 
     def hungry(weights, cache, codes, position):
         if cache.b > 4:
@@ -61,7 +61,7 @@ def test_after_an_out_of_memory_error_it_continues_in_smaller_chunks(pipe: TextT
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
         return real(weights, cache, codes, position)
 
-    monkeypatch.setattr(paint_module, "decode_one_code", hungry)
+    monkeypatch.setattr(sampler_module, "decode_one_code", hungry)
     seen = list(pipe.stream(PROMPT, PARAMS, chunk=11))
     assert tried, "the first chunk should have been large"
     assert (pixels(seen[-1].ranking) == whole).all()
@@ -75,7 +75,7 @@ def test_without_memory_for_one_candidate_the_error_says_so(pipe: TextToImage, m
         tried.append(cache.b)
         raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.")
 
-    monkeypatch.setattr(paint_module, "decode_one_code", never)
+    monkeypatch.setattr(sampler_module, "decode_one_code", never)
     with pytest.raises(TTTError, match="not enough memory for even one candidate"):
         pipe(PROMPT, PARAMS)
     assert len(set(tried)) == len(tried), "smaller pieces are padded and need as much memory: not tried again"
@@ -85,14 +85,14 @@ def test_without_memory_for_one_candidate_the_error_says_so(pipe: TextToImage, m
 
 def test_chunks_fit_in_the_free_memory(pipe: TextToImage, monkeypatch):
     pieces: list[int] = []
-    real = paint_module.Cache
+    real = sampler_module.Cache
 
     def counted(config, prompt, b, *rest):
         pieces.append(b)
         return real(config, prompt, b, *rest)
 
-    monkeypatch.setattr(paint_module, "Cache", counted)
-    one = paint_module.memory_per_candidate(TINY_DALLE, torch.float32)
+    monkeypatch.setattr(sampler_module, "Cache", counted)
+    one = sampler_module.memory_per_candidate(TINY_DALLE, torch.float32)
     monkeypatch.setattr("ttt.request.memory_budget", lambda device: 4 * one)
     pipe(PROMPT, PARAMS)
     assert max(pieces) == 4
@@ -113,7 +113,7 @@ def test_cancel_stops_and_the_next_request_works(pipe: TextToImage, stage: str):
 
 
 def test_cancel_from_another_thread_stops_between_two_codes(pipe: TextToImage, monkeypatch):
-    real, cancel, codes = paint_module.decode_one_code, threading.Event(), []
+    real, cancel, codes = sampler_module.decode_one_code, threading.Event(), []
 
     def counted(weights, cache, before, position):
         codes.append(position)
@@ -121,7 +121,7 @@ def test_cancel_from_another_thread_stops_between_two_codes(pipe: TextToImage, m
             cancel.set()
         return real(weights, cache, before, position)
 
-    monkeypatch.setattr(paint_module, "decode_one_code", counted)
+    monkeypatch.setattr(sampler_module, "decode_one_code", counted)
     with pytest.raises(Cancelled):
         last(pipe.stream(PROMPT, PARAMS, cancel, chunk=3))
     assert len(codes) == 3

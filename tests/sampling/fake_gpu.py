@@ -1,4 +1,4 @@
-"""Weights and prompts whose tensors say that they are on a GPU and hold nothing: they refuse what mixes devices."""
+"""Weights and prompts made of fake tensors on a GPU, which hold no data and refuse operations across devices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GPU = torch.device("cuda", 0)
 
 
 def on_fake_gpu(things: Any, mode: FakeTensorMode) -> Any:
-    """A copy, every tensor in it a fake one on GPU; layers that share weights go on sharing them."""
+    """A copy with every tensor replaced by a fake one on GPU; layers that share weights still do."""
     memo: dict[int, Any] = {}
     _add_fakes(things, mode, memo, set())
     return deepcopy(things, memo)
@@ -25,7 +25,7 @@ def _add_fakes(things: Any, mode: FakeTensorMode, memo: dict[int, Any], seen: se
         return
     seen.add(id(things))
     if isinstance(things, nn.Module):
-        memo[id(things)] = None  # what decoding never reads
+        memo[id(things)] = None  # sampling never reads it
     elif isinstance(things, torch.device):
         memo[id(things)] = GPU
     elif isinstance(things, Tensor):

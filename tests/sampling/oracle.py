@@ -1,5 +1,4 @@
-"""Configurations with every kind of mask; logits of the plain forward, which knows no cache, and of both decoders; and
-whole requests painted."""
+"""Configurations with every kind of mask; logits of the plain forward and of both decoders; codes of whole requests."""
 
 from __future__ import annotations
 
@@ -11,15 +10,16 @@ from ttt.linear import Int8Linear
 from ttt.model.dalle import Dalle
 from ttt.sampling.cache import Cache
 from ttt.sampling.decode import decode_one_code, prefill
-from ttt.sampling.graph import Recorder
-from ttt.sampling.paint import Canvas, painting
+from ttt.sampling.graph import GraphCapturer
 from ttt.sampling.params import SamplingParams
+from ttt.sampling.sampler import SampledCodes, sampling_work
 from ttt.sampling.static import StaticStep
 from ttt.sampling.weights import DecoderWeights
 from ttt.workers import WorkerPool
 
 needs_vnni = pytest.mark.skipif(
-    not Int8Linear.works(), reason="NO 8-BIT PRODUCTS: this processor lacks VNNI, or torch oneDNN; they are not checked"
+    not Int8Linear.works(),
+    reason="NO INT8 PRODUCTS: no VNNI in this processor, or no oneDNN in torch; not tested",
 )
 SIZES = {
     "tiny": {"dim": 16, "depth": 5, "heads": 2, "dim_head": 8, "text_seq_len": 6, "image_fmap_size": 4},
@@ -68,7 +68,7 @@ def plain_logits(dalle: Dalle, text: torch.Tensor, codes: torch.Tensor) -> torch
 
 @torch.inference_mode()
 def cached_logits(dalle: Dalle, text: torch.Tensor, codes: torch.Tensor, **how: object) -> torch.Tensor:
-    """Logits [b, n, v] before each of the codes, from the loop over growing caches."""
+    """Logits [b, n, v] before each of the codes, from `decode_one_code`."""
     b, n = codes.shape
     weights = DecoderWeights(dalle, **how)  # type: ignore[arg-type]
     prompt = prefill(weights, text)
@@ -80,7 +80,7 @@ def cached_logits(dalle: Dalle, text: torch.Tensor, codes: torch.Tensor, **how: 
 
 @torch.inference_mode()
 def static_logits(dalle: Dalle, text: torch.Tensor, codes: torch.Tensor, **how: object) -> torch.Tensor:
-    """Logits [b, n, v] before each of the codes, from the step whose position is data."""
+    """Logits [b, n, v] before each of the codes, from StaticStep."""
     b, n = codes.shape
     weights = DecoderWeights(dalle, **how)  # type: ignore[arg-type]
     prompt = prefill(weights, text)
@@ -94,14 +94,14 @@ def static_logits(dalle: Dalle, text: torch.Tensor, codes: torch.Tensor, **how: 
 
 
 @torch.inference_mode()
-def painted(
-    weights: DecoderWeights, params: SamplingParams, size: int, recorder: Recorder | None = None
+def sampled(
+    weights: DecoderWeights, params: SamplingParams, size: int, capturer: GraphCapturer | None = None
 ) -> torch.Tensor:
     """Codes [candidates, n], in pieces of `size`."""
     text, _ = request(weights.config, 1)
-    canvas = Canvas(params.candidates, weights.config)
-    work = painting(weights, prefill(weights, text), params, canvas, recorder)
+    sampled = SampledCodes(params.candidates, weights.config)
+    work = sampling_work(weights, prefill(weights, text), params, sampled, capturer)
     for _ in WorkerPool(params.candidates, size, work, weights.device, cores=1).run():
         pass
-    assert canvas.fraction == 1
-    return canvas.codes
+    assert sampled.fraction == 1
+    return sampled.codes

@@ -1,8 +1,8 @@
-"""A recorder for a CPU that is as strict as a CUDA graph. Knows nothing of what it records.
+"""A capturer for a CPU that is as strict as a CUDA graph. Knows nothing of what it records.
 
-It remembers operations with the tensors they read and wrote, and repeats just these: whatever Python computed while
-recording stays as it was. It refuses what a capture refuses, and spoils temporary memory between replays, as others
-may write to it then.
+It stores operations with the tensors that they read and wrote, and repeats only these: values computed by Python during
+the capture stay constant. It refuses what a capture refuses, and overwrites temporary memory between replays, as other
+work on a GPU may.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ WAIT_FOR_THE_DEVICE = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "
                        "lift_fresh", "bincount", "repeat_interleave.Tensor", "record_stream", "pin_memory")  # fmt: skip
 
 
-class NotRecordable(RuntimeError):
-    """A capture on a GPU would fail here."""
+class NotCapturable(RuntimeError):
+    """A capture on a GPU would fail at this operation."""
 
 
 class Tape(TorchDispatchMode):
@@ -33,9 +33,9 @@ class Tape(TorchDispatchMode):
         kwargs = kwargs or {}
         name = str(func).removeprefix("aten.")
         if any(name == word or name.startswith(f"{word}.") for word in WAIT_FOR_THE_DEVICE):
-            raise NotRecordable(f"{func} waits for the device, or sends it something of the host's")
+            raise NotCapturable(f"{func} waits for the device, or sends it something of the host's")
         if any(t.dtype == torch.bool for t in _tensors(args[1:])) and name.startswith("index"):
-            raise NotRecordable(f"{func} with a mask waits for the device to count")
+            raise NotCapturable(f"{func} with a mask waits for the device to count")
         given = {_memory(t) for t in _tensors((args, kwargs))}
         out = func(*args, **kwargs)
         made = _tensors(out)

@@ -1,4 +1,4 @@
-"""The benchmark of sampling counts what there is and times real steps, without saying how long they should take."""
+"""The benchmark of sampling: it counts bytes and times real steps; no test depends on how long these take."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_row_of_the_table_comes_from_real_steps():
         ),
     ],
 )
-def test_a_bad_option_is_told_before_anything_is_measured(options, said, monkeypatch, capsys):
+def test_a_bad_option_is_reported_before_anything_is_measured(options, said, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmarks.sampling", *options])
     with pytest.raises(SystemExit) as ended:
         sampling.main()
@@ -69,7 +69,7 @@ def test_a_bad_option_is_told_before_anything_is_measured(options, said, monkeyp
     assert ended.value.code == 2 and out == "" and said in error
 
 
-def test_what_was_measured_is_told_though_the_rest_fails(monkeypatch, capsys):
+def test_measurements_are_reported_even_if_a_later_one_fails(monkeypatch, capsys):
     def failing(options, report):
         report["steps"] = [{"batch": 1}]
         raise TTTError("there is not enough memory")
@@ -97,7 +97,7 @@ def test_a_batch_that_does_not_fit_has_no_times(candidates, monkeypatch):
     assert steps.row() == {"batch": candidates, "fits": False}
 
 
-def test_the_table_goes_on_after_a_batch_that_does_not_fit(monkeypatch, capsys):
+def test_the_table_continues_after_a_batch_that_does_not_fit(monkeypatch, capsys):
     def crowded(weights, cache, codes, position):
         if len(codes) > 4:
             raise MemoryError
@@ -112,7 +112,7 @@ def test_the_table_goes_on_after_a_batch_that_does_not_fit(monkeypatch, capsys):
     assert best["times_faster"] == pytest.approx(2)
 
 
-def test_processor_time_is_told_only_where_it_is_that_of_a_step():
+def test_processor_time_is_reported_only_for_steps():
     steps = Steps(*model_and_prompt(), 12)
     before = torch.get_num_threads()
     try:

@@ -1,24 +1,24 @@
-"""Painting on a GPU, and only there: recorded steps against steps called one by one and against the plain forward."""
+"""Sampling on a GPU, and only there: captured steps against eager ones and against the plain forward."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from tests.sampling.oracle import KINDS, config_of, painted, plain_logits, request
+from tests.sampling.oracle import KINDS, config_of, plain_logits, request, sampled
 from tests.support.tiny import tiny_dalle
 from ttt.config import PAPER
 from ttt.hardware import choose_device, choose_dtype
 from ttt.model.dalle import Dalle
 from ttt.sampling.decode import prefill
-from ttt.sampling.graph import Recorder, Run
+from ttt.sampling.graph import GraphCapturer, Run
 from ttt.sampling.params import SamplingParams
 from ttt.sampling.static import StaticStep
 from ttt.sampling.weights import DecoderWeights
 
 if not torch.cuda.is_available():
     pytest.skip(
-        "NO CUDA DEVICE: recording CUDA graphs and replaying them is checked nowhere in this run",
+        "NO CUDA DEVICE: capturing and replaying CUDA graphs is not tested in this run",
         allow_module_level=True,
     )
 
@@ -29,27 +29,27 @@ def on_gpu(size: str, kinds: str, dtype: torch.dtype = torch.float32) -> Decoder
     return DecoderWeights(tiny_dalle(3, config_of(size, kinds)).to("cuda"), dtype)
 
 
-def loop_only(step: Run, device: torch.device) -> Run:
-    raise RuntimeError("the loop is wanted")
+def never_captured(step: Run, device: torch.device) -> Run:
+    raise RuntimeError("use the eager decoder")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kinds", KINDS)
-def test_a_graph_paints_what_its_step_paints(kinds: str, dtype: torch.dtype):
+def test_a_graph_gives_the_codes_of_its_step(kinds: str, dtype: torch.dtype):
     weights = on_gpu("odd head", kinds, dtype)
-    recorder = Recorder(weights.device)
-    of_graph = painted(weights, PARAMS, 5, recorder)
-    assert not recorder.failed
-    assert torch.equal(of_graph, painted(weights, PARAMS, 5, Recorder(weights.device, lambda step, device: step)))
+    capturer = GraphCapturer(weights.device)
+    of_graph = sampled(weights, PARAMS, 5, capturer)
+    assert not capturer.failed
+    assert torch.equal(of_graph, sampled(weights, PARAMS, 5, GraphCapturer(weights.device, lambda step, device: step)))
 
 
 @pytest.mark.parametrize("kinds", KINDS)
-def test_a_graph_paints_what_the_loop_paints_in_float32(kinds: str):
+def test_a_graph_gives_the_codes_of_the_eager_decoder_in_float32(kinds: str):
     weights = on_gpu("wide", kinds)
-    recorder = Recorder(weights.device)
-    of_graph = painted(weights, PARAMS, 11, recorder)
-    assert not recorder.failed
-    assert torch.equal(of_graph, painted(weights, PARAMS, 11, Recorder(weights.device, loop_only)))
+    capturer = GraphCapturer(weights.device)
+    of_graph = sampled(weights, PARAMS, 11, capturer)
+    assert not capturer.failed
+    assert torch.equal(of_graph, sampled(weights, PARAMS, 11, GraphCapturer(weights.device, never_captured)))
 
 
 @pytest.mark.parametrize("kinds", KINDS)
@@ -68,12 +68,12 @@ def test_logits_on_the_gpu_equal_the_plain_forward(kinds: str):
 
 
 @torch.inference_mode()
-def test_a_replay_asks_nothing_of_the_host():
+def test_a_replay_never_waits_for_the_host():
     weights = on_gpu("tiny", "paper")
     text, _ = request(weights.config, 1)
     step = StaticStep(weights, prefill(weights, text), PARAMS, 4)
     step.restart()
-    run = Recorder(weights.device).record(step)
+    run = GraphCapturer(weights.device).capture(step)
     assert run is not None
     step.restart()
     torch.cuda.set_sync_debug_mode("error")
@@ -81,12 +81,12 @@ def test_a_replay_asks_nothing_of_the_host():
         for _ in range(weights.config.image_seq_len - 1):
             run()
         step.restart()
-        step()  # the step itself waits for nothing, either
+        step()  # nor does the step itself
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_the_device_has_a_number_and_a_precision_that_it_is_good_at():
+def test_the_device_has_a_number_and_its_native_precision():
     device = choose_device("cuda")
     assert device == choose_device("auto")
     assert device.index is not None
@@ -94,9 +94,9 @@ def test_the_device_has_a_number_and_a_precision_that_it_is_good_at():
     assert choose_dtype("auto", device, PAPER) == half
 
 
-def test_memory_goes_back_when_a_request_ends():
+def test_memory_is_freed_when_a_request_ends():
     weights = DecoderWeights(Dalle(config_of("tiny", "mixed")).cuda())
     before = torch.cuda.memory_allocated()
     for _ in range(2):
-        painted(weights, PARAMS, 11, Recorder(weights.device))
+        sampled(weights, PARAMS, 11, GraphCapturer(weights.device))
     assert torch.cuda.memory_allocated() - before < 32 << 20, "but for the libraries' workspaces"

@@ -1,4 +1,4 @@
-"""The caches of the decoder: what they show, what they cost in memory, and the weights beside them."""
+"""The caches of sampling: which keys they show and how much memory they take; and the packed weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support.tiny import tiny_dalle
 from ttt.config import DEMO, PAPER
 from ttt.errors import Cancelled, CheckpointError
 from ttt.model.dalle import Dalle
-from ttt.sampling.cache import Cache, bytes_per_candidate, unseen_slots
+from ttt.sampling.cache import Cache, bytes_per_candidate, slot_mask
 from ttt.sampling.decode import prefill
 from ttt.sampling.weights import DecoderWeights
 
@@ -32,7 +32,7 @@ def test_a_loaded_angle_table_is_used():
     torch.testing.assert_close(after, plain_logits(dalle, text, codes), atol=1e-4, rtol=0)
 
 
-def test_a_loaded_angle_table_may_turn_the_two_of_a_pair_against_each_other():
+def test_a_loaded_angle_table_may_rotate_the_channels_of_a_pair_differently():
     dalle = tiny_dalle(3)
     text, codes = request(dalle.config, 2)
     dalle.transformer.pos_emb[..., ::2] *= -1
@@ -43,10 +43,10 @@ def test_a_loaded_angle_table_may_turn_the_two_of_a_pair_against_each_other():
 
 def test_the_ring_of_the_convolution_shows_the_corner_above_and_to_the_left():
     config = config_of("tiny", "conv", conv_kernel=3)  # 4 x 4 codes, a ring of 3 rows
-    unseen = unseen_slots("conv", config).view(4, 4, 3, 4)
+    hidden_slots = slot_mask("conv", config).view(4, 4, 3, 4)
 
     def drawn(row: int, column: int) -> list[str]:
-        return ["".join(".x"[int(not hidden)] for hidden in line) for line in unseen[row, column].tolist()]
+        return ["".join(".x"[int(not hidden)] for hidden in line) for line in hidden_slots[row, column].tolist()]
 
     assert drawn(0, 0) == ["x...", "....", "...."]
     assert drawn(1, 2) == ["xxx.", "xxx.", "...."]
@@ -54,8 +54,8 @@ def test_the_ring_of_the_convolution_shows_the_corner_above_and_to_the_left():
     assert drawn(3, 1) == ["xx..", "xx..", "xx.."], "row 3 has taken the place of row 0"
 
 
-def test_candidates_do_not_touch_each_other():
-    """Bitwise: a candidate's logits don't depend on who is computed beside it."""
+def test_candidates_do_not_influence_each_other():
+    """Bitwise: logits of a candidate do not depend on which others are computed beside it."""
     dalle = Dalle(DEMO).eval()
     text, codes = request(DEMO, 16)
     codes = codes[:, :40]
@@ -90,15 +90,15 @@ def test_layers_of_a_group_share_their_packed_weights():
     assert weights.layers[0].attention_norm is not weights.layers[4].attention_norm
 
 
-def test_broken_weights_are_reported_before_painting():
+def test_broken_weights_are_reported_before_sampling():
     dalle = tiny_dalle()
     with torch.no_grad():
         dalle.norm.weight.fill_(float("nan"))
-    with pytest.raises(CheckpointError, match="not finite"):
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
         prefill(DecoderWeights(dalle), torch.ones(1, dalle.config.text_seq_len, dtype=torch.long))
 
 
-def test_reading_the_prompt_can_be_stopped_before_every_layer():
+def test_prefill_can_be_stopped_before_every_layer():
     weights, calls = DecoderWeights(tiny_dalle()), list[int]()
     text = torch.ones(1, weights.config.text_seq_len, dtype=torch.long)
     prefill(weights, text, check=lambda: calls.append(len(calls)))

@@ -1,4 +1,4 @@
-"""Decoding where all tensors say that they are on a GPU: nothing may be on the host, and nothing ask for values."""
+"""Sampling with fake tensors on a GPU: no tensor may be on the host, and no operation may read a value."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.sampling.oracle import config_of, request
 from tests.support.tiny import tiny_dalle
 from ttt.sampling.cache import PrefillResult
 from ttt.sampling.decode import prefill
-from ttt.sampling.paint import Loop, random_numbers
 from ttt.sampling.params import SamplingParams
+from ttt.sampling.sampler import EagerDecoder, random_numbers
 from ttt.sampling.static import StaticStep
 from ttt.sampling.weights import DecoderWeights
 
@@ -31,12 +31,12 @@ def on_gpu(size: str, kinds: str, dtype: torch.dtype, mode: FakeTensorMode) -> t
 @pytest.mark.parametrize(
     ("size", "kinds", "dtype"), [("tiny", "mixed", torch.bfloat16), ("odd head", "paper", torch.float32)]
 )
-def test_steps_and_loop_stay_on_the_device(size: str, kinds: str, dtype: torch.dtype):
+def test_both_decoders_stay_on_the_device(size: str, kinds: str, dtype: torch.dtype):
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     weights, prompt = on_gpu(size, kinds, dtype, mode)
     with mode, torch.inference_mode():
         random = random_numbers(weights, PARAMS, 0, 5)
-        step, loop = StaticStep(weights, prompt, PARAMS, 5), Loop(weights, prompt, PARAMS, random)
+        step, loop = StaticStep(weights, prompt, PARAMS, 5), EagerDecoder(weights, prompt, PARAMS, random)
         step.begin(random)
         step()
         for _ in range(weights.config.image_fmap_size + 1):
@@ -44,7 +44,7 @@ def test_steps_and_loop_stay_on_the_device(size: str, kinds: str, dtype: torch.d
     assert step.codes.device == loop.codes.device == GPU
 
 
-def test_a_tensor_left_on_the_host_and_a_question_for_a_value_are_found():
+def test_a_tensor_on_the_host_and_reading_a_value_are_detected():
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     weights, prompt = on_gpu("tiny", "paper", torch.float32, mode)
     with mode, torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Both ways to decode, the loop and the step that a graph can record, against the plain forward."""
+"""Both decoders, eager and static, against the plain forward."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_logits_equal_the_plain_forward_at_every_position(size: str, kinds: str,
 
 @both
 @pytest.mark.parametrize("more", [{"share_layers": False}, {"reversible": False}, {"conv_kernel": 3}, {"ff_mult": 1}])
-def test_every_other_option_is_followed_too(more: dict[str, object], logits: Decoder) -> None:
+def test_other_options_of_the_model_are_followed(more: dict[str, object], logits: Decoder) -> None:
     dalle = tiny_dalle(4, config_of("tiny", "paper", **more))
     text, codes = request(dalle.config, 3)
     torch.testing.assert_close(logits(dalle, text, codes), plain_logits(dalle, text, codes), atol=1e-4, rtol=0)

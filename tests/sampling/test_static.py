@@ -1,19 +1,19 @@
-"""The step whose position is data: its codes against the loop, on a tape that allows what a CUDA graph allows."""
+"""StaticStep: its codes against the eager decoder's, captured on a tape that is as strict as a CUDA graph."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from tests.sampling.oracle import KINDS, config_of, painted, request
-from tests.sampling.tape import NotRecordable, taped
+from tests.sampling.oracle import KINDS, config_of, request, sampled
+from tests.sampling.tape import NotCapturable, taped
 from tests.support.tiny import tiny_dalle
 from ttt.config import PAPER
 from ttt.errors import CheckpointError
 from ttt.sampling.decode import prefill
-from ttt.sampling.graph import Recorder
-from ttt.sampling.paint import memory_per_candidate
+from ttt.sampling.graph import GraphCapturer
 from ttt.sampling.params import SamplingParams
+from ttt.sampling.sampler import memory_per_candidate
 from ttt.sampling.static import StaticStep, static_bytes_per_candidate
 from ttt.sampling.weights import DecoderWeights
 
@@ -22,48 +22,48 @@ PARAMS = SamplingParams(candidates=11, seed=3, top_k=12, top_p=0.9)
 
 
 @pytest.mark.parametrize(("size", "kinds"), [*(("odd head", kinds) for kinds in KINDS), ("wide", "paper")])
-def test_one_recording_paints_the_codes_of_the_loop(size: str, kinds: str):
-    """Recorded at one position, replayed at all: nothing that depends on the position may have stayed in Python."""
+def test_one_capture_samples_the_codes_of_the_eager_decoder(size: str, kinds: str):
+    """Captured at one position and replayed at all: no value that depends on the position may have stayed in Python."""
     weights = DecoderWeights(tiny_dalle(3, config_of(size, kinds)))
-    recorder = Recorder(CPU, taped)
-    assert torch.equal(painted(weights, PARAMS, 11, recorder), painted(weights, PARAMS, 11))
-    assert not recorder.failed
+    capturer = GraphCapturer(CPU, taped)
+    assert torch.equal(sampled(weights, PARAMS, 11, capturer), sampled(weights, PARAMS, 11))
+    assert not capturer.failed
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 4, 7])
-def test_odd_chunks_of_a_recording_paint_the_same(chunk: int):
+def test_odd_chunks_of_a_capture_give_the_same_codes(chunk: int):
     weights = DecoderWeights(tiny_dalle(3, config_of("tiny", "mixed")))
-    recorder = Recorder(CPU, taped)
-    assert torch.equal(painted(weights, PARAMS, chunk, recorder), painted(weights, PARAMS, 11))
-    assert not recorder.failed
+    capturer = GraphCapturer(CPU, taped)
+    assert torch.equal(sampled(weights, PARAMS, chunk, capturer), sampled(weights, PARAMS, 11))
+    assert not capturer.failed
 
 
 @pytest.mark.parametrize(
     "cut", [{"top_k": None, "top_p": None}, {"top_k": 5, "top_p": None}, {"top_k": None, "top_p": 0.6},
             {"top_k": 1000, "top_p": 1.0, "temperature": 2.5}, {"temperature": 1e-9}],
 )  # fmt: skip
-def test_every_way_of_choosing_a_code_can_be_recorded(cut: dict[str, object]):
+def test_every_way_of_picking_a_code_can_be_captured(cut: dict[str, object]):
     weights, params = DecoderWeights(tiny_dalle(3)), SamplingParams(candidates=5, keep=1, seed=9, **cut)  # type: ignore[arg-type]
-    recorder = Recorder(CPU, taped)
-    assert torch.equal(painted(weights, params, 5, recorder), painted(weights, params, 5))
-    assert not recorder.failed
+    capturer = GraphCapturer(CPU, taped)
+    assert torch.equal(sampled(weights, params, 5, capturer), sampled(weights, params, 5))
+    assert not capturer.failed
 
 
-@pytest.mark.parametrize("recorder", [None, Recorder(CPU, taped)], ids=["loop", "recording"])
-def test_logits_that_are_not_finite_after_the_prompt_are_reported(recorder: Recorder | None):
+@pytest.mark.parametrize("capturer", [None, GraphCapturer(CPU, taped)], ids=["eager", "captured"])
+def test_nan_logits_after_the_prompt_are_reported(capturer: GraphCapturer | None):
     weights = DecoderWeights(tiny_dalle(3, config_of("tiny", "mixed")))
-    assert weights.rotary.turns is not None
-    weights.rotary.turns[weights.config.text_len + 6] = torch.nan
-    with pytest.raises(CheckpointError, match="not finite"):
-        painted(weights, PARAMS, 11, recorder)
-    weights.rotary.turns[weights.config.text_len + 6] = 1
-    painted(weights, PARAMS, 11, recorder)
-    assert recorder is None or not recorder.failed
+    assert weights.rotary.factors is not None
+    weights.rotary.factors[weights.config.text_len + 6] = torch.nan
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
+        sampled(weights, PARAMS, 11, capturer)
+    weights.rotary.factors[weights.config.text_len + 6] = 1
+    sampled(weights, PARAMS, 11, capturer)
+    assert capturer is None or not capturer.failed
 
 
-def test_a_recording_in_16_bits_paints_what_its_step_paints():
+def test_a_capture_in_16_bits_gives_the_codes_of_its_step():
     weights = DecoderWeights(tiny_dalle(6, config_of("wide", "paper")), torch.bfloat16)
-    of_tape, of_step = (painted(weights, PARAMS, 6, Recorder(CPU, capture)) for capture in (taped, lambda s, d: s))
+    of_tape, of_step = (sampled(weights, PARAMS, 6, GraphCapturer(CPU, capture)) for capture in (taped, lambda s, d: s))
     assert torch.equal(of_tape, of_step)
 
 
@@ -76,9 +76,9 @@ def test_the_tape_is_as_strict_as_a_graph():
 
     replay = taped(decides_in_python, CPU)
     replay()
-    assert x.tolist() == [0, 0, 0], "the 0 of the recording, not the 1 of a second call"
+    assert x.tolist() == [0, 0, 0], "the 0 of the capture, not the 1 of a second call"
     for asks in (lambda: x.sum().item(), lambda: x[x > 0], lambda: x.nonzero(), lambda: x + torch.tensor([1.0])):
-        with pytest.raises(NotRecordable):
+        with pytest.raises(NotCapturable):
             taped(asks, CPU)
 
 

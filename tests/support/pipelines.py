@@ -1,4 +1,4 @@
-"""A prompt and settings for tiny pictures, a `TextToImage` with any scorer, and all that one request painted."""
+"""A prompt and settings for tiny images, a `TextToImage` with any scorer, and the images of a request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pipe_of(tmp_path: Path, scorer: Scorer | Future[Scorer]) -> TextToImage:
 
 
 def pixels(ranking: tuple[RankedImage, ...] | list[RankedImage]) -> np.ndarray:
-    """All pictures by candidate [candidates, h, w, 3]."""
+    """All images by candidate [candidates, h, w, 3]."""
     return np.stack([np.asarray(r.image) for r in sorted(ranking, key=lambda r: r.candidate)])
 
 

@@ -1,4 +1,4 @@
-"""The published files -> a bundle folder. Knows no network; runs no code from files unless told to."""
+"""Converts the published files to a bundle. Runs no code from files unless `trust_pickle` is set; uses no network."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ PUBLISHED_PAD_ID = 1
 """The published model was trained on prompts padded with t5-small's EOS, not with 0."""
 
 TRAINING_ONLY = ("loss.",)
-"""What a VQGAN checkpoint holds beside the model: the discriminator and the perceptual loss."""
+"""Prefixes of training-only tensors in a VQGAN checkpoint: the discriminator and the perceptual loss."""
 
 INERT = ("pytorch_lightning.callbacks.",)
-"""Classes that old Lightning files name, as labels of their callbacks' notes. While tensors are read, a class that
-does nothing stands for each, so nothing of theirs is imported or run; any other class makes a file unsafe."""
+"""Classes that old Lightning files refer to as labels of their callbacks' state. While tensors are read, a class that
+does nothing replaces each of them, so none of their code is imported or run. Any other class makes a file unsafe."""
 
 MAX_YAML_BYTES = 1 << 20
 
@@ -51,7 +51,7 @@ def convert(
 ) -> Bundle:
     """Read every part strictly, then write `out`; see `write_bundle` for `dtype` and `overwrite`.
 
-    `trust_pickle` unpickles what cannot be read otherwise, which runs whatever code the file's author put there.
+    `trust_pickle` unpickles files that cannot be read otherwise, which runs any code that their author put in.
     """
     codec_config = vqgan_config if isinstance(vqgan_config, VqganConfig) else read_vqgan_yaml(vqgan_config)
     transformer = load_state(Dalle(dalle_config), read_tensors(dalle, trust_pickle))
@@ -69,7 +69,7 @@ def convert(
 
 
 def read_vqgan(path: str | os.PathLike[str], config: VqganConfig, trust_pickle: bool = False) -> Vqgan:
-    """A VQGAN from a Lightning `last.ckpt` or a state dict; CheckpointError names the key that does not fit."""
+    """Read a VQGAN from a Lightning `last.ckpt` or a state dict; CheckpointError names the key that does not fit."""
     tensors = read_tensors(path, trust_pickle)
     vqgan = Vqgan(config)
     load_strictly(vqgan, {k: v for k, v in tensors.items() if not k.startswith(TRAINING_ONLY)}, Path(path))
@@ -104,7 +104,7 @@ def read_vqgan_yaml(path: str | os.PathLike[str]) -> VqganConfig:
 
 
 def read_dalle_config(path: str | os.PathLike[str]) -> DalleConfig:
-    """A DalleConfig from a JSON file: its fields, or a bundle's whole `config.json`."""
+    """Read a DalleConfig from a JSON file with its fields, or from the `config.json` of a bundle."""
     content = read_json(Path(path))
     return checked_config(DalleConfig, json_object(content.get("dalle", content), Path(path), "dalle"), Path(path))
 
@@ -121,7 +121,7 @@ def parse_clip(spec: str) -> ClipSpec:
 
 
 def read_tensors(path: str | os.PathLike[str], trust_pickle: bool = False) -> dict[str, Tensor]:
-    """`read_state`, and what it refuses: Lightning's callbacks as inert labels, the rest only if `trust_pickle`."""
+    """`read_state`, with Lightning's callbacks as inert labels; other files are unpickled if `trust_pickle` is set."""
     try:
         return read_state(path)
     except UnsafeCheckpoint:
@@ -134,7 +134,7 @@ def read_tensors(path: str | os.PathLike[str], trust_pickle: bool = False) -> di
 
 
 class _Inert:
-    """Takes the place of a class while a file is read, and ignores all it is given."""
+    """Replaces a class while a file is read, and ignores its data."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -142,7 +142,7 @@ class _Inert:
 
 
 def _read_with_inert_labels(path: Path) -> Any | None:
-    """The content, with `_Inert` for `INERT` classes, by torch's restricted unpickler; None where it is impossible."""
+    """Read with torch's restricted unpickler and `_Inert` in place of `INERT` classes; None if that fails."""
     try:
         unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         if not unsafe or not all(name.startswith(INERT) for name in unsafe):

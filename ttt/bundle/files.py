@@ -1,4 +1,4 @@
-"""Small file checks under `ttt.bundle.spec`: names, JSON, safetensors headers. Knows no models, needs no torch."""
+"""Checks of single files: names, JSON, safetensors headers. Independent of torch and of models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def broken(path: Path, why: str) -> BundleError:
 
 
 def file_size(path: Path) -> int:
-    """Size of a file that must be there."""
+    """Size of a file; BundleError if it is missing."""
     try:
         size = path.stat().st_size
     except OSError:
@@ -35,7 +35,7 @@ def read_json(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     """The JSON object in `path`, which may have at most `limit` bytes."""
     size = file_size(path)
     if size > limit:
-        raise BundleError(f"{path} has {size} bytes; at most {limit} are expected of such a file")
+        raise BundleError(f"{path} has {size} bytes; at most {limit} are allowed for this file")
     return json_object(_parse(path.read_bytes(), path), path)
 
 
@@ -46,7 +46,7 @@ def json_object(value: Any, path: Path, key: str = "its content") -> dict[str, A
 
 
 def plain_name(value: Any, path: Path, key: str) -> str:
-    """A name without any part that could lead out of the folder or to the network."""
+    """Check that a name cannot lead out of the folder or to the network."""
     if not isinstance(value, str) or not _PLAIN_NAME.fullmatch(value):
         raise BundleError(f"{path}: {key} must be a plain name (letters, digits, '.', '_', '-'), got {value!r}")
     return value
@@ -59,7 +59,7 @@ def text_field(value: Any, path: Path, key: str) -> str:
 
 
 def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor; BundleError where the file is missing, cut short or of another kind."""
+    """Shape of each tensor; BundleError if the file is missing, truncated or not a safetensors file."""
     size = file_size(path)
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -78,7 +78,7 @@ def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     if written != size:
         raise broken(path, f"{size} bytes are there, {written} were written")
     for (name, shape), (start, end) in zip(shapes.items(), spans, strict=True):
-        if prod(shape) > end - start >= 0:  # a number takes at least one byte
+        if prod(shape) > end - start >= 0:  # an element takes at least one byte
             raise broken(path, f"tensor {name} claims more numbers than the file holds")
     return shapes
 

@@ -1,13 +1,13 @@
-"""Bundle folders: one model and all it needs, described by `config.json`. Knows no network and no pickles.
+"""Bundle folders: one model and everything it needs, described by `config.json`. Independent of torch and the network.
 
     config.json         format, version, name, the two model configurations, tokenizer, CLIP
-    dalle.safetensors   the transformer; a tensor that layers share is there once
+    dalle.safetensors   the transformer; a tensor that layers share is stored once
     vqgan.safetensors   encoder, quantiser and decoder
     tokenizer.json      the `tokenizers` library's format
-    clip_config.json, clip.safetensors    only where CLIP is not one that open_clip knows by name
+    clip_config.json, clip.safetensors    only if CLIP is not a model that open_clip knows by name
 
-`read_bundle` checks all that can be checked without torch, so that a broken or half-downloaded folder is
-reported at once and by the name of its file; `ttt.bundle.weights` moves weights in and out.
+`read_bundle` checks everything that can be checked without torch, so a broken or partly downloaded folder is reported
+at once, with the name of the file. `ttt.bundle.weights` reads and writes the weights.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ LIMITS = {
     "ch": 4096, "num_res_blocks": 64, "resolution": 2048, "in_channels": 3, "out_ch": 3, "z_channels": 16_384,
     "embed_dim": 16_384, "n_embed": 1 << 20, "norm_groups": 4096,
 }  # fmt: skip
-"""Largest value of each whole number in the two configurations: far above any published model, and low
-enough that a hostile `config.json` cannot make the machine allocate without end."""
+"""Largest value of each whole number in the two configurations: far above any published model, but low enough that a
+malicious `config.json` cannot exhaust the memory."""
 MAX_LIST = 64
 
 _Config = TypeVar("_Config", DalleConfig, VqganConfig)
@@ -51,7 +51,7 @@ _Config = TypeVar("_Config", DalleConfig, VqganConfig)
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSpec:
-    """Either a model that open_clip knows (`model` and `pretrained`), or files."""
+    """Either a model that open_clip knows by name (`model` and `pretrained`), or files."""
 
     model: str | None = None
     pretrained: str | None = None
@@ -59,11 +59,7 @@ class ClipSpec:
     """open_clip's model configuration (embed_dim, vision_cfg, text_cfg)."""
     weights: Path | None = None
     tokenizer: Path | None = None
-    """`tokenizers` file; None where open_clip's own tokenizer is meant."""
-
-    @property
-    def is_local(self) -> bool:
-        return self.config is not None
+    """File of the `tokenizers` library; None for open_clip's own tokenizer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +79,7 @@ class Bundle:
 
 
 def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
-    """Check `folder` and describe it; BundleError names the file and the remedy."""
+    """Check `folder` and return its description; BundleError names the file and the remedy."""
     root = Path(folder)
     if not root.is_dir():
         raise BundleError(f"{root} is not a folder; a bundle is a folder with {CONFIG}, made by `ttt convert`")
@@ -115,7 +111,7 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
 
 
 def config_files(config: dict[str, Any], path: Path) -> list[str]:
-    """Names of the files that a bundle's `config.json` asks for, itself excluded."""
+    """Names of the other files that a bundle's `config.json` refers to."""
     tokenizer, clip = (json_object(config.get(key), path, key) for key in ("tokenizer", "clip"))
     named = [tokenizer.get("file"), *(clip[key] for key in ("config", "weights", "tokenizer") if key in clip)]
     return list(dict.fromkeys([DALLE, VQGAN, *(plain_name(name, path, "a file name") for name in named)]))
@@ -136,7 +132,7 @@ def _check_version(config: dict[str, Any], path: Path) -> None:
 
 
 def checked_config(cls: type[_Config], values: dict[str, Any], path: Path) -> _Config:
-    """A configuration from a file, with types and sizes that cannot hurt."""
+    """A configuration read from a file, with types and sizes checked."""
     defaults = {field.name: field.default for field in fields(cls)}
     for name, value in values.items():
         default, limit = defaults.get(name), LIMITS.get(name)
@@ -175,13 +171,13 @@ def _check_fit(dalle: DalleConfig, vqgan: VqganConfig, path: Path) -> None:
     ):
         if of_dalle != of_vqgan:
             raise BundleError(
-                f"{path}: transformer and VQGAN don't belong together: {what} must be equal, got {of_dalle} and "
+                f"{path}: transformer and VQGAN do not match: {what} must be equal, got {of_dalle} and "
                 f"{of_vqgan}; convert with the VQGAN that the transformer was trained on"
             )
 
 
 def _check_dalle_file(path: Path, dalle: DalleConfig) -> None:
-    """Before anything is allocated: are the configuration's sizes really those of the file?"""
+    """Check, before anything is allocated, that the file has tensors of the configured sizes."""
     shapes = safetensors_shapes(path)
     sizes = {size for shape in shapes.values() for size in shape}
     expected = {
@@ -218,7 +214,7 @@ def _clip_spec(clip: dict[str, Any], root: Path) -> ClipSpec:
             weights=_inside(root, clip.get("weights"), "clip.weights"),
             tokenizer=_inside(root, clip["tokenizer"], "clip.tokenizer") if "tokenizer" in clip else None,
         )
-    # Plain names only: open_clip would open a path, and "hf-hub:..." would reach for any repository.
+    # Plain names only: open_clip would open paths, and download any repository named "hf-hub:...".
     model, pretrained = (plain_name(clip.get(key), root / CONFIG, f"clip.{key}") for key in ("model", "pretrained"))
     return ClipSpec(model=model, pretrained=pretrained)
 
@@ -230,7 +226,7 @@ def _pad_id(value: Any, dalle: DalleConfig, path: Path) -> int:
 
 
 def _inside(root: Path, value: Any, key: str) -> Path:
-    """A file that lies directly in the folder."""
+    """Path of a file directly in the folder; BundleError if it is missing."""
     path = root / plain_name(value, root / CONFIG, key)
     file_size(path)
     return path

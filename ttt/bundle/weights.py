@@ -1,4 +1,4 @@
-"""Weights into and out of bundle folders, as safetensors. Knows nothing of the published files and of the network."""
+"""Writes weights into bundle folders and loads them, as safetensors. Independent of the network."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def write_bundle(
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
 ) -> layout.Bundle:
-    """Write a bundle so that a reader sees the whole of it or none, then read it back.
+    """Write a bundle so that a reader sees all of it or none, then read it back.
 
-    CLIP is `clip` (a name that open_clip knows, or files to copy), or else `clip_model` with its open_clip
-    `clip_config`; such a model reads the bundle's own tokenizer unless `clip_uses_tokenizer` is False.
-    Parameters are stored as `dtype` (None: as they are); buffers, angles among them, always as they are.
-    With `overwrite`, other files in `folder` stay.
+    CLIP is either `clip` (a name that open_clip knows, or files to copy) or `clip_model` with its open_clip
+    `clip_config`, which uses the bundle's own tokenizer unless `clip_uses_tokenizer` is False. Parameters are stored as
+    `dtype` (None: unchanged); buffers, such as the rotary angles, are always stored unchanged. With `overwrite`, other
+    files in `folder` are kept.
     """
     if (clip is None) == (clip_model is None or clip_config is None):
         raise BundleError("a bundle needs one CLIP: either `clip`, or `clip_model` with `clip_config`")
@@ -119,7 +119,7 @@ def load_vqgan_from(
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file that `read_bundle` may have checked long ago."""
+    """All tensors of a file, checked again because it may have changed since `read_bundle`."""
     safetensors_shapes(path)
     try:
         return load_file(path)
@@ -128,13 +128,11 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Fill every parameter and buffer of `module`, each shared one once; CheckpointError names the key."""
+    """Copy `state` into all parameters and buffers of `module`; CheckpointError names a key that does not fit."""
     own = unique_state(module)
     for what, keys in (("lacks", own.keys() - state.keys()), ("has unknown", state.keys() - own.keys())):
         if keys:
-            raise CheckpointError(
-                f"{source} {what} {_few(keys)}; it belongs to another model than {layout.CONFIG} says"
-            )
+            raise CheckpointError(f"{source} {what} {_few(keys)}; it does not match the model in {layout.CONFIG}")
     for key, tensor in own.items():
         if tensor.shape != state[key].shape:
             raise CheckpointError(f"{source}: {key} is {list(state[key].shape)}, the model needs {list(tensor.shape)}")
@@ -144,8 +142,8 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: Path) 
 
 
 def unique_state(module: nn.Module) -> dict[str, Tensor]:
-    """`state_dict`, with each shared tensor under its first name alone."""
-    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}  # both leave duplicates out
+    """`state_dict` with each shared tensor only under its first name."""
+    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}  # neither repeats shared tensors
     return {key: named[key] for key in module.state_dict() if key in named}
 
 
@@ -161,7 +159,7 @@ def _save(module: nn.Module, path: Path, dtype: torch.dtype | None) -> None:
 def _describe(
     stage: Path, name: str, dalle: DalleConfig, vqgan: VqganConfig, pad_id: int, clip: Mapping[str, str]
 ) -> None:
-    """Write `config.json` beside the other files, and read it all back: what cannot be read never gets its name."""
+    """Write `config.json` beside the other files and read the bundle back, before it gets its final name."""
     config = {
         "format": layout.FORMAT,
         "version": layout.VERSION,
@@ -201,13 +199,13 @@ def _copy_clip(clip: layout.ClipSpec, stage: Path) -> dict[str, str]:
 def _staging(target: Path, overwrite: bool) -> Iterator[Path]:
     """Yield a folder beside `target` that takes its place at the end; after an error it is deleted."""
     if target.exists() and not overwrite and (not target.is_dir() or any(target.iterdir())):
-        raise BundleError(f"{target} exists and is not empty; choose another folder, or ask for it to be overwritten")
+        raise BundleError(f"{target} exists and is not empty; choose another folder, or overwrite it (--overwrite)")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with partial_folder(target) as stage:
             yield stage
             _publish(stage, target)
-    except (OSError, SafetensorError) as error:  # the latter has no errno, only its text
+    except (OSError, SafetensorError) as error:  # SafetensorError has no errno, only text
         if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error):
             raise BundleError(f"no space is left on the disk of {target}; nothing was written") from error
         raise BundleError(f"{target} could not be written: {error}") from error

@@ -1,4 +1,4 @@
-"""Self-attention; which keys a query sees, and how it turns, is given to it. Knows no layers."""
+"""Self-attention. The caller passes how queries see keys (`Attend`) and how both are rotated."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttt.model.rotary import rotate
+from ttt.model.rotary import Rotary
 
 Attend = Callable[[Tensor], Tensor]
-"""Rotated queries, keys and values in one, [3, b, h, n, d] -> [b, n, h, d]."""
+"""Rotated queries, keys and values in one tensor [3, b, h, n, d] -> [b, n, h, d]."""
 
 
 class Attention(nn.Module):
@@ -23,18 +23,11 @@ class Attention(nn.Module):
         self.to_qkv = nn.Linear(dim, 3 * heads * dim_head, bias=False)
         self.to_out = nn.Linear(heads * dim_head, dim)
 
-    def qkv(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [b, n, c], tables [n, r] of its positions -> rotated queries, keys and values, each [b, h, n, d]."""
-        q, k, v = rotate(self._split(x), cos, sin).unbind(0)
-        return q, k, v
-
-    def forward(self, x: Tensor, attend: Attend, turn: Callable[[Tensor], Tensor]) -> Tensor:
-        """x [b, n, c] -> [b, n, c]; `turn` rotates [..., n, d]."""
-        return self.to_out(attend(turn(self._split(x)).contiguous()).flatten(2))
-
-    def _split(self, x: Tensor) -> Tensor:
-        """[b, n, c] -> [3, b, h, n, d]."""
-        return self.to_qkv(x).unflatten(-1, (3, self.heads, self.dim_head)).permute(2, 0, 3, 1, 4)
+    def forward(self, x: Tensor, attend: Attend, rotary: Rotary) -> Tensor:
+        """x [b, n, c] -> [b, n, c]."""
+        qkv = self.to_qkv(x).unflatten(-1, (3, self.heads, self.dim_head))  # [b, n, 3, h, d]
+        qkv = rotary(qkv.permute(2, 0, 3, 1, 4)).contiguous()  # [3, b, h, n, d]
+        return self.to_out(attend(qkv).flatten(2))
 
 
 def attend_masked(qkv: Tensor, mask: Tensor) -> Tensor:
@@ -44,10 +37,10 @@ def attend_masked(qkv: Tensor, mask: Tensor) -> Tensor:
 
 
 def attend_lines(qkv: Tensor, text_len: int, fmap: int, mask: Tensor, columns: bool = False) -> Tensor:
-    """Attention of each code to the text and to the codes of `reach` lines, its own the last.
+    """Attention of each code to the text and to the codes in its own line and the `reach` - 1 lines before it.
 
-    mask: bool [fmap or 1, fmap, reach * fmap] of `masks.line_mask`; lines are the rows of the image, or its columns.
-    Equal to `attend_masked` under the whole mask and several times as fast: most of the keys are never touched.
+    Lines are the rows of the image, or its columns. mask: bool [fmap or 1, fmap, reach * fmap], from `masks.line_mask`.
+    Equal to `attend_masked` with the whole mask, but several times as fast, because most keys are never read.
     """
     n, d = qkv.shape[-2:]
     m = n - text_len
@@ -56,27 +49,27 @@ def attend_lines(qkv: Tensor, text_len: int, fmap: int, mask: Tensor, columns: b
     text_out = F.scaled_dot_product_attention(q_text, k_text, v_text, is_causal=True).transpose(1, 2)
     if m == 0:
         return text_out
-    q, k, v = _lines(codes, fmap, columns).unbind(0)  # [b, h, lines, places, d]
-    lines, places, reach = *q.shape[2:4], mask.shape[-1] // fmap
-    mask = mask[:lines, :places, : reach * places]
+    q, k, v = _lines(codes, fmap, columns).unbind(0)  # [b, h, lines, width, d]
+    lines, width, reach = *q.shape[2:4], mask.shape[-1] // fmap
+    mask = mask[:lines, :width, : reach * width]
     q, k, v = q * d**-0.5, _with_lines_before(k, reach), _with_lines_before(v, reach)
-    to_line = (q @ k.transpose(-2, -1)).masked_fill(~mask, -torch.inf).flatten(2, 3)  # [b, h, lines * places, k]
+    to_line = (q @ k.transpose(-2, -1)).masked_fill(~mask, -torch.inf).flatten(2, 3)  # [b, h, lines * width, k]
     to_text = q.flatten(2, 3) @ k_text.transpose(-2, -1)
     weights = torch.cat((to_text, to_line), dim=-1).softmax(dim=-1).to(v.dtype)
-    from_line = weights[..., text_len:].unflatten(2, (lines, places)) @ v
+    from_line = weights[..., text_len:].unflatten(2, (lines, width)) @ v
     out = (weights[..., :text_len] @ v_text).view_as(from_line) + from_line
     image_out = (out.transpose(2, 3) if columns else out).flatten(2, 3)[:, :, :m].transpose(1, 2)
     return torch.cat((text_out, image_out), dim=1)
 
 
 def _lines(codes: Tensor, fmap: int, columns: bool) -> Tensor:
-    """[..., m, d] -> [..., lines, places, d], zeros after the last code."""
+    """[..., m, d] -> [..., lines, width, d], padded with zeros after the last code."""
     grid = F.pad(codes, (0, 0, 0, -codes.shape[-2] % fmap)).unflatten(-2, (-1, fmap))
     return grid.transpose(-3, -2) if columns else grid
 
 
 def _with_lines_before(x: Tensor, reach: int) -> Tensor:
-    """[..., lines, places, d] -> [..., lines, reach * places, d]: the lines before each, zeros outside, and itself."""
+    """[..., lines, width, d] -> [..., lines, reach * width, d]: each line and those before it, or zeros."""
     if reach == 1:
         return x
     padded = F.pad(x, (0, 0, 0, 0, reach - 1, 0))

@@ -1,4 +1,4 @@
-"""Tokens in, logits or loss out: the embeddings and the output layer. Knows no files and no sampling."""
+"""Dalle: embeddings, transformer and output layer; from tokens and codes to logits or the loss."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ class Dalle(nn.Module):
         logits = dalle(text, codes)      # text int64 [b, text_seq_len], codes int64 [b, m] or None
         loss = dalle.loss(text, codes)   # a whole image: m == image_seq_len
 
-    A cached decoder finds here all that it needs:
+    A cached decoder needs these parts:
 
         x = dalle.embed_text(text)       # [b, text_len, c]: <bos>, then the text
-        x = dalle.embed_codes(codes)     # [b, m, c]
-        cos, sin = rotary_tables(dalle.transformer.pos_emb)    # [n, r] each; code i is at text_len + i
+        rotary = Rotary(dalle.transformer.pos_emb, dim_head)   # code i is at position text_len + i
         for layer in dalle.transformer.layers:
-            layer.kind, layer.attention (.to_qkv, .to_out, .qkv), layer.attention_norm, layer.attention_scale
+            layer.kind, layer.attention (.to_qkv, .to_out), layer.attention_norm, layer.attention_scale
             layer.feed_forward (.up, .down), layer.feed_forward_norm, layer.feed_forward_scale
         # two streams: y1 = x1 + attend(x2), y2 = x2 + feed(y1), where each branch is
-        # scale * body(shift_tokens(norm(x))); both begin as x, and their mean goes on:
-        logits = dalle.image_logits(x)   # [..., num_image_tokens], the rows of the codes alone
+        # scale * body(shift_tokens(norm(x))); both start as x, and their mean is the output:
+        logits = dalle.image_logits(x)   # [..., num_image_tokens]
 
     The output layer's weight is also the embedding: rows of text tokens, of padding tokens, then of codes.
     """
@@ -41,9 +40,9 @@ class Dalle(nn.Module):
         self.to_logits = nn.Linear(config.dim, config.total_tokens)
 
     def forward(self, text: Tensor, codes: Tensor | None = None) -> Tensor:
-        """Logits [b, text_len + m, v] of what follows each position (without the last one once the image is complete).
+        """Logits [b, text_len + m, v] of the next token at each position (a complete image's last one is dropped).
 
-        Text predicts text and codes predict codes: the other logits are the lowest finite number.
+        Text predicts text and codes predict codes: the logits of the other kind are the lowest finite number.
         """
         x = self._run(self.token_ids(text, codes)[:, : self.config.seq_len])
         t = self.config.text_seq_len
@@ -58,7 +57,7 @@ class Dalle(nn.Module):
         )
 
     def loss(self, text: Tensor, codes: Tensor) -> Tensor:
-        """Mean of the cross-entropies of text and codes, the codes' weighing `loss_image_weight` times as much."""
+        """Weighted mean of the cross-entropies: 1 for text and `loss_image_weight` for codes."""
         config, t = self.config, self.config.text_seq_len
         ids = self.token_ids(text, codes)
         if ids.shape[1] != config.seq_len + 1:
@@ -73,7 +72,7 @@ class Dalle(nn.Module):
         return (text_loss + weight * image_loss) / (weight + 1)
 
     def token_ids(self, text: Tensor, codes: Tensor | None = None) -> Tensor:
-        """Rows of the embedding [b, text_len + m]: `<bos>` (0), the text with a token per padded place, the codes."""
+        """Embedding rows [b, text_len + m]: `<bos>`, text (id 0 becomes the padding token of its position), codes."""
         config = self.config
         check_tokens("text", text, config.num_text_tokens)
         if text.shape[1] != config.text_seq_len:
@@ -91,10 +90,6 @@ class Dalle(nn.Module):
         """[b, text_seq_len] tokens -> [b, text_len, c], `<bos>` first."""
         return F.embedding(self.token_ids(text), self.to_logits.weight)
 
-    def embed_codes(self, codes: Tensor) -> Tensor:
-        """Codes [b, m] -> [b, m, c]."""
-        return F.embedding(codes.long() + self.config.text_vocab, self.to_logits.weight)
-
     def text_logits(self, x: Tensor) -> Tensor:
         """Output of the transformer [..., c] -> [..., text_vocab]."""
         v = self.config.text_vocab
@@ -110,7 +105,7 @@ class Dalle(nn.Module):
 
 
 def check_tokens(name: str, tokens: Tensor, size: int) -> None:
-    """Refuse what is not a [b, n] tensor of whole numbers from 0 to size - 1."""
+    """Raise InvalidInput unless `tokens` is a [b, n] tensor of whole numbers from 0 to size - 1."""
     if tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
         raise InvalidInput(f"{name} must be a [b, n] tensor of whole numbers, got {tokens.dtype} {list(tokens.shape)}")
     if tokens.numel() and not tokens.is_meta:

@@ -1,8 +1,6 @@
-"""What surrounds attention in a layer: pre-norm, token shift, LayerScale, GEGLU. Knows no execution order."""
+"""A layer: pre-norm, token shift, LayerScale and GEGLU around attention. Independent of the execution order."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +8,7 @@ from torch import Tensor, nn
 
 from ttt.config import AttentionKind, DalleConfig
 from ttt.model.attention import Attend, Attention
+from ttt.model.rotary import Rotary
 
 
 class FeedForward(nn.Module):
@@ -28,7 +27,7 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     """Attention and feed-forward, each as `scale * body(shift(norm(x)))`.
 
-    The layer owns norms and scales. The bodies may be shared with other layers; their owner is the transformer.
+    The layer owns norms and scales. The bodies may be shared with other layers; the transformer owns them.
     """
 
     def __init__(
@@ -41,7 +40,7 @@ class Layer(nn.Module):
         self.attention_scale = nn.Parameter(torch.full((config.dim,), initial_scale(index)))
         self.feed_forward_norm = nn.LayerNorm(config.dim)
         self.feed_forward_scale = nn.Parameter(torch.full((config.dim,), initial_scale(index)))
-        self._shared = (attention, feed_forward)  # in a tuple: not registered here, so a shared tensor has one name
+        self._shared = (attention, feed_forward)  # a tuple is not registered, so a shared tensor has one name
 
     @property
     def attention(self) -> Attention:
@@ -51,26 +50,26 @@ class Layer(nn.Module):
     def feed_forward(self) -> FeedForward:
         return self._shared[1]
 
-    def attend(self, x: Tensor, attend: Attend, turn: Callable[[Tensor], Tensor]) -> Tensor:
-        """What attention adds to the other stream: x [b, n, c] -> [b, n, c]."""
+    def attend(self, x: Tensor, attend: Attend, rotary: Rotary) -> Tensor:
+        """The residual of attention for the other stream: x [b, n, c] -> [b, n, c]."""
         shifted = shift_tokens(self.attention_norm(x), self.text_len, self.fmap)
-        return self.attention(shifted, attend, turn) * self.attention_scale
+        return self.attention(shifted, attend, rotary) * self.attention_scale
 
     def feed(self, x: Tensor) -> Tensor:
-        """What the feed-forward adds to the other stream: x [b, n, c] -> [b, n, c]."""
+        """The residual of the feed-forward for the other stream: x [b, n, c] -> [b, n, c]."""
         shifted = shift_tokens(self.feed_forward_norm(x), self.text_len, self.fmap)
         return self.feed_forward(shifted) * self.feed_forward_scale
 
 
 def initial_scale(index: int) -> float:
-    """LayerScale of layer `index`, from 0 (Touvron et al. 2021, section 2): deep layers begin almost silent."""
+    """LayerScale of layer `index`, from 0 (Touvron et al. 2021, section 2): deep layers start close to zero."""
     return 0.1 if index < 18 else 1e-5 if index < 24 else 1e-6
 
 
 def shift_tokens(x: Tensor, text_len: int, fmap: int) -> Tensor:
-    """Half of a text token's channels come from the left; of a code's, one quarter from above and one from the left.
+    """Take channels from neighbours: of text half from the left, of codes a quarter each from above and the left.
 
-    x [b, n, c] with n >= text_len; nothing crosses the border of the text, of the image or of a row.
+    x [b, n, c] with n >= text_len -> [b, n, c]. Nothing is shifted across the border of the text, the image or a row.
     """
     _, n, c = x.shape
     half, quarter = c // 2, c // 4
@@ -79,7 +78,7 @@ def shift_tokens(x: Tensor, text_len: int, fmap: int) -> Tensor:
     text_left = F.pad(text[..., :half], (0, 0, 1, -1))
     if m == 0:
         return torch.cat((text_left, text[..., half:]), dim=-1)
-    above = F.pad(codes[:, : max(m - fmap, 0), :quarter], (0, 0, min(m, fmap), 0))
+    above = F.pad(codes[:, : max(m - fmap, 0), :quarter], (0, 0, min(m, fmap), 0))  # [b, m, c / 4]
     inside = (torch.arange(m, device=x.device) % fmap != 0)[:, None]
     left = F.pad(codes[..., quarter:half], (0, 0, 1, -1)) * inside
     moved = torch.cat((text_left, torch.cat((above, left), dim=-1)), dim=1)

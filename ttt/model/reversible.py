@@ -1,7 +1,7 @@
-"""The reversible sequence of two streams (Gomez et al. 2017) and its autograd function. Knows no attention.
+"""Reversible blocks on two streams (Gomez et al. 2017) and their autograd function. Independent of attention.
 
-A block is a pair (f, g): y1 = x1 + f(x2), y2 = x2 + g(y1). Only the last y1 and y2 are kept for the backward
-pass, which computes the inputs of every block again from its outputs.
+A block is a pair (f, g): y1 = x1 + f(x2), y2 = x2 + g(y1). Only the last y1 and y2 are kept for the backward pass,
+which recomputes the inputs of every block from its outputs.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ Block = tuple[Branch, Branch]
 
 
 def run_blocks(blocks: Sequence[Block], x: Tensor, *, reversible: bool) -> Tensor:
-    """Both streams begin as x [b, n, c]; the mean of both ends is returned.
+    """Run both streams, which start as x [b, n, c], and return their mean.
 
-    `reversible` changes what is remembered for the backward pass, never the result.
+    `reversible` changes what is kept for the backward pass, not the result.
     """
     if reversible and torch.is_grad_enabled():
         parameters = {id(p): p for f, g in blocks for p in (*f.parameters, *g.parameters) if p.requires_grad}
@@ -51,7 +51,7 @@ def _forward(blocks: Sequence[Block], x1: Tensor, x2: Tensor) -> tuple[Tensor, T
 
 
 class _Reversible(torch.autograd.Function):
-    """The parameters are inputs, so that their gradients are returned as of any other function."""
+    """The parameters are inputs of the function so that autograd collects their gradients like any other's."""
 
     @staticmethod
     def forward(
@@ -81,20 +81,20 @@ class _Reversible(torch.autograd.Function):
 def _undo(
     ctx: Any, branch: Branch, x: Tensor, y: Tensor, dy: Tensor, dx: Tensor, gradients: list[Tensor | None]
 ) -> tuple[Tensor, Tensor]:
-    """Of `y = other + branch(x)`: recover `other`, add the branch's part to `dx` and to `gradients`."""
+    """Invert `y = other + branch(x)`: return `other`, and `dx` plus the branch's gradient; update `gradients`."""
     parameters = [p for p in branch.parameters if id(p) in ctx.positions]
     x = x.detach().requires_grad_()
     with torch.enable_grad(), _autocast(ctx):
-        added = branch(x)
-    from_x, *from_parameters = torch.autograd.grad(added, (x, *parameters), dy)
+        residual = branch(x)
+    from_x, *from_parameters = torch.autograd.grad(residual, (x, *parameters), dy)
     for parameter, gradient in zip(parameters, from_parameters, strict=True):
         i = ctx.positions[id(parameter)]
-        so_far = gradients[i]
-        gradients[i] = gradient if so_far is None else so_far.add_(gradient)
-    return y - added.detach(), dx + from_x
+        earlier = gradients[i]  # of another block that shares the parameter
+        gradients[i] = gradient if earlier is None else earlier.add_(gradient)
+    return y - residual.detach(), dx + from_x
 
 
 def _autocast(ctx: Any) -> AbstractContextManager[Any]:
-    """The autocast of the forward pass. Its cache is off: a weight cast without a graph would lose its gradient."""
+    """The autocast of the forward pass, without its cache: a weight cast outside of a graph would get no gradient."""
     enabled, dtype = ctx.autocast
     return torch.autocast(ctx.device, dtype=dtype, enabled=enabled, cache_enabled=False)

@@ -1,1 +1,1 @@
-"""Fast decoding over the weights of a Dalle. Knows no text, no pictures and no files."""
+"""Fast sampling of codes with the weights of a Dalle. Independent of prompts as text, images and files."""

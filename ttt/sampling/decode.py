@@ -1,12 +1,12 @@
-"""Painting codes one after another: prefill, decode_one_code, pick. Knows no prompts as text and no pictures.
+"""The three steps of sampling codes: prefill, decode_one_code, pick.
 
-    prompt = prefill(weights, text)                              # once a prompt
+    prompt = prefill(weights, text)                              # once per prompt
     cache = Cache(config, prompt, b, weights.dtype, weights.device)
     codes[:, 0] = pick(prompt.logits.expand(b, -1), uniforms[:, 0], params)
     codes[:, m + 1] = pick(decode_one_code(weights, cache, codes[:, m], m), uniforms[:, m + 1], params)
 
-All candidates share the prompt's keys and values: attention over them is one matrix product (the shared prefix
-of Hydragen, Juravsky et al. 2024), merged with each candidate's own few keys in one softmax.
+All candidates share the prompt's keys and values, so attention to them is one matrix product (the shared prefix of
+Hydragen, Juravsky et al. 2024); one softmax covers these scores and those of each candidate's own few keys.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from ttt.sampling.params import SamplingParams
 from ttt.sampling.weights import DecoderWeights, LayerWeights, Norm
 
 MIN_TEMPERATURE = 1e-6
-"""Colder is the same as always taking the likeliest code, but would divide by zero in float32."""
+"""Lower temperatures also always take the likeliest code, but would divide by zero in float32."""
 
 
 def prefill(weights: DecoderWeights, text: Tensor, *, check: Callable[[], None] | None = None) -> PrefillResult:
-    """text int64 [1, text_seq_len] -> keys and values of `<bos>` and the text, and the first code's logits.
+    """text int64 [1, text_seq_len] -> keys and values of `<bos>` and the text, and the logits of the first code.
 
-    check: called before every layer; what it raises ends the work.
+    check: called before every layer; an exception that it raises ends the work.
     """
     config = weights.config
     x1 = x2 = weights.dalle.embed_text(text.to(weights.device))[0].float()  # [t, c]
@@ -45,24 +45,27 @@ def prefill(weights: DecoderWeights, text: Tensor, *, check: Callable[[], None] 
         keys.append(k)
         values.append(v)
     logits = logits_after(weights, x1[-1:], x2[-1:])[0]
-    check_finite(logits)
+    check_logits(logits)
     return PrefillResult(keys, values, logits)
 
 
-def check_finite(logits: Tensor) -> None:
-    """Refuse logits, or their total, that are not finite. Waits for the device."""
+def check_logits(logits: Tensor) -> None:
+    """Raise CheckpointError if logits, or their sum, are NaN or infinite. Waits for the device."""
     if not torch.isfinite(logits).all():
         raise CheckpointError(
-            "the model's logits are not finite numbers: its weights are broken, or too large for float16; fetch it "
+            "the model's logits are NaN or infinite: its weights are broken, or too large for float16; download it "
             "again, or choose dtype 'float32'"
         )
 
 
 def decode_one_code(weights: DecoderWeights, cache: Cache, codes: Tensor, position: int) -> Tensor:
-    """codes int64 [b] at `position` -> logits [b, v] float32 of the codes after them. Positions in order, from 0."""
-    column, angle = position % cache.fmap, weights.rotary.angle(position)
+    """codes int64 [b] at `position` -> logits [b, v] float32 of the next codes.
+
+    Must be called for positions 0, 1, 2 ... in order, because the cache holds those before.
+    """
+    column, angle = position % cache.fmap, weights.rotary.at(weights.config.text_len + position)
     x1 = F.embedding(codes, weights.embedding)  # [b, c]
-    x2 = x1.clone()
+    x2 = x1.clone()  # the two streams of a reversible network, both updated in place
     for i, layer in enumerate(weights.layers):
         x = cache.attention_shifts[i].shift(normed(layer.attention_norm, x2, weights), column)
         x1.addcmul_(_attend_code(weights, layer, cache, i, x, position, angle), layer.attention_scale)
@@ -72,50 +75,52 @@ def decode_one_code(weights: DecoderWeights, cache: Cache, codes: Tensor, positi
 
 
 def pick(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> Tensor:
-    """Logits [b, v], uniforms [b] in [0, 1) -> codes [b], by inversion of the distribution that is left.
+    """Logits [b, v], uniforms [b] in [0, 1) -> codes [b], by inverting the cumulative distribution.
 
-    The `top_k` likeliest first; then among these, renormalised, the fewest whose probability reaches `top_p`.
+    The distribution is restricted to the `top_k` likeliest codes, renormalised, and then to the fewest of these whose
+    probabilities add up to `top_p`.
     """
     v = logits.shape[-1]
     k = v if params.top_k is None else min(params.top_k, v)
     if k == v and params.top_p is None:
-        kept, codes = logits.float(), None
+        scores, codes = logits.float(), None
     else:
-        kept, codes = logits.float().topk(k, dim=-1)  # likeliest first
-    kept = (kept - kept.amax(dim=-1, keepdim=True)) / max(params.temperature, MIN_TEMPERATURE)
-    reached = kept.softmax(dim=-1).cumsum(dim=-1)
-    total = reached[:, -1:]
+        scores, codes = logits.float().topk(k, dim=-1)  # likeliest first
+    scores = (scores - scores.amax(dim=-1, keepdim=True)) / max(params.temperature, MIN_TEMPERATURE)
+    cumulative = scores.softmax(dim=-1).cumsum(dim=-1)  # [b, k]
+    total = cumulative[:, -1:]
     last = torch.full_like(total, k - 1, dtype=torch.long)
     if params.top_p is not None and params.top_p < 1:
-        # The float32 sum may end a little below a top_p close to 1: then all are kept.
-        last = torch.searchsorted(reached, torch.full_like(total, params.top_p)).clamp_(max=k - 1)
-        total = reached.gather(-1, last)
-    choice = torch.searchsorted(reached, uniforms.float()[:, None] * total, right=True)
+        # The float32 sum may end just below a top_p close to 1; the clamp then keeps all codes.
+        last = torch.searchsorted(cumulative, torch.full_like(total, params.top_p)).clamp_(max=k - 1)
+        total = cumulative.gather(-1, last)
+    choice = torch.searchsorted(cumulative, uniforms.float()[:, None] * total, right=True)
     choice = torch.minimum(choice, last)
     return (choice if codes is None else codes.gather(-1, choice))[:, 0]
 
 
 def uniforms(seed: int, candidates: range, n: int) -> Tensor:
-    """Random numbers in [0, 1), float32 [b, n], of the numbered candidates.
+    """Random numbers in [0, 1), float32 [b, n], of the candidates with these numbers.
 
-    Each has a stream of its own (Philox, keyed by seed and number), so they don't depend on who is computed with whom.
+    Each candidate has its own stream (Philox, keyed by seed and number), so its codes do not depend on which other
+    candidates are sampled beside it.
     """
     streams = (np.random.Generator(np.random.Philox(key=(number << 64) | seed)) for number in candidates)
     rows = [stream.random(n, dtype=np.float32) for stream in streams]
     return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, n)
 
 
-def attend(q: Tensor, prompt_keys: Tensor, prompt_values: Tensor, own: Tensor, unseen: Tensor) -> Tensor:
-    """q [h, b, d] (scaled), the prompt's [h, t, d], own keys and values [2, h * b, k, d] -> [b, h * d].
+def attend(q: Tensor, prompt_keys: Tensor, prompt_values: Tensor, own: Tensor, hidden: Tensor) -> Tensor:
+    """q [h, b, d] (scaled), keys and values of the prompt [h, t, d] and of the codes [2, h * b, k, d] -> [b, h * d].
 
-    unseen: bool [k], the own keys that do not count.
+    hidden: bool [k], True for the codes' keys that must not be seen.
     """
     h, b, d = q.shape
     t, k = prompt_keys.shape[1], own.shape[2]
     of_prompt = torch.bmm(q, prompt_keys.transpose(1, 2))  # [h, b, t]
     of_own = torch.bmm(q.reshape(h * b, 1, d), own[0].transpose(1, 2)).view(h, b, k)
-    scores = torch.cat((of_prompt, of_own.masked_fill_(unseen, float("-inf"))), dim=-1)
-    p = torch.softmax(scores, dim=-1)  # computed in float32 and rounded once, in 16 bits too
+    scores = torch.cat((of_prompt, of_own.masked_fill_(hidden, float("-inf"))), dim=-1)
+    p = torch.softmax(scores, dim=-1)  # also in 16 bits computed in float32 and rounded once
     out = torch.bmm(p[..., :t], prompt_values).view(h * b, 1, d)
     out = torch.baddbmm(out, p[..., t:].reshape(h * b, 1, k), own[1])
     return out.view(h, b, d).transpose(0, 1).reshape(b, h * d)
@@ -132,17 +137,17 @@ def _attend_code(
 ) -> Tensor:
     """Attention of layer i for one code: x [b, c] -> [b, c], not yet scaled."""
     b, (h, d) = len(x), (weights.config.heads, weights.config.dim_head)
-    qkv = weights.rotary.code(layer.to_qkv(x).view(b, 3 * h, d), angle).to(weights.dtype)  # [3h, b, d]
-    own, unseen = cache.images[i].add(qkv[h:].view(2, h * b, d), position)
-    return layer.to_out(attend(qkv[:h], cache.prompt.keys[i], cache.prompt.values[i], own, unseen))
+    qkv = weights.rotary.rotate_code(layer.to_qkv(x).view(b, 3 * h, d), angle).to(weights.dtype)  # [3h, b, d]
+    own, hidden = cache.images[i].add(qkv[h:].view(2, h * b, d), position)
+    return layer.to_out(attend(qkv[:h], cache.prompt.keys[i], cache.prompt.values[i], own, hidden))
 
 
 def _attend_text(weights: DecoderWeights, layer: LayerWeights, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x [t, c] -> what attention adds [t, c], keys and values [h, t, d]."""
+    """x [t, c] -> the residual of attention [t, c], keys and values [h, t, d]."""
     t, (h, d) = len(x), (weights.config.heads, weights.config.dim_head)
     shifted = shift_tokens(normed(layer.attention_norm, x, weights)[None], t, 1)[0]
     qkv = layer.to_qkv(shifted).view(t, 3, h, d).permute(1, 2, 0, 3)  # [3, h, t, d]
-    q, k, v = weights.rotary.text(qkv).to(weights.dtype).unbind(0)
+    q, k, v = weights.rotary(qkv).unbind(0)
     out = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, scale=1.0)[0]
     return layer.to_out(out.transpose(0, 1).reshape(t, h * d)) * layer.attention_scale, k.contiguous(), v.contiguous()
 

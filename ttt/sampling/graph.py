@@ -1,7 +1,7 @@
-"""Steps recorded as a CUDA graph and replayed: no Python, and one launch, a code. Knows nothing of what a step does.
+"""Captures a step as a CUDA graph and replays it: one launch per code, without Python.
 
-A recording is believed only after it has repeated what the step itself did; where recording, believing or replaying
-fails, one warning says so and the step is called as any other function is.
+A capture is used only after its replays gave the same codes as the step itself. If capturing, validating or replaying
+fails, one warning is logged and the step is called as an ordinary function.
 """
 
 from __future__ import annotations
@@ -16,91 +16,91 @@ import torch
 from torch import Tensor
 
 from ttt.hardware import is_out_of_memory
+from ttt.text import first_line
 
 log = logging.getLogger(__name__)
 
-REHEARSALS = 2
-"""Steps before a recording: libraries load kernels and choose among them at the first ones. And after it, to check."""
-_ONE_AT_A_TIME = threading.Lock()
-"""A process may record one graph at a time."""
+WARMUP_STEPS = 2
+"""Steps before a capture, in which libraries load kernels and choose among them; and replays that validate it."""
+_CAPTURING = threading.Lock()
+"""A process can capture one graph at a time."""
 
 Run = Callable[[], None]
 
 
 class Step(Protocol):
-    """What can be recorded: calls do the same operations on the same memory, and ask nothing of the host."""
+    """A function that can be captured: every call does the same operations on the same memory, without the host."""
 
     codes: Tensor
-    """What calls leave behind, int64 [n, b]."""
+    """The results of the calls, int64 [n, b]."""
 
     def restart(self) -> None:
-        """Forget all calls."""
+        """Undo all calls."""
 
     def __call__(self) -> None: ...
 
 
 def cuda_graph(step: Run, device: torch.device) -> Run:
-    """Rehearse `step` on a stream of its own, then record it there, its temporary tensors in a memory pool of its own;
-    -> the replay on the current stream, which keeps both alive. Raises what CUDA and its libraries raise.
+    """Warm up `step` on a new stream and capture it there, with its temporary tensors in a memory pool of its own.
 
-    What other threads do on the device meanwhile neither ends the recording nor is forbidden ("thread_local").
+    Returns the replay on the current stream, which keeps graph and pool alive. Errors of CUDA and its libraries are
+    raised. Other threads may use the device meanwhile ("thread_local").
     """
-    with _ONE_AT_A_TIME, torch.cuda.device(device):
+    with _CAPTURING, torch.cuda.device(device):
         side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # left whatever fails inside: the graph's own context may not leave it
+        with torch.cuda.stream(side):  # restored even where the graph's own context does not
             try:
-                for _ in range(REHEARSALS):
+                for _ in range(WARMUP_STEPS):
                     step()
             finally:
-                side.synchronize()  # or memory that a failure frees could be given away while still written to
+                side.synchronize()  # memory freed by a failure must not be reused while the device still writes to it
             with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                 step()
     return graph.replay
 
 
-class Recorder:
-    """Records the steps of one device, until that `failed`."""
+class GraphCapturer:
+    """Captures the steps of one device, until that `failed`."""
 
-    def __init__(self, device: torch.device, capture: Callable[[Run, torch.device], Run] = cuda_graph) -> None:
-        self.device, self.capture, self.failed, self._told = device, capture, False, False
+    def __init__(self, device: torch.device, capture_step: Callable[[Run, torch.device], Run] = cuda_graph) -> None:
+        self.device, self.capture_step, self.failed, self._warned = device, capture_step, False, False
 
-    def record(self, step: Step) -> Run | None:
-        """-> what does a step, from where `step.restart()` puts it; None where it cannot be recorded.
+    def capture(self, step: Step) -> Run | None:
+        """Return a function that does a step, starting where `step.restart()` leads; None if that is impossible.
 
-        `step` can be called REHEARSALS times and more. Raises where memory runs out for these calls themselves.
+        `step` must allow at least WARMUP_STEPS calls. An out-of-memory error of the step itself is raised.
         """
         if self.failed:
             return None
-        rehearsed = False
+        step_works = False
         try:
             expected = _codes_after(step, step)
-            rehearsed = True
+            step_works = True
             step.restart()
-            replay = self.capture(step, self.device)
+            replay = self.capture_step(step, self.device)
             if not torch.equal(_codes_after(step, replay), expected):
-                raise RuntimeError("a replay painted other codes than the step that it was recorded from")
+                raise RuntimeError("a replay sampled other codes than the step from which it was captured")
         except Exception as error:
-            if ran_out(error) and not rehearsed:
+            if ran_out_of_memory(error) and not step_works:
                 raise
             self.give_up(error)
             return None
-        return _Recording(self, step, replay)
+        return _CapturedStep(self, step, replay)
 
     def give_up(self, error: Exception) -> None:
-        """Say why, once. Memory that ran out may be there next time; what else failed is not tried again."""
-        if not self._told:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            log.warning("painting on %s without CUDA graphs, which is slower: %s", self.device, reason)
-        self._told = True
-        self.failed = self.failed or not ran_out(error)
+        """Log the reason once. After an out-of-memory error capturing is tried again later; after others it is not."""
+        if not self._warned:
+            log.warning("sampling on %s without CUDA graphs, which is slower: %s", self.device, first_line(error))
+        self._warned = True
+        self.failed = self.failed or not ran_out_of_memory(error)
 
 
-class _Recording:
-    """Replays, until a replay fails: from then on the step itself, which finds all as the last replay left it."""
+class _CapturedStep:
+    """Replays until one fails; then calls the step itself, which continues from the memory of the last replay."""
 
-    def __init__(self, recorder: Recorder, step: Step, replay: Run) -> None:
-        self.recorder, self.step, self.run = recorder, step, replay
+    def __init__(self, capturer: GraphCapturer, step: Step, replay: Run) -> None:
+        self.capturer, self.step, self.run = capturer, step, replay
 
     def __call__(self) -> None:
         try:
@@ -108,19 +108,19 @@ class _Recording:
         except RuntimeError as error:
             if self.run is self.step:
                 raise
-            self.recorder.give_up(error)
+            self.capturer.give_up(error)
             self.run = self.step
             self.step()
 
 
 @lru_cache(maxsize=32)
-def recorder_on(device: torch.device) -> Recorder:
-    """The one of this process for `device`."""
-    return Recorder(device)
+def capturer_for(device: torch.device) -> GraphCapturer:
+    """The only capturer of this process for `device`."""
+    return GraphCapturer(device)
 
 
-def ran_out(error: BaseException | None) -> bool:
-    """Whether memory ran out, be it that ending the recording failed for that reason, too."""
+def ran_out_of_memory(error: BaseException | None) -> bool:
+    """True for out-of-memory errors, also if they only caused `error` (as when ending a capture fails after one)."""
     while error is not None:
         if is_out_of_memory(error):
             return True
@@ -129,8 +129,8 @@ def ran_out(error: BaseException | None) -> bool:
 
 
 def _codes_after(step: Step, run: Run) -> Tensor:
-    """What REHEARSALS runs leave."""
+    """The codes after WARMUP_STEPS runs from the start."""
     step.restart()
-    for _ in range(REHEARSALS):
+    for _ in range(WARMUP_STEPS):
         run()
     return step.codes.clone()

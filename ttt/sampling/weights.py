@@ -1,4 +1,4 @@
-"""The weights of a Dalle as decoding wants them: packed, cast, one set per shared group. Knows no cache."""
+"""The weights of a Dalle in the form that sampling uses: cast and packed, one set per shared group."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ttt.linear import Int8Linear, PackedLinear
 from ttt.model.attention import Attention
 from ttt.model.dalle import Dalle
 from ttt.model.layers import FeedForward, Layer
-from ttt.model.rotary import rotary_tables, rotate
+from ttt.model.rotary import Rotary
 
 Linear = PackedLinear | Int8Linear
 
@@ -36,7 +36,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One layer; layers of a group hold the same four products."""
+    """One layer; layers of a shared group hold the same four products."""
 
     kind: AttentionKind
     attention_norm: Norm
@@ -50,10 +50,10 @@ class LayerWeights:
 
 
 class DecoderWeights:
-    """What prefill and decode_one_code read. Norms, scales, embedding and logits are float32 in any `dtype`."""
+    """The weights that prefill and the steps read. Norms, scales, embedding and logits are always float32."""
 
     def __init__(self, dalle: Dalle, dtype: torch.dtype = torch.float32, *, pack: bool = True) -> None:
-        """dtype: of products with weights, and of the rest; int8 stands for such products beside bfloat16."""
+        """dtype: of products with weights and of the rest; int8 means int8 products and bfloat16 for the rest."""
         in_8_bits = dtype == torch.int8
         self.dalle, self.dtype = dalle, cache_dtype(dtype)
         self.config: DalleConfig = dalle.config
@@ -74,11 +74,11 @@ class DecoderWeights:
         self.embedding = rows
         self.norm = Norm.of(dalle.norm)
         self.to_logits = PackedLinear(rows, dalle.to_logits.bias.detach()[self.config.text_vocab :].float(), pack=pack)
-        self.rotary = Rotary(dalle.transformer.pos_emb, self.config)
+        self.rotary = Rotary(dalle.transformer.pos_emb, self.config.dim_head)
 
 
 def cache_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of activations, keys and values, where the products with weights are in `dtype`."""
+    """Dtype of activations, keys and values if the products with weights are in `dtype`."""
     return torch.bfloat16 if dtype == torch.int8 else dtype
 
 
@@ -99,44 +99,7 @@ def _layer(layer: Layer, linear: Callable[..., Linear]) -> LayerWeights:
 
 
 def _scaled_queries(attention: Attention) -> Tensor:
-    """`to_qkv` with 1 / sqrt(d) in the rows of the queries (rotation commutes with it)."""
+    """The weight of `to_qkv` with the rows of the queries divided by sqrt(d), which commutes with the rotation."""
     weight = attention.to_qkv.weight.detach().clone()
     weight[: attention.heads * attention.dim_head] *= attention.dim_head**-0.5
     return weight
-
-
-class Rotary:
-    """Rotation of queries, keys and values, for many text positions or for one code."""
-
-    def __init__(self, pos_emb: Tensor, config: DalleConfig) -> None:
-        cos, sin = rotary_tables(pos_emb)  # [n, r]
-        self.cos, self.sin, self.text_len = cos, sin, config.text_len
-        # As a complex product one operation rotates and reorders; it needs whole pairs of equal angles.
-        pairs = config.dim_head // 2
-        alike = pos_emb.device.type != "mps" and torch.equal(pos_emb[..., ::2], pos_emb[..., 1::2])
-        whole = config.dim_head % 2 == 0 and alike
-        self.turns: Tensor | None = None
-        if whole:
-            self.turns = torch.ones(len(cos), pairs, dtype=torch.complex64, device=cos.device)
-            self.turns[:, : cos.shape[1] // 2] = torch.complex(cos[:, 1::2].contiguous(), sin[:, 1::2].contiguous())
-
-    def text(self, qkv: Tensor) -> Tensor:
-        """[3, h, t, d] at the text positions -> the same, rotated, float32."""
-        if self.turns is None:
-            return rotate(qkv.float(), self.cos[: self.text_len], self.sin[: self.text_len])
-        pairs = torch.view_as_complex(qkv.float().unflatten(-1, (-1, 2)))
-        return torch.view_as_real(pairs * self.turns[: self.text_len]).flatten(-2)
-
-    def angle(self, position: int | Tensor) -> tuple[Tensor, ...]:
-        """What `code` turns by, of the code at `position`: a number, or int64 [1], which stays on its device."""
-        tables = (self.cos, self.sin) if self.turns is None else (self.turns,)
-        place = self.text_len + position
-        return tuple(t[place] if isinstance(place, int) else t.index_select(0, place) for t in tables)
-
-    def code(self, qkv: Tensor, angle: tuple[Tensor, ...]) -> Tensor:
-        """[b, g, ..., d] of codes at one position -> [g, b, ..., d], rotated, float32, contiguous."""
-        if self.turns is None:
-            return rotate(qkv.float().transpose(0, 1).contiguous(), *angle)
-        pairs = torch.view_as_complex(qkv.float().view(*qkv.shape[:-1], -1, 2)).transpose(0, 1)
-        out = torch.empty(pairs.shape, dtype=torch.complex64, device=qkv.device)
-        return torch.view_as_real(torch.mul(pairs, angle[0], out=out)).flatten(-2)

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ttt.bundle.spec import DEMO_FOLDER, read_bundle
+from ttt.bundle import DEMO_FOLDER, read_bundle
 from ttt.config import DalleConfig
 from ttt.errors import InvalidInput
 from ttt.swarm.config.run_config import RunSettings, dalle_config
