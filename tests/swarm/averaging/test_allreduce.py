@@ -13,7 +13,7 @@ if sys.platform != "linux":
     pytest.skip("hivemind is for Linux alone", allow_module_level=True)
 
 import torch
-from hivemind.averaging.partition import BannedException
+from hivemind.averaging.partition import AllreduceException, BannedException
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -124,6 +124,45 @@ def test_a_sender_that_disconnects_is_not_waited_for() -> None:
         return await asyncio.wait_for(waiting, 5)
 
     assert torch.allclose(run_async(all_senders()), GOOD[0][0])
+
+
+def new_reducer(parts: int, *senders: str) -> PartReducer:
+    own = [torch.zeros(2) for _ in range(parts)]
+    return PartReducer(own, senders, max_weight=9.0, aggregator=WeightedMean(), report=AllReduceReport())
+
+
+def test_a_sender_whose_call_is_cancelled_does_not_cancel_the_others() -> None:
+    """Its connection broke after it had delivered the part. In hivemind all senders await the same future."""
+
+    async def all_senders() -> list[Tensor]:
+        reducer = new_reducer(1, "a", "b", "c")
+        waiting, cancelled = (asyncio.create_task(reducer.accumulate_part(i, 0, *GOOD[i])) for i in range(2))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+        last = reducer.accumulate_part(2, 0, *GOOD[1])
+        return list(await asyncio.wait_for(asyncio.gather(waiting, last), 5))
+
+    parts, weights = zip(*GOOD, GOOD[1], strict=True)
+    expected = sum(part * weight for part, weight in zip(parts, weights, strict=True)) / sum(weights)
+    assert all(torch.allclose(average, expected) for average in run_async(all_senders()))
+
+
+def test_a_part_that_is_not_the_next_one_is_an_error() -> None:
+    async def one_sender() -> None:
+        reducer = new_reducer(2, "a", "b")
+        with pytest.raises(AllreduceException):
+            await reducer.accumulate_part(0, 1, *GOOD[0])
+        waiting = asyncio.create_task(reducer.accumulate_part(0, 0, *GOOD[0]))
+        await asyncio.sleep(0)
+        reducer.finalize()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        with pytest.raises(AllreduceException):
+            await reducer.accumulate_part(1, 0, *GOOD[1])
+        assert new_reducer(0, "a").finished.is_set(), "a client has no parts to average"
+
+    run_async(one_sender())
 
 
 def test_another_aggregator_can_be_used() -> None:

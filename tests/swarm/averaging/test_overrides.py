@@ -101,6 +101,18 @@ def test_upstream_reducer_spreads_nan_and_divides_by_zero_and_stalls() -> None:
         run_async(average((ones, 1.0), (torch.ones(3), 1.0)))
 
 
+def test_upstream_reducer_cancels_the_average_of_all_senders_with_the_call_of_one() -> None:
+    async def all_senders() -> None:
+        reducer = TensorPartReducer((torch.Size([2]),), 3)
+        waiting, cancelled = (asyncio.create_task(reducer.accumulate_part(i, 0, torch.ones(2))) for i in range(2))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.wait([waiting, cancelled], timeout=5)
+        assert waiting.cancelled()
+
+    run_async(all_senders())
+
+
 def test_upstream_group_key_has_no_step() -> None:
     keys = GroupKeyManager(SimpleNamespace(peer_id=None), "run_grad_averager", "", None)
     assert keys.current_key == "run_grad_averager.0b"
