@@ -31,6 +31,7 @@ from ttt import __version__
 from ttt.bundle import Bundle, find_bundle
 from ttt.errors import Cancelled
 from ttt.hardware import choose_device, choose_training_dtype, is_out_of_memory
+from ttt.swarm.averaging import check_hivemind
 from ttt.swarm.averaging.optimizer import OptimizerEvents, SwarmOptimizer
 from ttt.swarm.averaging.training_state import fingerprint
 from ttt.swarm.config.options import PeerOptions
@@ -64,6 +65,7 @@ def run_peer(options: PeerOptions, settings: RunSettings, access: AccessPolicy |
     settings: those of the run file that `options.run` names. Raises TTTError if the peer cannot join.
     """
     check_machine()
+    check_hivemind()
     options.check()
     leave = LeaveRequest()
     with swarm_session(
