@@ -62,6 +62,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _speed(advice: dict[str, Any]) -> str:
+    """The time of a step, relative to the original setup; unknown if something else is trained."""
+    percent = round(100 * (advice["time"] - 1))
+    if not advice["exact"]:
+        return ", trains differently"
+    return f", {abs(percent)} % {'slower' if percent > 0 else 'faster'} per step" if percent else ""
+
+
 def _help(name: str) -> str:
     choices = ", ".join(TrainingSetup.__dataclass_fields__[name].metadata["choices"])
     return (f"{help_text(name)} ({choices})" if choices else help_text(name)).replace("%", "%%")
@@ -92,12 +100,19 @@ def _model(model: str, arguments: dict[str, Any]) -> Architecture | str:
         raise CalculatorError(f"{', '.join(sizes)}: dimensions need a family, for example --family gpt2")
     if hub:
         return from_hub(hub, token=token)
-    if model.endswith(".json"):
+    path = Path(model)
+    if model.endswith(".json") or path.is_dir():
+        path = path / "config.json" if path.is_dir() else path
         try:
-            with Path(model).open("rb") as file:
+            with path.open("rb") as file:
                 return from_json(file.read(2_000_000))
         except OSError as error:
-            raise CalculatorError(f"cannot read {model}: {error.strerror}") from None
+            raise CalculatorError(f"cannot read {path}: {error.strerror}") from None
+    if model not in PRESETS:
+        raise CalculatorError(
+            f"unknown model {model!r}; presets: {', '.join(PRESETS)}. For a model of the Hub use --hub {model}, "
+            f"for another one the path of its config.json"
+        )
     return model
 
 
@@ -109,6 +124,8 @@ def _show(m: MemoryEstimate, device: Device | None) -> None:
         f"plus {gib(low)} to {gib(high)} of CUDA context and fragmentation"
     )
     print(f"RAM {gib(m.ram_total)}")
+    for note in m.notes:
+        print(f"note: {note}")
     names = list(m.phases[0].gpu)
     width = max(map(len, names)) + 2
     print("\n" + "GiB".ljust(width) + "".join(p.name.rjust(16) for p in m.phases))
@@ -133,10 +150,7 @@ def _advise(advised: dict[str, Any], device: Device) -> None:
     if advised["longest_sequence"] is not None:
         print(f"longest sequence that fits: {advised['longest_sequence'] or 'none'}")
     for a in advised["advice"]:
-        print(
-            f"  {a['verdict']} with {', '.join(a['changes'])}: "
-            f"{gib(a['gpu_total'])}, a step takes {a['time']:.2f} times as long"
-        )
+        print(f"  {a['verdict']} with {', '.join(a['changes'])}: {gib(a['gpu_total'])}{_speed(a)}")
 
 
 if __name__ == "__main__":

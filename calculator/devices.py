@@ -1,4 +1,4 @@
-"""GPUs by name, the bytes each offers to a program, and whether an estimate fits. Knows no techniques."""
+"""GPUs by name, the memory that each offers to a program, and the verdict whether an estimate fits."""
 
 from __future__ import annotations
 
@@ -13,60 +13,121 @@ from calculator.memory import GIB, MemoryEstimate
 FitVerdict = Literal["fits", "tight", "does not fit"]
 
 APPLE_SHARE = 0.75
-"""Of its unified memory, macOS lets the GPU use about this much; the RAM that a setup needs comes out of it too."""
+"""Share of its unified memory that macOS lets the GPU use. The RAM that a setup needs comes out of the same memory."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """What the driver reports as total memory, which is less than what is printed on the box where ECC takes a part."""
+    """A GPU. `gib` is the total memory that the driver reports: less than `gb`, the size in its product name."""
 
     name: str
     gib: float
+    gb: int = 0
+    """Nominal size; 0 for a size that a user entered."""
     unified: bool = False
     bf16: bool = True
-    """Computes in bfloat16 (from Ampere on)."""
+    """The GPU computes in bfloat16 (from Ampere on)."""
 
     @property
     def bytes(self) -> int:
+        """Memory in bytes."""
         return int(self.gib * GIB)
 
 
-_ALL = (
-    Device("T4", 14.6, bf16=False), Device("P100", 15.9, bf16=False), Device("V100 16GB", 15.8, bf16=False),
-    Device("V100 32GB", 31.7, bf16=False),
-    Device("RTX 3060", 11.8), Device("RTX 3060 Ti", 7.8), Device("RTX 3070", 7.8), Device("RTX 3080", 9.8),
-    Device("RTX 3080 Ti", 11.8), Device("RTX 3090", 23.7), Device("RTX 4060", 7.8), Device("RTX 4060 Ti 16GB", 15.7),
-    Device("RTX 4070", 11.7), Device("RTX 4080", 15.7), Device("RTX 4090", 23.6), Device("RTX 5060", 7.7),
-    Device("RTX 5060 Ti 16GB", 15.5), Device("RTX 5070", 11.5), Device("RTX 5070 Ti", 15.5), Device("RTX 5080", 15.5),
-    Device("RTX 5090", 31.4), Device("L4", 22.0), Device("A10G", 22.1), Device("A100 40GB", 39.4),
-    Device("A100 80GB", 79.2), Device("H100", 79.2), Device("H200", 139.8), Device("B200", 178.4),
-    *(Device(f"Apple {size}GB", size * APPLE_SHARE, unified=True) for size in (16, 24, 32, 48, 64, 96, 128, 192)),
+_OLD = (  # without bfloat16
+    ("GTX 1080 Ti", 11, 10.9), ("RTX 2080 Ti", 11, 10.7), ("RTX 2080", 8, 7.8), ("TITAN RTX", 24, 23.6),
+    ("Quadro RTX 6000", 24, 23.6), ("Quadro RTX 8000", 48, 47.4), ("T4", 16, 14.6), ("P40", 24, 22.4),
+    ("P100", 16, 15.9), ("V100 16GB", 16, 15.8), ("V100 32GB", 32, 31.7),
 )  # fmt: skip
+_NEW = (
+    ("RTX 3050", 8, 7.8), ("RTX 3060", 12, 11.8), ("RTX 3060 Ti", 8, 7.8), ("RTX 3060 Laptop", 6, 5.8),
+    ("RTX 3070", 8, 7.8), ("RTX 3070 Ti", 8, 7.8), ("RTX 3080 10GB", 10, 9.8), ("RTX 3080 12GB", 12, 11.8),
+    ("RTX 3080 Ti", 12, 11.8), ("RTX 3090", 24, 23.7), ("RTX 3090 Ti", 24, 23.7), ("RTX 4060", 8, 7.8),
+    ("RTX 4060 Laptop", 8, 7.8), ("RTX 4060 Ti 8GB", 8, 7.8), ("RTX 4060 Ti 16GB", 16, 15.7), ("RTX 4070", 12, 11.7),
+    ("RTX 4070 Laptop", 8, 7.8), ("RTX 4070 SUPER", 12, 11.7), ("RTX 4070 Ti", 12, 11.7),
+    ("RTX 4070 Ti SUPER", 16, 15.7), ("RTX 4080", 16, 15.7), ("RTX 4080 Laptop", 12, 11.7),
+    ("RTX 4080 SUPER", 16, 15.7), ("RTX 4090", 24, 23.6), ("RTX 4090 D", 24, 23.6), ("RTX 4090 Laptop", 16, 15.7),
+    ("RTX 5060", 8, 7.7), ("RTX 5060 Ti 8GB", 8, 7.7), ("RTX 5060 Ti 16GB", 16, 15.5), ("RTX 5070", 12, 11.5),
+    ("RTX 5070 Ti", 16, 15.5), ("RTX 5080", 16, 15.5), ("RTX 5090", 32, 31.4), ("RTX 5090 Laptop", 24, 23.5),
+    ("RTX A4000", 16, 15.7), ("RTX A5000", 24, 23.6), ("RTX A6000", 48, 47.4), ("RTX 4000 Ada", 20, 19.6),
+    ("RTX 5000 Ada", 32, 31.5), ("RTX 6000 Ada", 48, 47.4), ("RTX PRO 6000 Blackwell", 96, 94.9), ("A2", 16, 14.6),
+    ("A10", 24, 22.0), ("A10G", 24, 22.1), ("A16", 16, 14.6), ("A30", 24, 23.5), ("A40", 48, 44.3), ("L4", 24, 22.0),
+    ("L40", 48, 44.3), ("L40S", 48, 44.3), ("A100 40GB", 40, 39.4), ("A100 80GB", 80, 79.2), ("H100", 80, 79.2),
+    ("H100 NVL", 94, 93.0), ("GH200", 96, 94.5), ("H200", 141, 139.8), ("B200", 180, 178.4), ("MI210", 64, 63.9),
+    ("MI300X", 192, 191.4), ("RX 7900 XTX", 24, 23.9),
+)  # fmt: skip
+_ALL = (
+    *(Device(name, gib, gb, bf16=False) for name, gb, gib in _OLD),
+    *(Device(name, gib, gb) for name, gb, gib in _NEW),
+    *(Device(f"Apple {gb}GB", gb * APPLE_SHARE, gb, unified=True) for gb in (16, 24, 32, 48, 64, 96, 128, 192)),
+)
 DEVICES: dict[str, Device] = {device.name: device for device in _ALL}
+ALIASES = {"RTX 3080": "RTX 3080 10GB", "NVIDIA GH200 480GB": "GH200"}
+"""A name in older links, and one that gives the size of another memory."""
+GROUPS = (8, 12, 16, 24, 32, 40, 48, 80)
+"""Nominal sizes in GB that can be chosen without naming a card."""
+
+_FILLERS = re.compile(
+    r"\b(nvidia|geforce|tesla|amd|radeon|instinct|gpu|graphics|generation|mobile|workstation|edition|server|"
+    r"sxm\d?|pcie?|hbm\d?e?|oam|cu)\b"
+)
 
 
 def find_device(text: str) -> Device:
-    """A device by its name, or a number of GiB of one's own: "RTX 3060", "a100 80gb", "12", "12 GiB"."""
-    wanted = _plain(text)
-    for device in _ALL:
-        if _plain(device.name) == wanted:
-            return device
-    number = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(gib|gb)?\s*", text.lower())
-    if number and 0 < float(number[1]) <= 100_000:
-        return Device(f"{float(number[1]):g} GiB", float(number[1]))
-    near = [d.name for d in _ALL if wanted and wanted in _plain(d.name)]
-    if len(near) == 1:
-        return DEVICES[near[0]]
-    known = ", ".join(near or DEVICES)
-    raise CalculatorError(f"unknown GPU {text!r}; known: {known}, or a number of GiB")
+    """Return a GPU by its name, also as nvidia-smi prints it, or by its memory: "24 GB", "24 GiB", "24564MiB", "24".
+
+    A size in GB means a card sold with that size, which offers a little less. Raises CalculatorError for a name that is
+    unknown, or that is sold with several sizes of memory.
+    """
+    text = ALIASES.get(text.strip(), text)
+    if text in DEVICES:
+        return DEVICES[text]
+    if size := _size(text):
+        return size
+    if re.match(r"\s*\d+\s*[x×]\s*\S", text.lower()):
+        raise CalculatorError(f"{text!r}: name one GPU, and set the number of GPUs with ZeRO")
+    base, gb = _split(text)
+    named = [d for d in _ALL if base and {base, f"rtx{base}"} & {_split(d.name)[0], _joined(d.name)}]
+    found = [d for d in named if not gb or d.gb == gb]
+    if len(found) == 1:
+        return found[0]
+    if len(found) > 1:
+        sizes = " or ".join(d.name for d in found)
+        raise CalculatorError(f"{text!r} is sold with different memory sizes: choose {sizes}")
+    near = [d.name for d in named or _ALL if named or (len(base) > 1 and base in _joined(d.name))]
+    known = f"did you mean {', '.join(near[:8])}?" if near else f"known: {', '.join(DEVICES)};"
+    raise CalculatorError(f"unknown GPU {text[:80]!r}; {known} You can also give its memory, for example 24 GB")
 
 
-def _plain(text: str) -> str:
-    return re.sub(r"[\s_-]|nvidia|geforce", "", text.lower())
+def _size(text: str) -> Device | None:
+    number = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(mib|gib|gb|g)?\s*", text.lower())
+    if not number or not 0 < float(number[1]) <= 100_000:
+        return None
+    value, unit = float(number[1]), number[2]
+    if unit is None and value >= 1000:  # the number of a card: 3090
+        return None
+    if unit == "mib":
+        value /= 1024
+    if unit == "gb" and value in GROUPS:
+        smallest = min((d for d in _ALL if d.gb == value and not d.unified), key=lambda d: d.gib)
+        return Device(f"{value:g} GB card", smallest.gib, int(value))
+    return Device(f"{value:g} GiB", value)
+
+
+def _split(name: str) -> tuple[str, int]:
+    """Return the name without fillers, spaces and size, and its size in GB (0 if it has none)."""
+    plain = _FILLERS.sub(" ", re.sub(r"[\s_()\[\]/-]+", " ", name.lower()))
+    size = re.search(r"\b(\d+)\s?gb\b", plain)
+    plain = plain.replace(size[0], " ") if size else plain
+    return re.sub(r"[^a-z0-9]", "", plain), int(size[1]) if size else 0
+
+
+def _joined(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def verdict(m: MemoryEstimate, device: Device) -> FitVerdict:
-    """tight: it fits if context and fragmentation are as small as they ever are, and not if they are at their worst."""
+    """Compare the need with the device: "tight" if it fits with the smallest overhead, but not with the largest."""
     need = m.gpu_total + (m.ram_total if device.unified else 0)
     low, high = m.overhead
     if need + high <= device.bytes:

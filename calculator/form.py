@@ -1,4 +1,4 @@
-"""The values of the tab's controls, and how a model, a GPU and a setup are read from them. Knows no gradio."""
+"""The values of the tab's controls, and the model, GPU and setup that they describe. Independent of Gradio."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from calculator.presets import PRESETS
 from calculator.setup import TrainingSetup
 
 Form = dict[str, Any]
-"""Values of the controls, by name: those of TrainingSetup, `model`, `gpu`, `config` and the dimensions."""
+"""Values of the controls by name: the fields of TrainingSetup, `model`, `gpu`, `gib`, `config` and the dimensions."""
 
 CUSTOM, CONFIG = "custom dimensions", "config.json"
 DIMENSIONS: Form = {"family": "gpt2", **SIZES}
@@ -27,33 +27,53 @@ DEFAULTS: Form = {
     "optimizer": "adamw", "offload_optimizer": "none",
 }  # fmt: skip
 OPTIONAL = ("sequence_length", "target_length", "shared_groups")
-"""Numbers for which 0 and nothing mean the model's own."""
+"""Numbers for which 0 or an empty field means the model's own value."""
 THREE_WAYS = ("reversible", "tied_embeddings")
 OWN: dict[Any, bool | None] = {"model's own": None, "yes": True, "no": False}
 CHECKPOINTING = ("off", "every layer", "every 2 layers", "every 4 layers", "every 8 layers")
+METHODS = {"Full": "none", "LoRA": "lora", "QLoRA": "qlora"}
+"""Fine-tuning methods on the page, and their adapters."""
+
+LABELS = {
+    "model": "Model", "gpu": "GPU", "gib": "or memory in GiB", "config": "Your own model", "adapter": "Method",
+    "batch_size": "Batch size per GPU", "sequence_length": "Sequence length",
+    "accumulation_steps": "Gradient accumulation steps", "optimizer": "Optimizer", "precision": "Precision",
+    "gradient_checkpointing": "Gradient checkpointing", "offload_optimizer": "Optimizer offload (CPU)",
+    "attention": "Attention", "shared_groups": "Shared layer groups", "reversible": "Reversible layers",
+    "tied_embeddings": "Tied embeddings", "dropout": "Dropout", "target_length": "Target length (T5)",
+    "optimizer_implementation": "Optimizer step", "paged_optimizer": "Paged optimizer (bitsandbytes)",
+    "embeddings_32bit": "32-bit state for embeddings", "lora_rank": "LoRA rank", "zero_stage": "ZeRO stage",
+    "gpus": "Number of GPUs", "swarm": "Swarm (hivemind)", "swarm_peers": "Peers",
+    "reuse_grad_buffers": "Reuse gradient buffers", "delayed_updates": "Delayed updates",
+    "compression": "Compression", "bandwidth_mbit": "Bandwidth, Mbit/s", "family": "Family",
+    **{name: name.replace("_", " ").capitalize() for name in SIZES},
+}  # fmt: skip
+"""Labels of the controls."""
 
 EXAMPLES: dict[str, Form] = {
-    "GPT-2 Large on 12 GB": {"model": "gpt2-large", "gpu": "RTX 3060", "optimizer": "adam8bit", "sequence_length": 1024,
-                             "precision": "mixed-fp16", "gradient_checkpointing": True},
-    "The swarm's DALL-E on a T4": {"model": "ttt-dalle", "gpu": "T4", "optimizer": "lamb8bit-cpu", "swarm": True,
-                                   "offload_optimizer": "hivemind", "precision": "mixed-fp16", "batch_size": 4,
-                                   "accumulation_steps": 16},
-    "T5-11B": {"model": "t5-11b", "gpu": "A100 80GB", "optimizer": "adafactor", "precision": "pure-bf16",
-               "gradient_checkpointing": True},
-    "GPT-3 175B": {"model": "gpt3-175b", "gpu": "H100", "precision": "pure-bf16", "gradient_checkpointing": True,
-                   "zero_stage": 3, "gpus": 64},
+    "GPT-2 Large, 8-bit Adam, 12 GB": {"model": "gpt2-large", "gpu": "RTX 3060", "optimizer": "adam8bit",
+                                       "sequence_length": 1024},
+    "Llama 3.1 8B, LoRA, 24 GB": {"model": "llama-3.1-8b", "gpu": "RTX 3090", "adapter": "lora",
+                                  "precision": "pure-bf16", "gradient_checkpointing": True},
+    "The 2021 run's DALL-E on a T4": {"model": "ttt-dalle", "gpu": "T4", "optimizer": "lamb8bit-cpu", "swarm": True,
+                                      "offload_optimizer": "hivemind", "precision": "mixed-fp16", "batch_size": 4,
+                                      "accumulation_steps": 16},
+    "GPT-3 175B on 64 H100": {"model": "gpt3-175b", "gpu": "H100", "precision": "pure-bf16",
+                              "gradient_checkpointing": True, "zero_stage": 3, "gpus": 64},
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Answer:
+    """The estimate of a form, and that of the same sizes with plain float32 AdamW."""
+
     estimate: MemoryEstimate
-    before: MemoryEstimate
+    plain: MemoryEstimate
     device: Device
 
 
 def answer(form: Mapping[str, Any]) -> Answer:
-    """The estimate a form asks for, and that of the same sizes without techniques."""
+    """Return the estimates for a form. Raises CalculatorError."""
     form = {**DEFAULTS, **form}
     model, device, setup = read_model(form), read_device(form["gpu"], form["gib"]), read_setup(form)
     plain = TrainingSetup(
@@ -64,27 +84,31 @@ def answer(form: Mapping[str, Any]) -> Answer:
 
 
 def read_device(gpu: Any, gib: Any = 0) -> Device:
-    """The GPU of this name, or one of one's own with so many GiB."""
+    """Return the GPU of this name, or a GPU with `gib` of memory."""
     return custom_gpu(gib) if gib else find_device(str(gpu))
 
 
 def read_model(form: Mapping[str, Any]) -> Architecture:
+    """Return the model that the form describes."""
     name = form["model"]
     if name == CONFIG:
         if not str(form["config"] or "").strip():
-            raise CalculatorError("paste or upload a config.json, or choose a model from the list")
+            raise CalculatorError("paste or drop a config.json, or choose a model from the list")
         return from_json(form["config"])
     if name == CUSTOM:
         used = USED.get(form["family"], ())
         return custom(form["family"], **{name: _whole(form[name]) for name in used})
     if name not in PRESETS:
-        raise CalculatorError(f"unknown model {name!r}; presets: {', '.join(PRESETS)}")
+        raise CalculatorError(
+            f"unknown model {str(name)[:80]!r}; presets: {', '.join(PRESETS)}. "
+            f"For another model, use its config.json or its Hub id"
+        )
     return PRESETS[name]
 
 
 def read_setup(form: Mapping[str, Any]) -> TrainingSetup:
-    """Numbers of a browser are floats, and nothing where a field is empty."""
-    values: Form = {}
+    """Return the setup that the form describes."""
+    result: Form = {}
     for f in fields(TrainingSetup):
         value = form[f.name]
         if f.name in OPTIONAL:
@@ -93,18 +117,21 @@ def read_setup(form: Mapping[str, Any]) -> TrainingSetup:
             value = checkpointing(value)
         elif f.name in THREE_WAYS:
             value = OWN.get(value, value)
+        elif f.name == "adapter":
+            value = METHODS.get(value, value)
         elif isinstance(f.default, int) and not isinstance(f.default, bool):
             value = _whole(value)
-        values[f.name] = value
-    return TrainingSetup(**values)
+        result[f.name] = value
+    return TrainingSetup(**result)
 
 
 def checkpointing(value: Any) -> bool | int:
+    """Return the value of TrainingSetup for a choice of the page."""
     if isinstance(value, str):
         if value not in CHECKPOINTING:
             raise CalculatorError(f"gradient_checkpointing must be one of {', '.join(CHECKPOINTING)}; got {value!r}")
         return value == "every layer" or (value != "off" and int(value.split()[1]))
-    return value if isinstance(value, bool) else _whole(value)
+    return value if isinstance(value, bool) else int(_whole(value))
 
 
 def _whole(value: Any) -> Any:
@@ -112,9 +139,10 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def values(form: Form, names: list[str]) -> list[Any]:
-    """A form as values of the controls with these names."""
+def control_values(form: Form, names: list[str]) -> list[Any]:
+    """Return the values of the controls with these names."""
     words = {None: "model's own", True: "yes", False: "no"}
+    methods = {adapter: method for method, adapter in METHODS.items()}
     result = []
     for name in names:
         value = form[name]
@@ -124,5 +152,90 @@ def values(form: Form, names: list[str]) -> list[Any]:
             value = words.get(value, value)
         elif name in OPTIONAL:
             value = value or 0
+        elif name == "adapter":
+            value = methods.get(value, value)
         result.append(value)
     return result
+
+
+# -- choices that imply others -----------------------------------------------------------------------------------------
+
+_ADAPTER = ({"precision": "pure-bf16", "gradient_checkpointing": "every layer", "shared_groups": 0},
+            "the frozen weights are in 16 bits, and layers are checkpointed, as is usual")  # fmt: skip
+
+
+def implied(form: Form, changed: str) -> tuple[Form, str]:
+    """Return the controls that a changed control implies, with their new values, and a sentence about them.
+
+    QLoRA needs 16-bit weights and ZeRO needs several GPUs, for example: the page sets these instead of refusing.
+    """
+    value, changes, reason = form[changed], {}, ""
+    value = METHODS.get(value, value) if changed == "adapter" else value
+    bf16 = _has_bf16(form)
+    if changed == "adapter" and value != "none":
+        changes, reason = dict(_ADAPTER[0]), _ADAPTER[1]
+        changes["precision"] = "pure-bf16" if bf16 else "pure-fp16"
+        if str(form["precision"]).startswith("pure"):
+            changes.pop("precision")
+        if form["gradient_checkpointing"] not in (False, "off"):
+            changes.pop("gradient_checkpointing")
+        if form["offload_optimizer"] != "none":
+            changes["offload_optimizer"] = "none"
+    elif changed == "adapter" and str(form["precision"]).startswith("pure"):
+        changes, reason = {"precision": "float32"}, "full training keeps float32 weights"
+    elif changed == "precision" and form["adapter"] in ("QLoRA", "qlora") and not str(value).startswith("pure"):
+        changes, reason = {"adapter": "LoRA"}, "QLoRA needs 16-bit weights"
+    elif changed == "precision" and str(value).startswith("pure") and form["offload_optimizer"] == "hivemind":
+        changes, reason = {"offload_optimizer": "none"}, "hivemind's offload needs float32 weights"
+    elif changed == "zero_stage" and value and (form["gpus"] or 0) < 2:
+        changes, reason = {"gpus": 2}, "ZeRO needs several GPUs"
+    elif changed == "gpus" and isinstance(value, (int, float)) and value > 1 and not form["zero_stage"]:
+        changes, reason = {"zero_stage": 1}, "several GPUs share their memory with ZeRO"
+    elif changed == "offload_optimizer" and value == "zero-offload":
+        changes, reason = {"optimizer": "adamw", "swarm": False}, "ZeRO-Offload runs 32-bit Adam on 16-bit weights"
+        if not str(form["precision"]).startswith("pure"):
+            changes["precision"] = "pure-bf16" if bf16 else "pure-fp16"
+    elif changed == "offload_optimizer" and value == "hivemind" and str(form["precision"]).startswith("pure"):
+        changes, reason = {"precision": "mixed-bf16"}, "hivemind's offload needs float32 weights"
+    elif changed == "offload_optimizer" and value == "none" and form["optimizer"] == "lamb8bit-cpu":
+        changes, reason = {"optimizer": "lamb8bit"}, "lamb8bit-cpu needs an offloaded optimizer"
+    elif changed == "optimizer" and value == "lamb8bit-cpu":
+        changes, reason = {"offload_optimizer": "hivemind"}, "lamb8bit-cpu runs on the CPU"
+        if str(form["precision"]).startswith("pure"):
+            changes["precision"] = "mixed-bf16" if bf16 else "mixed-fp16"
+    elif changed == "delayed_updates" and value:
+        changes, reason = {"swarm": True, "offload_optimizer": "hivemind"}, "hivemind delays an offloaded optimizer"
+    elif changed == "reuse_grad_buffers" and value:
+        changes, reason = {"swarm": True}, "hivemind owns these buffers"
+    elif changed == "swarm" and value:
+        changes, reason = {"zero_stage": 0, "gpus": 1}, "every peer of a swarm keeps the whole model"
+    elif changed == "swarm":
+        changes, reason = {"delayed_updates": False, "reuse_grad_buffers": False}, "these are options of hivemind"
+    elif changed == "embeddings_32bit" and value and "8bit" not in str(form["optimizer"]):
+        changes, reason = {"optimizer": "adamw8bit"}, "this option is for 8-bit optimizers"
+    elif changed == "config":
+        changes = {"model": CONFIG}
+        if _four_bit(form):
+            changes |= {"adapter": "QLoRA", **_ADAPTER[0]}
+            reason = "the file describes 4-bit weights"
+    changes = {name: new for name, new in changes.items() if form[name] != new}
+    shown = ", ".join(f"{LABELS[name]}: {_word(new)}" for name, new in changes.items() if name != "model")
+    return changes, f"Also set {shown} ({reason})." if shown else ""
+
+
+def _word(value: Any) -> str:
+    return {True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def _has_bf16(form: Form) -> bool:
+    try:
+        return read_device(form["gpu"], form["gib"]).bf16
+    except CalculatorError:
+        return True
+
+
+def _four_bit(form: Form) -> bool:
+    try:
+        return "4-bit" in from_json(form["config"]).quantization
+    except (CalculatorError, TypeError):
+        return False

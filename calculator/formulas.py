@@ -29,7 +29,7 @@ def lines(m: MemoryEstimate) -> list[tuple[str, str, str]]:
     """Return rows of (number, formula with its values, source)."""
     setup, n, trained = m.setup, m.parameter_count, m.trained_count
     s = sequence_length(m.model, setup)
-    b, v = setup.batch_size, m.model.vocabulary
+    b, v = setup.batch_size, m.model.outputs
     per = m.optimizer / max(1, trained)
     positions = f"{b} x {s:,} positions"
     kept = (

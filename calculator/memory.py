@@ -63,6 +63,17 @@ class MemoryEstimate:
     swarm: SwarmTraffic | None
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks on the model that the estimate does not count."""
+        quantization = self.model.quantization
+        if not quantization or (self.setup.adapter == "qlora" and "4-bit" in quantization):
+            return ()
+        return (
+            f"This config.json is quantised ({quantization}). The estimate counts unquantised weights; "
+            f"choose QLoRA to count 4-bit weights.",
+        )
+
+    @property
     def peak(self) -> Phase:
         """The phase with the largest total."""
         return max(self.phases, key=lambda phase: phase.gpu_total)

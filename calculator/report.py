@@ -12,8 +12,9 @@ from calculator.memory import GIB, MemoryEstimate
 from calculator.setup import TrainingSetup
 
 
-def gib(size: int) -> str:
-    return f"{size / GIB:.2f} GiB"
+def gib(size: int, digits: int = 2) -> str:
+    """Return bytes as text in GiB."""
+    return f"{size / GIB:.{digits}f} GiB"
 
 
 def as_dict(m: MemoryEstimate) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def as_dict(m: MemoryEstimate) -> dict[str, Any]:
         "ram": dict(m.ram),
         "overhead": list(m.overhead),
         "swarm": asdict(m.swarm) if m.swarm else None,
+        "notes": list(m.notes),
     }
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from calculator import PRESETS, TrainingSetup, estimate, parameter_count
+from calculator.hf_config import READERS
+from calculator.presets import CONFIGS
 
 MIB = 2**20
 
@@ -49,6 +51,11 @@ def parameter_rows() -> list[Row]:
 def _meta_parameters(name: str) -> int:
     import transformers as hf
 
+    if name in CONFIGS:
+        kind = CONFIGS[name]["model_type"]
+        with torch.device("meta"):
+            built = getattr(hf, next(iter(READERS[kind].classes)))(hf.AutoConfig.for_model(**CONFIGS[name]))
+        return sum(p.numel() for p in built.parameters())
     a = PRESETS[name]
     common = {"vocab_size": a.vocabulary}
     gpt = {"n_embd": a.hidden, "n_layer": a.layers, "n_head": a.heads, "n_positions": a.positions}

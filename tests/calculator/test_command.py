@@ -35,7 +35,15 @@ def test_json_is_the_estimate(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["gpt9"], ["gpt2", "--batch-size", "0"], ["gpt2", "--fits", "toaster"], ["x.json"]]
+    "arguments",
+    [
+        ["gpt9"],
+        ["openai-community/gpt2"],
+        ["bert-base-cased"],
+        ["gpt2", "--batch-size", "0"],
+        ["gpt2", "--fits", "toaster"],
+        ["x.json"],
+    ],
 )
 def test_bad_input_is_refused_in_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2

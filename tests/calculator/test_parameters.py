@@ -10,7 +10,8 @@ import transformers as hf
 
 from calculator import PRESETS, CalculatorError, TrainingSetup, custom, estimate, parameter_count
 from calculator.custom import FIELDS, SIZES
-from calculator.hf_config import from_config
+from calculator.hf_config import READERS, from_config
+from calculator.presets import CONFIGS, GROUPS
 from calculator.simulate import tensors
 
 MODELS: dict[str, tuple[Any, Any]] = {
@@ -73,6 +74,18 @@ REFUSED: dict[str, tuple[Any, str]] = {
 PUBLISHED = {
     "bert-base": 110_106_428, "bert-large": 336_226_108, "t5-small": 60_506_624, "t5-base": 222_903_552,
     "t5-large": 737_668_096, "t5-3b": 2_851_598_336, "t5-11b": 11_307_321_344, "gpt2": 124_439_808,
+    "llama-3.2-1b": 1_235_814_400, "llama-3.2-3b": 3_212_749_824, "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496, "tinyllama-1.1b": 1_100_048_384, "mistral-7b": 7_248_023_552,
+    "mixtral-8x7b": 46_702_792_704, "qwen2.5-0.5b": 494_032_768, "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-3b": 3_085_938_688, "qwen2.5-7b": 7_615_616_512, "qwen2.5-14b": 14_770_033_664,
+    "qwen2.5-32b": 32_763_876_352, "qwen2.5-72b": 72_706_203_648, "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976, "qwen3-4b": 4_022_468_096, "qwen3-8b": 8_190_735_360, "qwen3-14b": 14_768_307_200,
+    "qwen3-32b": 32_762_123_264, "gemma-2-2b": 2_614_341_888, "gemma-2-9b": 9_241_705_984,
+    "gemma-2-27b": 27_227_128_320, "gemma-3-1b": 999_885_952, "phi-3-mini": 3_821_079_552, "phi-4": 14_659_507_200,
+    "falcon-7b": 6_921_720_704, "pythia-1.4b": 1_414_647_808, "pythia-6.9b": 6_857_302_016, "opt-1.3b": 1_315_758_080,
+    "opt-6.7b": 6_658_473_984, "roberta-base": 124_697_433, "roberta-large": 355_412_057,
+    "distilbert-base": 66_985_530, "vit-base-16": 86_567_656, "vit-large-16": 304_326_632,
+    "clip-vit-b-32": 151_277_313, "clip-vit-l-14": 427_616_513,
     "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200, "gpt-j-6b": 6_050_882_784,
 }  # fmt: skip
 """Parameters of the Hugging Face models."""
@@ -146,5 +159,22 @@ def test_the_paper_preset_matches_the_model_that_is_trained() -> None:
 
 
 def test_all_presets_are_there() -> None:
-    assert len(PRESETS) == 22
+    old = (
+        "bert-base", "bert-large", "t5-small", "t5-base", "t5-large", "t5-3b", "t5-11b", "gpt2", "gpt2-medium",
+        "gpt2-large", "gpt2-xl", "gpt3-small", "gpt3-medium", "gpt3-large", "gpt3-xl", "gpt3-2.7b", "gpt3-6.7b",
+        "gpt3-13b", "gpt3-175b", "gpt-j-6b", "dalle-12b", "ttt-dalle",
+    )  # fmt: skip
+    assert tuple(PRESETS)[: len(old)] == old
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(PRESETS)
     assert all(name == a.name for name, a in PRESETS.items())
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_presets_with_a_config_have_the_parameters_of_the_real_model(name: str) -> None:
+    config = hf.AutoConfig.for_model(**CONFIGS[name])
+    model = getattr(hf, next(iter(READERS[CONFIGS[name]["model_type"]].classes)))
+    with torch.device("meta"):
+        real = sum(p.numel() for p in model(config).parameters())
+    assert parameter_count(name) == real

@@ -130,14 +130,45 @@ def test_strings_that_are_not_hub_ids_are_never_downloaded(repo: str) -> None:
         from_hub(repo)
 
 
-@pytest.mark.parametrize("name", ["RTX 3060", "rtx3060", "A100 80GB", "12", "12.5 GiB", "t4"])
+@pytest.mark.parametrize("name", ["RTX 3060", "rtx3060", "A100 80GB", "12", "12.5 GiB", "t4", "3090", "24 GB"])
 def test_gpus_by_name_or_size(name: str) -> None:
     assert find_device(name).bytes > 0
 
 
-@pytest.mark.parametrize("name", ["", "RTX 1", "-3", "nan", "1e99", "A100"])
+NVIDIA_SMI = {
+    "Tesla T4": "T4", "NVIDIA A100-SXM4-80GB": "A100 80GB", "NVIDIA A100-SXM4-40GB": "A100 40GB",
+    "NVIDIA A100-PCIE-40GB": "A100 40GB", "Tesla V100-SXM2-16GB": "V100 16GB", "Tesla V100-SXM2-32GB": "V100 32GB",
+    "Tesla P100-PCIE-16GB": "P100", "NVIDIA GeForce RTX 3090": "RTX 3090", "NVIDIA GeForce RTX 3080 Ti": "RTX 3080 Ti",
+    "NVIDIA GeForce GTX 1080 Ti": "GTX 1080 Ti", "NVIDIA A10G": "A10G", "NVIDIA A10": "A10", "NVIDIA L4": "L4",
+    "NVIDIA L40S": "L40S", "NVIDIA RTX A6000": "RTX A6000", "NVIDIA RTX A5000": "RTX A5000",
+    "NVIDIA RTX 6000 Ada Generation": "RTX 6000 Ada", "Quadro RTX 8000": "Quadro RTX 8000",
+    "NVIDIA H100 80GB HBM3": "H100", "NVIDIA H100 PCIe": "H100", "NVIDIA H100 NVL": "H100 NVL", "NVIDIA H200": "H200",
+    "NVIDIA B200": "B200", "NVIDIA GH200 480GB": "GH200", "AMD Instinct MI300X": "MI300X",
+    "NVIDIA GeForce RTX 4090 Laptop GPU": "RTX 4090 Laptop", "NVIDIA GeForce RTX 4070 Ti SUPER": "RTX 4070 Ti SUPER",
+    "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": "RTX PRO 6000 Blackwell",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NVIDIA_SMI)
+def test_gpus_as_nvidia_smi_prints_them(name: str) -> None:
+    assert find_device(name).name == NVIDIA_SMI[name]
+
+
+@pytest.mark.parametrize("name", ["NVIDIA GeForce RTX 4060 Ti", "NVIDIA GeForce RTX 5060 Ti", "A100", "Tesla V100"])
+def test_a_gpu_sold_with_several_sizes_is_a_question(name: str) -> None:
+    with pytest.raises(CalculatorError, match="different memory sizes: choose .*(8|16|40)GB or"):
+        find_device(name)
+
+
+def test_a_size_in_gb_is_that_of_the_smallest_card_sold_with_it() -> None:
+    assert find_device("24 GB").gib == 22.0  # A10 and L4 report less than an RTX 3090
+    assert find_device("24 GiB").gib == 24.0
+    assert find_device("24564MiB").gib == pytest.approx(23.99, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["", "RTX 1", "-3", "nan", "1e99", "8x A100", "2x3090", "Tesla K80"])
 def test_unknown_gpus_are_refused_with_a_list(name: str) -> None:
-    with pytest.raises(CalculatorError, match="known"):
+    with pytest.raises(CalculatorError, match="known|name one GPU"):
         find_device(name)
 
 

@@ -32,7 +32,7 @@ def test_downloads_are_written_to_gradios_cache(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
     (tmp_path / "elsewhere").mkdir()
-    first, again, other = (show({**DEFAULTS, "batch_size": b}, "")[-2:] for b in (1, 1, 2))
+    first, again, other = (show({**DEFAULTS, "batch_size": b}, "")[6:8] for b in (1, 1, 2))
     assert [Path(path).name for path in first] == ["memory.csv", "memory.json"]
     assert all(Path(path).is_relative_to(tmp_path / "cache") for path in (*first, *other))
     assert first == again != other
@@ -48,8 +48,23 @@ def test_downloads_are_written_to_gradios_cache(tmp_path: Path, monkeypatch: pyt
         (("gpt2", "T4", {"batch": 3}), "unknown techniques batch"),
         (("gpt2", "T4", {"batch_size": -3}), "from 1"),
         (("{broken",), "not the JSON"),
+        (("gpt2", "T4", "adam"), "techniques must be an object"),
     ],
 )
 def test_the_endpoint_refuses_with_what_is_allowed(arguments: tuple, message: str) -> None:  # type: ignore[type-arg]
     with pytest.raises(gr.Error, match=message):
         estimate_memory(*arguments)
+
+
+def test_bad_input_leaves_nothing_stale() -> None:
+    shown = show({**DEFAULTS, "batch_size": 0}, "")
+    assert "Please change" in shown[0]
+    assert shown[1:8] == ["", "", "", "", "", None, None]
+    assert shown[-1] == []
+
+
+def test_advice_buttons_carry_forms_that_fit() -> None:
+    *_, forms = show({**DEFAULTS, "model": "llama-3.1-8b", "gpu": "RTX 3090", "adapter": "LoRA"}, "")
+    assert forms
+    for form in forms:
+        assert any(word in show(form, "")[0] for word in ("Fits: needs", "Close to the limit"))
