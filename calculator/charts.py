@@ -72,7 +72,7 @@ STYLE = """<style>
   .calc-verdict { padding: 8px 12px; border-radius: 0 0 12px 12px; }
   .gradio-container .calc-verdict strong { font-size: 15px; }
   .calc-detail { display: none; }
-  #calc-examples button { min-height: 44px; }
+  #calc-examples button, button.calc-apply { min-height: 44px; }
 }
 @media (max-width: 560px) { .calc-bars { display: block; }
   .calc-row { display: grid; grid-template-columns: 1fr max-content; gap: 2px 8px; margin-bottom: 8px; }

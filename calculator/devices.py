@@ -18,7 +18,7 @@ APPLE_SHARE = 0.75
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU. `gib` is the total memory that the driver reports: less than `gb`, the size in its product name."""
+    """A GPU. `gib` is about what the driver reports as total memory: less than `gb`, the size in its product name."""
 
     name: str
     gib: float
