@@ -149,7 +149,7 @@ def _model_choices() -> list[tuple[str, str]]:
 
 
 def _size(n: int) -> str:
-    return f"{n / 1e9:.1f} B" if n >= 1e9 else f"{n / 1e6:.0f} M"
+    return f"{n / 1e9:.1f} B" if n >= 995e6 else f"{n / 1e6:.0f} M"
 
 
 def _gpu_choices() -> list[tuple[str, str]]:

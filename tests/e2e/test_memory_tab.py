@@ -38,7 +38,9 @@ def search(page: Page, label: str, text: str, option: str) -> None:
     """Choose an option by typing a part of it."""
     field = page.get_by_label(label, exact=True).filter(visible=True)
     field.click()
-    field.fill(text)
+    field.press("ControlOrMeta+a")
+    page.keyboard.type(text)
+    page.wait_for_function("most => document.querySelectorAll('[role=option]').length <= most", arg=12)
     page.get_by_role("option", name=option, exact=True).click()
 
 
