@@ -79,6 +79,63 @@ def test_old_format_and_lightnings_wrapping(published: State, file: Path) -> Non
     assert read_state(file).keys() == published.keys()
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {"hparams": {"dim": 16}, "vae_params": None, "epoch": 3, "weights": s, "opt_state": {"state": {}}},
+        lambda s: {"module": s, "global_steps": 12, "ds_config": {}},
+        lambda s: {"module": {"state_dict": s}},
+        lambda s: {"model": s, "optimizer": {}},
+        lambda s: {"model_state_dict": s, "loss": 1.5},
+        lambda s: {f"module.{name}": tensor for name, tensor in s.items()},
+        lambda s: {"state_dict": {f"module.{name}": tensor for name, tensor in s.items()}},
+    ],
+    ids=[
+        "dalle-pytorch",
+        "DeepSpeed",
+        "nested",
+        "model",
+        "model_state_dict",
+        "DataParallel",
+        "Lightning and DataParallel",
+    ],
+)
+def test_the_weights_are_found_where_trainers_keep_them(
+    published: State, file: Path, wrap: Callable[[State], object]
+) -> None:
+    load(wrap(published), file)
+    assert read_state(file).keys() == published.keys()
+
+
+def test_a_checkpoint_without_weights_says_where_they_are_expected(file: Path) -> None:
+    torch.save({"hparams": {"dim": 16}, "epoch": 3}, file)
+    with pytest.raises(CheckpointError, match="key hparams holds a dict, expected a tensor .*weights, module"):
+        read_state(file)
+
+
+@pytest.mark.parametrize("name", ["dalle.pt", "model.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<!DOCTYPE html><html>Google Drive - Virus scan warning</html>", "is a web page, not a checkpoint"),
+        (b"\xef\xbb\xbf\n<html lang=en>", "is a web page"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 501234567\n",
+            "is a pointer of Git LFS.*git lfs pull",
+        ),
+        (b"", "is empty; download or copy it again"),
+        (b"capital\nletters\n", "is damaged, incomplete or not a"),
+        (b"PK\x03\x04" + bytes(500), "is damaged, incomplete or not a"),
+    ],
+)
+def test_a_failed_download_is_recognised(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    """And no error repeats torch's advice to read the file unsafely."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name} {message}") as caught:
+        read_state(tmp_path / name)
+    assert "weights_only" not in str(caught.value)
+
+
 def test_the_image_model_inside_is_ignored(published: State, file: Path) -> None:
     load(published | {"vae.codebook.weight": torch.zeros(2, 2)}, file)
     wrapped = {f"model.{name}": tensor for name, tensor in published.items()}

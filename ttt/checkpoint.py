@@ -20,10 +20,15 @@ from torch import Tensor
 from ttt.config import DalleConfig
 from ttt.errors import CheckpointError, UnsafeCheckpoint
 from ttt.model.dalle import Dalle
-from ttt.text import first_line
 
 IGNORED = ("vae.",)
 """The reference stores the image model in the same file; ours is a separate file."""
+
+WRAPPERS = ("state_dict", "weights", "module", "model_state_dict", "model")
+"""Keys under which trainers save the weights beside other things: Lightning, dalle-pytorch, DeepSpeed and others."""
+MAX_WRAPPERS = 3
+PARALLEL = "module."
+"""Prefix that DataParallel puts before every name."""
 
 BODIES = {
     # our module and tensor      block, how deep its wrappers nest in the (training, inference) format, its tensor
@@ -91,19 +96,30 @@ def load_state(dalle: Dalle, tensors: Mapping[str, Tensor]) -> Dalle:
 
 
 def read_state(path: str | PathLike[str]) -> dict[str, Tensor]:
-    """Tensors of a `.safetensors` file, of a `torch.save`d state dict or of a Lightning checkpoint's `state_dict`."""
+    """Named tensors of a `.safetensors` file, of a saved state dict, or of a checkpoint with one under `WRAPPERS`."""
     file = Path(path)
     if not file.is_file():
         raise CheckpointError(f"{file} is not a file")
     safetensors = file.suffix == ".safetensors" or _head(file)[8:] == b"{"
     loaded = _read_safetensors(file) if safetensors else _read_torch(file)
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
+    return named_tensors(loaded, file)
+
+
+def named_tensors(loaded: object, file: str | PathLike[str]) -> dict[str, Tensor]:
+    """The tensors in the content of a checkpoint. Raises CheckpointError if it holds anything else."""
+    for _ in range(MAX_WRAPPERS):
+        found = loaded if isinstance(loaded, Mapping) else {}
+        loaded = next((found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)), loaded)
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{file} holds a {type(loaded).__name__}, expected named tensors")
     for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise CheckpointError(f"{file}: key {name} holds a {type(value).__name__}, expected a tensor")
+            raise CheckpointError(
+                f"{file}: key {name} holds a {type(value).__name__}, expected a tensor (or all tensors under one of "
+                f"the keys {', '.join(WRAPPERS)})"
+            )
+    if loaded and all(name.startswith(PARALLEL) for name in loaded):
+        return {name.removeprefix(PARALLEL): value for name, value in loaded.items()}
     return dict(loaded)
 
 
@@ -111,10 +127,14 @@ def _read_safetensors(file: Path) -> object:
     try:
         return load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is damaged, incomplete or not a safetensors file ({error})") from error
+        raise CheckpointError(
+            _not_a_checkpoint(file) or f"{file} is damaged, incomplete or not a safetensors file ({error})"
+        ) from error
 
 
 def _read_torch(file: Path) -> object:
+    if reason := _not_a_checkpoint(file):
+        raise CheckpointError(reason)
     whole_archive = zipfile.is_zipfile(file)
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=whole_archive)
@@ -129,7 +149,27 @@ def _read_torch(file: Path) -> object:
                     f"{file} cannot be read without running code{what}. If you trust its author, "
                     "convert it once with `ttt convert --trust-pickle`"
                 ) from error
-        raise CheckpointError(f"{file} is damaged, incomplete or not a checkpoint ({first_line(error)})") from error
+        # The words of torch are left out: they advise to read the file with `weights_only=False`, which runs its code.
+        reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+        raise CheckpointError(
+            f"{file} is damaged, incomplete or not a checkpoint{reason}; download or copy it again"
+        ) from error
+
+
+def _not_a_checkpoint(file: Path) -> str:
+    """What a file is that was downloaded in place of a checkpoint; empty if it may be one."""
+    with file.open("rb") as opened:
+        head = opened.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if file.stat().st_size == 0:
+        return f"{file} is empty; download or copy it again"
+    if head.startswith(b"version https://git-lfs"):
+        return f"{file} is a pointer of Git LFS, not the checkpoint itself; get it with `git lfs pull`"
+    if head.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml", b"<!--")):
+        return (
+            f"{file} is a web page, not a checkpoint: the download link asks for a login or a confirmation. Open it in "
+            "a browser, or use a direct link"
+        )
+    return ""
 
 
 def _head(file: Path) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from ttt.bundle.files import json_object, read_json
 from ttt.bundle.spec import CLIP_CONFIG, CLIP_TOKENIZER, CLIP_WEIGHTS, Bundle, ClipSpec, checked_config
 from ttt.bundle.weights import load_strictly, write_bundle
-from ttt.checkpoint import load_state, read_state
+from ttt.checkpoint import load_state, named_tensors, read_state
 from ttt.config import PAPER, DalleConfig, VqganConfig
 from ttt.errors import CheckpointError, InvalidInput, UnsafeCheckpoint
 from ttt.model.dalle import Dalle
@@ -130,7 +129,7 @@ def read_tensors(path: str | os.PathLike[str], trust_pickle: bool = False) -> di
             raise
         if loaded is None:
             loaded = _unpickle(Path(path))
-    return _named_tensors(loaded, path)
+    return named_tensors(loaded, path)
 
 
 class _Inert:
@@ -158,16 +157,6 @@ def _unpickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # the file's own code may raise anything
         raise CheckpointError(f"{path} cannot be unpickled: {type(error).__name__}: {error}") from error
-
-
-def _named_tensors(loaded: Any, path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    content = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(loaded).__name__}, expected named tensors")
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise CheckpointError(f"{path}: key {key} holds a {type(value).__name__}, expected a tensor")
-    return dict(content)
 
 
 def _local_clip(folder: Path) -> ClipSpec:
