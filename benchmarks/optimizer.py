@@ -107,10 +107,10 @@ def seconds(params: list[nn.Parameter], repeats: int) -> dict[str, dict[str, flo
     times: dict[str, list[float]] = {name: [] for name in made}
     for turn in range(repeats + 1):
         for name, optimizer in made.items():
-            begin = time.perf_counter()
+            start = time.perf_counter()
             optimizer.step()
             if turn:
-                times[name].append(time.perf_counter() - begin)
+                times[name].append(time.perf_counter() - start)
     return {
         name: {"bytes": state_bytes(made[name]), "seconds": statistics.median(taken), "best": min(taken)}
         for name, taken in times.items()

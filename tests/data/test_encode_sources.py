@@ -75,7 +75,7 @@ def test_an_archive_never_runs_code_and_broken_samples_are_counted(bundle: Bundl
             return (os.mkdir, (str(tmp_path / "ran"),))
 
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for ending in ("pkl", "pyd", "pth"):  # ignored, like every other member that nobody needs
+        for ending in ("pkl", "pyd", "pth"):  # ignored, like every other member that is not needed
             add_member(tar, f"bomb-{ending}.png", image_bytes(1))
             add_member(tar, f"bomb-{ending}.txt", b"a caption")
             add_member(tar, f"bomb-{ending}.{ending}", pickle.dumps(Bomb()))

@@ -17,7 +17,7 @@ def broken_images() -> dict[str, bytes]:
     whole = image_bytes(0, (64, 64))
     header = b"\x89PNG\r\n\x1a\n" + whole[8:16] + (60_000).to_bytes(4, "big") * 2
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n"
-    return {"empty": b"", "text": b"no picture", "truncated": whole[: len(whole) // 2], "bomb": header + whole[24:],
+    return {"empty": b"", "text": b"not an image", "truncated": whole[: len(whole) // 2], "bomb": header + whole[24:],
             "eps": eps, "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>"}  # fmt: skip
 
 

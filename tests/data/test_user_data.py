@@ -341,7 +341,7 @@ def test_a_file_that_is_no_archive_is_named(bundle: Bundle, tmp_path: Path, star
         encode(find_images(str(path)), tmp_path / "out", bundle, SETTINGS)
 
 
-def test_members_that_nobody_needs_are_ignored(tmp_path: Path) -> None:
+def test_members_that_are_not_needed_are_ignored(tmp_path: Path) -> None:
     path = archive(tmp_path / "a.tar", {"0.jpg": JPEG, "0.npy": b"\x93NUMPY", "0.cls": b"3", "0.mask.png": b"x",
                                         "0.txt": b"\xef\xbb\xbfa red flag"})  # fmt: skip
     source = find_images(str(path))

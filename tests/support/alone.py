@@ -30,7 +30,7 @@ def optimizer_spec() -> OptimizerSpec:
 
 
 class Stopping(OptimizerEvents):
-    """A peer that was asked to stop: nothing waits."""
+    """A peer that is stopping, so that nothing waits."""
 
     def stop_requested(self) -> bool:
         return True

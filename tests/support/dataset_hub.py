@@ -1,4 +1,4 @@
-"""A server on 127.0.0.1 that answers as the Hub does for one data set, as far as `datasets` asks to find its files."""
+"""A server on 127.0.0.1 that imitates the Hub for one data set, as far as `datasets` needs to find its files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _reserved: list[socket.socket] = []
 
 
 def reserve() -> str:
-    """The address of a server that is yet to be started: the Hub's library reads it when it is imported."""
+    """Address for a server that is started later: the Hub's library reads it when it is imported."""
     _reserved.append(socket.create_server(("127.0.0.1", 0)))
     return f"http://127.0.0.1:{_reserved[0].getsockname()[1]}"
 
@@ -73,8 +73,8 @@ class _Answers(Handler):
             found = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40} for f in files]
             return self._json(found)
         if path.startswith(api):
-            asked = path.removeprefix(api).removeprefix("/revision/")
-            commit = asked if asked in hub.known else hub.commit
+            revision = path.removeprefix(api).removeprefix("/revision/")
+            commit = revision if revision in hub.known else hub.commit
             info = {"id": hub.repo_id, "sha": commit, "private": True, "tags": [], "downloads": 0, "likes": 0}
             return self._json(info | {"siblings": [{"rfilename": f.name} for f in files]})
         return self._resolve(path.partition("/resolve/")[2].partition("/")[2])

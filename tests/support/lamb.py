@@ -1,4 +1,4 @@
-"""LAMB by the formula, as the oracle of `ttt.train.optimizer.Lamb`, and parameters and gradients to try both on."""
+"""LAMB by the formula, the oracle for `ttt.train.optimizer.Lamb`, with parameters and gradients to test both."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def parameters(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32, sca
 
 
 def give_gradients(params: list[nn.Parameter], seed: int, scale: float = 1.0) -> list[Tensor]:
-    """Elements of very different sizes, as real gradients have them."""
+    """Random gradients whose elements have very different sizes, as real ones do."""
     generator = torch.Generator().manual_seed(seed)
     for p in params:
         spread = torch.randn(p.shape, generator=generator).exp()
@@ -51,7 +51,7 @@ def give_gradients(params: list[nn.Parameter], seed: int, scale: float = 1.0) ->
 
 
 def distance(params: list[Tensor], oracle: Oracle, start: list[Tensor]) -> float:
-    """Of two ends of training, in units of the way from the start."""
+    """Distance between two results of training, relative to the distance from the start."""
     ours, theirs, first = (
         torch.cat([x.detach().float().flatten() for x in xs]) for xs in (params, oracle.params, start)
     )

@@ -1,4 +1,4 @@
-"""Small shards in the published columns, whose captions are numbers, so that a test sees which rows came."""
+"""Small shards in the published columns whose captions are numbers, which shows a test which rows it received."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUICK = RetryPolicy(attempts=4, first_wait=0.01, timeout=5)
 
 
 def row(number: int, **changed: Any) -> dict[str, Any]:
-    """A good row; its codes follow from its number."""
+    """A valid row, whose codes follow from its number."""
     codes = [number % CODEBOOK] * CODES
     good = {"caption": f"row {number}", "NSFW": "UNLIKELY", "original_width": 30, "original_height": 20,
             "code": np.array(codes, "<i2").tobytes()}  # fmt: skip
@@ -36,7 +36,7 @@ def write_shard(path: Path, rows: Sequence[dict[str, Any]], group: int = 50) -> 
 
 
 def write_shards(folder: Path, sizes: Sequence[int]) -> int:
-    """Shards of so many rows, numbered through; -> how many rows there are."""
+    """Write shards of these sizes with numbered rows; returns the number of rows."""
     start = 0
     for i, size in enumerate(sizes):
         write_shard(folder / f"{i:05d}.parquet", [row(n) for n in range(start, start + size)])
@@ -45,7 +45,7 @@ def write_shards(folder: Path, sizes: Sequence[int]) -> int:
 
 
 def numbers(captions: Sequence[str]) -> torch.Tensor:
-    """In place of a tokenizer: [b, 1], the number in each caption."""
+    """Replaces the tokenizer: the number in each caption, [b, 1]."""
     return torch.tensor([[int(caption.split()[-1])] for caption in captions])
 
 
@@ -56,7 +56,7 @@ def open_stream(source: Any, **changed: Any) -> CodeStream:
 
 
 def take(stream: CodeStream, batches: int) -> list[int]:
-    """The rows of the next batches; their codes are checked on the way."""
+    """The numbers of the rows in the next batches, whose codes are checked."""
     found: list[int] = []
     for _ in range(batches):
         batch = next(iter(stream))

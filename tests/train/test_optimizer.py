@@ -229,8 +229,8 @@ def test_quantization_takes_the_nearest_code(seed: int, n: int, scale: float, sp
         largest = torch.stack([block.abs().max() for block in moment.split(4096)])
         assert torch.equal(state[f"{name}_scales"], largest)
         code = moments._code(name, moment.device)  # type: ignore[arg-type]
-        wanted = (moment / largest.repeat_interleave(4096)[:n]).double()
+        exact = (moment / largest.repeat_interleave(4096)[:n]).double()
         allowed = code if name == "exp_avg" else code[1:]  # a square never becomes 0
-        best = (wanted[:, None] - allowed.double()).abs().amin(1)
-        error = (back / largest.repeat_interleave(4096)[:n] - wanted).abs()
-        assert (error <= best + 2e-3 * wanted.abs() + 1e-7).all()
+        best = (exact[:, None] - allowed.double()).abs().amin(1)
+        error = (back / largest.repeat_interleave(4096)[:n] - exact).abs()
+        assert (error <= best + 2e-3 * exact.abs() + 1e-7).all()

@@ -161,7 +161,7 @@ def test_shards_of_another_codebook_are_refused(bundle: Bundle, shards: Path, tm
         (["scenes", "out", "--model", "nothing.json"], "nothing.json"),
         (["scenes", "out", "--device", "gpu7"], "device"),
         (["scenes", "out", "--precision", "int4"], "precision 'int4' is unknown"),
-        (["scenes", "out", "--parts", "nobody"], "nobody"),
+        (["scenes", "out", "--parts", "missing"], "missing"),
     ],
 )
 def test_bad_input_is_an_error_and_not_a_traceback(

@@ -281,7 +281,7 @@ class HttpFile(io.RawIOBase):
     def _first_byte(self, response: httpx2.Response, position: int) -> int:
         """Position in the file of the response's first byte; ValueError if the file is not the one that was opened.
 
-        Some servers answer a range with the whole file (status 200), or begin earlier than was requested.
+        Some servers answer a range with the whole file (status 200), or start earlier than requested.
         """
         if response.status_code == 206:
             first = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""), re.ASCII)

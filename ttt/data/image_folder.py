@@ -97,8 +97,8 @@ class ImageFolder:
         metadata = self.metadata.get(name, {})
         caption = caption_of(metadata)
         if caption is None:
-            caption, beside = self._caption_file(name)
-            metadata = {**beside, **metadata}
+            caption, from_file = self._caption_file(name)
+            metadata = {**from_file, **metadata}
         return make_pair(name, self.root / name, caption, metadata)
 
     def _caption_file(self, image: str) -> tuple[Caption, dict[str, Any]]:
