@@ -15,9 +15,9 @@ from calculator.tab import build_tab
 from ttt.errors import TTTError
 from ttt.ui.app import Tab, TabRefresh, create_app, launch_options
 from ttt.ui.contribute.api import add_peer_endpoints
-from ttt.ui.contribute.auth import Owner
-from ttt.ui.contribute.form import Asked
-from ttt.ui.contribute.service import PeerDesk
+from ttt.ui.contribute.auth import OwnerAuth
+from ttt.ui.contribute.form import PeerForm
+from ttt.ui.contribute.service import PeerController
 from ttt.ui.contribute.tab import ContributeTab
 from ttt.ui.dashboard.api import add_endpoints
 from ttt.ui.dashboard.render_cache import DashboardRenderer
@@ -63,12 +63,12 @@ def serve(settings: Settings, load: Callable[[str], ImageGenerator]) -> None:
         add_endpoints(renderer.source)
         return DashboardTab(renderer).refresh
 
-    owner, asked = Owner(), Asked(run=settings.run, initial_peers=" ".join(settings.initial_peers))
-    desk = PeerDesk(settings.volunteer_folder(), asked, exit_with_pid=settings.peer_ends_with)
+    auth, defaults = OwnerAuth(), PeerForm(run=settings.run, initial_peers=" ".join(settings.initial_peers))
+    peer = PeerController(settings.volunteer_folder(), defaults, exit_with_pid=settings.peer_ends_with)
 
     def contribute(page: gr.Blocks) -> TabRefresh:
-        add_peer_endpoints(desk, owner)
-        return ContributeTab(page, desk, owner).refresh
+        add_peer_endpoints(peer, auth)
+        return ContributeTab(page, peer, auth).refresh
 
     tabs = [
         Tab("Generate", generate),

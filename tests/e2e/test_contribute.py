@@ -83,7 +83,7 @@ def shown(page: Any, field: str) -> str:
 @pytest.mark.parametrize("stranger", STRANGERS)
 def test_a_stranger_starts_nothing(place: Place, stranger: str) -> None:
     answers = interfere(Raw(place.server.url, STRANGERS[stranger]))
-    refused = [text for text in answers if "Only the owner may do this" in text or "of another site" in text]
+    refused = [text for text in answers if "Only the owner can start a peer here" in text or "of another site" in text]
     assert len(refused) >= 3 + len(BUTTONS)  # by name and through the queue; the other ways are closed or ask too
     assert not (place.launcher.folder / "desired.json").exists()
     assert place.view.phase == "off"
@@ -112,11 +112,11 @@ def test_no_other_site_may_frame_the_page(place: Place, context: Any) -> None:
 
 @pytest.mark.timeout(600)  # four starts of real processes: on a busy machine each takes a minute
 def test_the_owner_lends_this_machine_and_takes_it_back(place: Place, context: Any, browser: Any) -> None:
-    """Start, samples rise, strangers change nothing, the app dies and comes back, Pause, Go on, Stop; and the
+    """Start, samples rise, strangers change nothing, the app dies and comes back, Pause, Resume, Stop; and the
     leaderboard keeps what was given."""
     page = open_tab(context, place.server)
-    page.get_by_text("You are at the machine itself").wait_for()
-    page.locator("#place", has_text="its peers reach this one").wait_for()
+    page.get_by_text("Local access.").wait_for()
+    page.locator("#machine", has_text="The run is on this machine").wait_for()
     page.locator("#peer-more > button").click()
     page.locator("#peer-limit input").fill(str(PACE))
     page.get_by_role("button", name="Start", exact=True).click()
@@ -141,7 +141,7 @@ def test_the_owner_lends_this_machine_and_takes_it_back(place: Place, context: A
     stranger = browser.new_context(extra_http_headers=FORWARDED)
     stranger.set_default_timeout(40_000)
     other = open_tab(stranger, place.server)
-    other.get_by_text("Only the owner may do this").wait_for()
+    other.get_by_text("Only the owner can start a peer here").wait_for()
     assert int(shown(other, "samples").replace(",", "")) > 0
     assert not other.get_by_role("button", name="Stop", exact=True).and_(other.locator("#peer-stop")).is_visible()
     assert not other.locator("#peer-log").is_visible()
@@ -162,9 +162,9 @@ def test_the_owner_lends_this_machine_and_takes_it_back(place: Place, context: A
     assert start_ticks(peer) is None
     given = place.view.contribution.samples
     assert given > before
-    page.locator("#peer-pause", has_text="Go on").click()
+    page.locator("#peer-pause", has_text="Resume").click()
     wait_until(
-        lambda: place.view.peer_pid not in (0, peer) and place.view.contribution.samples > given, 120, "it goes on"
+        lambda: place.view.peer_pid not in (0, peer) and place.view.contribution.samples > given, 120, "it resumes"
     )
 
     board = open_leaderboard(context, place.server)
@@ -179,7 +179,7 @@ def test_the_owner_lends_this_machine_and_takes_it_back(place: Place, context: A
     assert shown(page, "samples") == f"{view.contribution.samples:,}" and view.contribution.samples > given
     assert not processes_of(peer) and not processes_of(supervisor)
 
-    board.locator("#run-head", has_text="nobody trains just now").wait_for()
+    board.locator("#run-head", has_text="nobody is training right now").wait_for()
     assert board.locator("#leaderboard .ttt-here").count() == 0, "it is still called active"
     assert confirmed <= credited(board) <= view.contribution.samples
     board.close()

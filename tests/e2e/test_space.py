@@ -57,10 +57,10 @@ def test_the_hub_shows_the_space_in_its_page(space: Server) -> None:
 
 def test_the_owner_of_a_space_may(space: Server) -> None:
     raw = as_user(space, ANNA)
-    assert "the address of the run is missing" in raw.call("start_peer", *NOTHING)
+    assert "The run is missing" in raw.call("start_peer", *NOTHING)
     numbers = list(raw.events_on("peer-start"))
     answers = [raw.queue(number, *[""] * inputs) for number, inputs in numbers]
-    assert any("the address of the run is missing" in text for text in answers), answers
+    assert any("The run is missing" in text for text in answers), answers
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_stranger_in_the_owners_session_stays_a_stranger(space: Server) -> Non
     """The session of a page is a name that its browser chose; who calls is read from each request itself."""
     owner, session = as_user(space, ANNA), secrets.token_hex(8)
     number, inputs = next(owner.events_on("peer-start"))
-    assert "the address of the run is missing" in owner.queue(number, *[""] * inputs, session=session)
+    assert "The run is missing" in owner.queue(number, *[""] * inputs, session=session)
     answer = as_user(space, BERT).queue(number, *[""] * inputs, session=session)
     assert "belongs to anna" in answer and "of the run is missing" not in answer
 
@@ -117,7 +117,7 @@ def test_no_handler_of_the_tab_follows_the_link_of_a_stranger(space: Server) -> 
 
 
 def test_the_password_opens_a_space_for_scripts(space: Server) -> None:
-    assert "the address of the run is missing" in as_user(space, None).call("start_peer", *NOTHING[:-1], PASSWORD)
+    assert "The run is missing" in as_user(space, None).call("start_peer", *NOTHING[:-1], PASSWORD)
     assert "not the owner's password" in as_user(space, None).call("start_peer", *NOTHING[:-1], PASSWORD[:-1])
 
 
@@ -149,11 +149,11 @@ def test_axe_and_width(browser: Any, space: Server, scheme: str, width: int) -> 
     page = open_tab(context, space)
     for moment in ("stranger", "owner"):
         if moment == "owner":
-            page.get_by_label("Owner's password").press_sequentially(PASSWORD, delay=100)  # not as a machine types
-            page.get_by_label("Owner's password").press("Enter")
+            page.get_by_label("Owner password").press_sequentially(PASSWORD, delay=100)  # not as a machine types
+            page.get_by_label("Owner password").press("Enter")
             page.locator("#peer-more > button").click()
             page.locator("#peer-log > button").click()
             page.locator("#peer-start").click()
-            page.get_by_role("alert").filter(has_text="the address of the run is missing").wait_for()
+            page.get_by_role("alert").filter(has_text="The run is missing").wait_for()
         check_looks(page, width, moment)
     context.close()

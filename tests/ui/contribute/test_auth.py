@@ -1,4 +1,4 @@
-"""Who may press: every way in which a stranger might pass for the owner is refused."""
+"""Authorisation: every way in which a stranger could pass for the owner is refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ import pytest
 
 from tests.support.waiting import run_async
 from ttt.errors import InvalidInput
-from ttt.ui.contribute.auth import FORWARDED, WRONG_A_MINUTE, WRONG_BY_ALL, Caller, Owner, caller_of
+from ttt.ui.contribute.auth import (
+    PROXY_HEADERS,
+    WRONG_PER_MINUTE,
+    WRONG_PER_MINUTE_TOTAL,
+    OwnerAuth,
+    RequestContext,
+    request_context,
+)
 
 HERE = {"host": "127.0.0.1:7860"}
 SPACE = {
@@ -26,42 +33,42 @@ ANNA = {"preferred_username": "anna", "sub": "id-of-anna", "orgs": []}
 BERT = {"preferred_username": "bert", "sub": "id-of-bert", "orgs": []}
 
 
-def at_home(address: str = "127.0.0.1", **headers: str) -> Caller:
+def at_home(address: str = "127.0.0.1", **headers: str) -> RequestContext:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Caller(address, {**HERE, **named})
+    return RequestContext(address, {**HERE, **named})
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.8.8.8", "::1"])
 @pytest.mark.parametrize("host", ["127.0.0.1:7860", "localhost:7860", "LOCALHOST", "[::1]:7860"])
-def test_the_machine_itself_may(address: str, host: str) -> None:
-    assert Owner({}).check(at_home(address, host=host))
+def test_the_machine_itself_is_allowed(address: str, host: str) -> None:
+    assert OwnerAuth({}).check(at_home(address, host=host))
 
 
 @pytest.mark.parametrize("address", ["192.168.1.7", "10.0.0.1", "172.17.0.1", "203.0.113.5", "", "localhost", "::2"])
-def test_another_machine_may_not(address: str) -> None:
-    verdict = Owner({}).check(at_home(address))
-    assert not verdict
-    assert "TTT_OWNER_PASSWORD" in verdict.why
+def test_another_machine_is_refused(address: str) -> None:
+    decision = OwnerAuth({}).check(at_home(address))
+    assert not decision
+    assert "TTT_OWNER_PASSWORD" in decision.reason
 
 
 @pytest.mark.parametrize(
-    "header", [*FORWARDED, "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "x-client-ip"]
+    "header", [*PROXY_HEADERS, "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "x-client-ip"]
 )
 def test_a_forwarded_request_is_not_local(header: str) -> None:
-    assert not Owner({}).check(Caller("127.0.0.1", {**HERE, header: "127.0.0.1"}))
+    assert not OwnerAuth({}).check(RequestContext("127.0.0.1", {**HERE, header: "127.0.0.1"}))
 
 
-def test_who_speaks_mcp_is_not_local() -> None:
-    verdict = Owner({}).check(Caller("127.0.0.1", {**HERE, "x-gradio-user": "mcp"}))
-    assert not verdict and "Only the owner" in verdict.why
-    assert Owner({}).check(Caller("127.0.0.1", {**HERE, "x-gradio-user": "api"}))  # gradio_client on this machine
+def test_an_mcp_client_is_not_local() -> None:
+    decision = OwnerAuth({}).check(RequestContext("127.0.0.1", {**HERE, "x-gradio-user": "mcp"}))
+    assert not decision and "Only the owner" in decision.reason
+    assert OwnerAuth({}).check(RequestContext("127.0.0.1", {**HERE, "x-gradio-user": "api"}))
 
 
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:7860", "192.168.1.7:7860", "127.0.0.1.evil.example", ""]
 )
-def test_a_name_that_leads_here_is_not_local(host: str) -> None:
-    assert not Owner({}).check(at_home(host=host))
+def test_another_host_name_that_resolves_here_is_not_local(host: str) -> None:
+    assert not OwnerAuth({}).check(at_home(host=host))
 
 
 @pytest.mark.parametrize(
@@ -75,37 +82,37 @@ def test_a_name_that_leads_here_is_not_local(host: str) -> None:
         {"origin": "http://127.0.0.1:7860", "sec-fetch-site": "cross-site"},
     ],
 )
-def test_the_page_of_another_site_may_not(headers: dict[str, str]) -> None:
-    assert not Owner({}).check(Caller("127.0.0.1", {**HERE, **headers}))
-    assert not Owner(SPACE).check(Caller("10.1.2.3", {"host": "anna-demo.hf.space", **headers}, ANNA))
+def test_another_sites_page_is_refused(headers: dict[str, str]) -> None:
+    assert not OwnerAuth({}).check(RequestContext("127.0.0.1", {**HERE, **headers}))
+    assert not OwnerAuth(SPACE).check(RequestContext("10.1.2.3", {"host": "anna-demo.hf.space", **headers}, ANNA))
 
 
-def test_its_own_page_may() -> None:
+def test_our_own_page_is_allowed() -> None:
     fine = {"origin": "http://127.0.0.1:7860", "sec-fetch-site": "same-origin"}
-    assert Owner({}).check(Caller("127.0.0.1", {**HERE, **fine}))
+    assert OwnerAuth({}).check(RequestContext("127.0.0.1", {**HERE, **fine}))
 
 
-def test_nobody_may_where_no_request_is_known() -> None:
-    assert not Owner({}).check(None)
-    assert not Owner({}).check(Caller())
-    assert not Owner(SPACE).check(None)
+def test_an_unknown_sender_is_refused() -> None:
+    assert not OwnerAuth({}).check(None)
+    assert not OwnerAuth({}).check(RequestContext())
+    assert not OwnerAuth(SPACE).check(None)
 
 
 # -- a Space ----------------------------------------------------------------------------------------------------------
 
 
-def in_space(user: dict[str, Any] | None) -> Caller:
-    return Caller("10.1.2.3", {"host": "anna-demo.hf.space", "x-forwarded-for": "198.51.100.7"}, user)
+def in_space(user: dict[str, Any] | None) -> RequestContext:
+    return RequestContext("10.1.2.3", {"host": "anna-demo.hf.space", "x-forwarded-for": "198.51.100.7"}, user)
 
 
-def test_the_owner_of_the_space_may() -> None:
-    verdict = Owner(SPACE).check(in_space(ANNA))
-    assert verdict
-    assert "anna" in verdict.why
+def test_the_owner_of_the_space_is_allowed() -> None:
+    decision = OwnerAuth(SPACE).check(in_space(ANNA))
+    assert decision
+    assert "anna" in decision.reason
 
 
-def test_the_maker_may_under_another_name() -> None:
-    assert Owner(SPACE).check(in_space({**ANNA, "preferred_username": "anna-renamed"}))
+def test_the_creator_is_allowed_under_another_name() -> None:
+    assert OwnerAuth(SPACE).check(in_space({**ANNA, "preferred_username": "anna-renamed"}))
 
 
 @pytest.mark.parametrize(
@@ -122,35 +129,35 @@ def test_the_maker_may_under_another_name() -> None:
         {**BERT, "orgs": None},
     ],
 )
-def test_another_user_may_not(user: dict[str, Any] | None) -> None:
-    assert not Owner(SPACE).check(in_space(user))
+def test_another_user_is_refused(user: dict[str, Any] | None) -> None:
+    assert not OwnerAuth(SPACE).check(in_space(user))
 
 
-def test_an_admin_of_the_owning_organisation_may() -> None:
+def test_an_admin_of_the_owning_organisation_is_allowed() -> None:
     club = {**SPACE, "SPACE_ID": "club/demo", "SPACE_AUTHOR_NAME": "club"}
     admin = {**BERT, "orgs": [{"preferred_username": "club", "roleInOrg": "admin", "sub": "id-of-club"}]}
-    assert Owner(club).check(in_space(admin))
-    assert not Owner(club).check(in_space({**admin, "orgs": [{**admin["orgs"][0], "roleInOrg": "contributor"}]}))
+    assert OwnerAuth(club).check(in_space(admin))
+    assert not OwnerAuth(club).check(in_space({**admin, "orgs": [{**admin["orgs"][0], "roleInOrg": "contributor"}]}))
 
 
-def test_loopback_is_nothing_in_a_space() -> None:
+def test_loopback_counts_for_nothing_in_a_space() -> None:
     """What comes from there was forwarded, whoever sent it."""
-    assert not Owner(SPACE).check(Caller("127.0.0.1", {"host": "127.0.0.1:7860"}))
+    assert not OwnerAuth(SPACE).check(RequestContext("127.0.0.1", {"host": "127.0.0.1:7860"}))
 
 
 def test_without_sign_in_a_space_has_no_known_owner() -> None:
     bare = {name: value for name, value in SPACE.items() if not name.startswith("OAUTH")}
-    verdict = Owner(bare).check(in_space(ANNA))
-    assert not verdict
-    assert "hf_oauth" in verdict.why
+    decision = OwnerAuth(bare).check(in_space(ANNA))
+    assert not decision
+    assert "hf_oauth" in decision.reason
 
 
 @pytest.mark.parametrize("missing", ["SPACE_AUTHOR_NAME", "SPACE_CREATOR_USER_ID"])
 def test_an_absent_variable_opens_nothing(missing: str) -> None:
     environment = {name: value for name, value in SPACE.items() if name != missing}
-    assert not Owner(environment).check(in_space({"preferred_username": "", "sub": ""}))
-    assert not Owner(environment).check(in_space(BERT))
-    assert Owner(environment).check(in_space(ANNA))
+    assert not OwnerAuth(environment).check(in_space({"preferred_username": "", "sub": ""}))
+    assert not OwnerAuth(environment).check(in_space(BERT))
+    assert OwnerAuth(environment).check(in_space(ANNA))
 
 
 # -- a password -------------------------------------------------------------------------------------------------------
@@ -158,44 +165,44 @@ def test_an_absent_variable_opens_nothing(missing: str) -> None:
 WORD = "correct horse battery"
 
 
-def test_a_password_opens_from_anywhere() -> None:
+def test_the_password_is_enough_from_anywhere() -> None:
     for environment in ({}, SPACE):
-        owner = Owner({**environment, "TTT_OWNER_PASSWORD": WORD})
-        assert owner.check(Caller("203.0.113.5", {"host": "any.example"}), WORD)
-        assert not owner.check(Caller("203.0.113.5", {"host": "any.example"}), WORD + "x")
-        assert not owner.check(Caller("203.0.113.5", {"host": "any.example"}))
+        owner = OwnerAuth({**environment, "TTT_OWNER_PASSWORD": WORD})
+        assert owner.check(RequestContext("203.0.113.5", {"host": "any.example"}), WORD)
+        assert not owner.check(RequestContext("203.0.113.5", {"host": "any.example"}), WORD + "x")
+        assert not owner.check(RequestContext("203.0.113.5", {"host": "any.example"}))
 
 
 def test_where_a_password_is_set_loopback_is_not_enough() -> None:
     """A proxy that tells nothing of itself would look like the machine itself."""
-    owner = Owner({"TTT_OWNER_PASSWORD": WORD})
+    owner = OwnerAuth({"TTT_OWNER_PASSWORD": WORD})
     assert not owner.check(at_home())
     assert owner.check(at_home(), WORD)
 
 
-def test_without_one_any_password_is_nothing() -> None:
-    assert not Owner({}).check(at_home("203.0.113.5"), "")
-    assert not Owner({}).check(at_home("203.0.113.5"), "anything")
+def test_without_an_owner_password_no_password_is_enough() -> None:
+    assert not OwnerAuth({}).check(at_home("203.0.113.5"), "")
+    assert not OwnerAuth({}).check(at_home("203.0.113.5"), "anything")
 
 
-def test_guessing_is_stopped_and_repeating_oneself_is_not() -> None:
-    owner = Owner({"TTT_OWNER_PASSWORD": WORD})
+def test_guessing_is_stopped_and_repetition_is_not() -> None:
+    owner = OwnerAuth({"TTT_OWNER_PASSWORD": WORD})
     stranger, other = at_home("203.0.113.5"), at_home("203.0.113.6")
     for _ in range(50):
-        assert "not the owner's password" in owner.check(stranger, "the same wrong one").why
-    for number in range(WRONG_A_MINUTE - 1):
-        assert "not the owner's password" in owner.check(stranger, f"guess {number}").why
-    assert "Too many" in owner.check(stranger, "one more").why
-    assert "Too many" in owner.check(stranger, WORD).why
+        assert "Wrong password" in owner.check(stranger, "the same wrong one").reason
+    for number in range(WRONG_PER_MINUTE - 1):
+        assert "Wrong password" in owner.check(stranger, f"guess {number}").reason
+    assert "Too many" in owner.check(stranger, "one more").reason
+    assert "Too many" in owner.check(stranger, WORD).reason
     assert owner.check(other, WORD)
-    for number in range(WRONG_BY_ALL):
+    for number in range(WRONG_PER_MINUTE_TOTAL):
         owner.check(at_home(f"198.51.100.{number}"), f"from many places {number}")
-    assert "Too many" in owner.check(other, WORD).why
+    assert "Too many" in owner.check(other, WORD).reason
 
 
 def test_a_short_password_is_refused() -> None:
     with pytest.raises(InvalidInput, match="at least 8"):
-        Owner({"TTT_OWNER_PASSWORD": "short"})
+        OwnerAuth({"TTT_OWNER_PASSWORD": "short"})
 
 
 # -- what a request tells ---------------------------------------------------------------------------------------------
@@ -206,10 +213,10 @@ def app_that_tells_callers() -> Iterator[str]:
     """A real gradio app whose one endpoint says what `caller_of` saw."""
 
     def who(request: gr.Request) -> dict[str, Any]:
-        caller = caller_of(request)
+        caller = request_context(request)
         assert caller is not None
-        verdict = Owner({}).check(caller)
-        return {"address": caller.address, "host": caller.headers.get("host"), "allowed": verdict.allowed}
+        decision = OwnerAuth({}).check(caller)
+        return {"address": caller.address, "host": caller.headers.get("host"), "allowed": decision.allowed}
 
     with gr.Blocks(analytics_enabled=False) as page:
         gr.api(who, api_name="who")
@@ -220,12 +227,12 @@ def app_that_tells_callers() -> Iterator[str]:
         page.close()
 
 
-def test_gradio_calls_in_the_name_of_who_speaks_mcp_and_that_is_not_the_owner() -> None:
+def test_gradio_calls_on_behalf_of_an_mcp_client_and_is_refused() -> None:
     """The tool is called from loopback, whoever asked for it and whatever host they named."""
     with app_that_tells_callers() as url:
         assert '"allowed": true' in call(url)
-        told = run_async(call_tool(f"{url}gradio_api/mcp/", "who"))
-        assert "'address': '127.0.0.1'" in told and "'allowed': False" in told
+        answer = run_async(call_tool(f"{url}gradio_api/mcp/", "who"))
+        assert "'address': '127.0.0.1'" in answer and "'allowed': False" in answer
 
 
 async def call_tool(url: str, name: str) -> str:
@@ -287,17 +294,17 @@ class Request:
         {"userinfo": "anna", "expires_at": time.time() + 60},
     ],
 )
-def test_a_session_that_ran_out_or_is_odd_is_nobody(info: Any) -> None:
-    caller = caller_of(Request({"oauth_info": info}))
+def test_an_expired_or_odd_session_has_no_user(info: Any) -> None:
+    caller = request_context(Request({"oauth_info": info}))
     assert caller is not None and caller.user is None
 
 
-def test_a_session_tells_the_user() -> None:
-    caller = caller_of(Request({"oauth_info": {"userinfo": ANNA, "expires_at": time.time() + 60}}))
+def test_a_session_names_the_user() -> None:
+    caller = request_context(Request({"oauth_info": {"userinfo": ANNA, "expires_at": time.time() + 60}}))
     assert caller is not None and caller.user == ANNA
     assert caller.headers == {"host": "x"}
 
 
 @pytest.mark.parametrize("odd", [None, object(), {"client": "127.0.0.1"}])
-def test_what_is_no_request_is_nobody(odd: Any) -> None:
-    assert caller_of(odd) is None
+def test_an_object_that_is_not_a_request_has_no_context(odd: Any) -> None:
+    assert request_context(odd) is None

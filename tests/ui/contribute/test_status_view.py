@@ -1,4 +1,4 @@
-"""The peer just now: its figures and states in words, its errors explained, nothing secret, no markup of a stranger."""
+"""The state of the peer as HTML: numbers, states, known issues, no secrets, no markup from outside."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ttt.swarm.process.control_files import Contribution, DesiredState
 from ttt.swarm.process.launcher import PeerView
 from ttt.swarm.process.log_hints import KNOWN_ISSUES, find_issue, recent_issues
 from ttt.swarm.process.status import PeerStatus
-from ttt.ui.contribute import status_view as peer_view
+from ttt.ui.contribute import status_view
 from ttt.ui.contribute.fake import ADDRESS
 from ttt.ui.contribute.redact import mask, redact
 
@@ -29,16 +29,16 @@ def test_figures_of_a_running_peer() -> None:
     view = running(
         samples_per_second=3.2, loss=6.5432, step=40, peers=7, group_size=7, results_received=0.5, swarm_samples=40
     )
-    html = peer_view.status_html(view, time.time(), gpu="5.0 GiB of 15.0 GiB", share=0.25)
-    told = dict(re.findall(r'data-field="(\w+)">([^<]*)<', html))
-    assert told == {
+    html = status_view.status_html(view, time.time(), gpu="5.0 GiB of 15.0 GiB", share=0.25)
+    rows = dict(re.findall(r'data-field="(\w+)">([^<]*)<', html))
+    assert rows == {
         "samples": "12,345", "steps": "6", "time": "2 h 5 min", "pace": "3.20", "loss": "6.543", "share": "25%",
         "step": "40", "peers": "7", "averaged": "7 peers, 50%", "sent": "0 B", "received": "0 B",
         "gpu": "5.0 GiB of 15.0 GiB",
     }  # fmt: skip
     assert 'aria-valuenow="40"' in html and 'data-state="ready"' in html
     assert ">40 of 100 samples towards step 41<" in html
-    assert "at its own pace" in html and "Nothing new" in peer_view.status_html(running(message="Nothing new"), 0.0)
+    assert "at its own pace" in html and "Nothing new" in status_view.status_html(running(message="Nothing new"), 0.0)
 
 
 @pytest.mark.parametrize(
@@ -53,42 +53,44 @@ def test_figures_of_a_running_peer() -> None:
         ),
         (PeerView(phase="waiting", next_attempt=9e9, reason="it broke"), "Trying again in", "failed"),
         (PeerView(phase="finished", reason="the run is complete"), "Finished", "off"),
-        (PeerView(phase="stopping", peer_pid=5), "Leaving the swarm", "loading"),
+        (PeerView(phase="stopping", peer_pid=5), "Stopping", "loading"),
         (running(), "Computing gradients", "ready"),
     ],
 )
 def test_states_in_words(view: PeerView, words: str, light: str) -> None:
     now = view.status.time if view.status else time.time()
-    html = peer_view.status_html(view, now)
+    html = status_view.status_html(view, now)
     assert f"<strong>{words}" in html and f'data-state="{light}"' in html
 
 
-def test_the_peer_tells_its_own_share_of_the_gpu() -> None:
-    html = peer_view.status_html(running(gpu_bytes=3 << 30, gpu_total=15 << 30), time.time(), gpu="9.0 GiB of 15.0 GiB")
+def test_the_peer_reports_its_own_share_of_the_gpu() -> None:
+    html = status_view.status_html(
+        running(gpu_bytes=3 << 30, gpu_total=15 << 30), time.time(), gpu="9.0 GiB of 15.0 GiB"
+    )
     assert 'data-field="gpu">3.0 GiB of 15.0 GiB<' in html
 
 
-def test_what_was_asked_for_in_a_line() -> None:
+def test_the_limits_in_one_line() -> None:
     order = DesiredState(run="r", initial_peers=["a"], limit=2.5, client=True)
     view = running(micro_batch=4)
-    assert peer_view.limits_line(view) == ""
-    line = peer_view.limits_line(PeerView(phase="running", status=view.status, desired_state=order, peer_pid=5))
-    assert line == "micro-batches of 4, at most 2.5 samples a second, no end set, connects to others only"
-    assert ">Micro-batches of 4, at most 2.5 samples a second" in peer_view.limits_html(line)
-    assert peer_view.limits_html("") == ""
-    assert peer_view.limits_line(PeerView(phase="starting", desired_state=order)).startswith(
-        "micro-batches as large as fit"
+    assert status_view.limits_line(view) == ""
+    line = status_view.limits_line(PeerView(phase="running", status=view.status, desired_state=order, peer_pid=5))
+    assert line == "4 samples at once · at most 2.5 samples/s · no time limit · makes outgoing connections only"
+    assert ">4 samples at once · at most 2.5 samples/s" in status_view.limits_html(line)
+    assert status_view.limits_html("") == ""
+    assert status_view.limits_line(PeerView(phase="starting", desired_state=order)).startswith(
+        "as many samples at once as fit in memory"
     )
 
 
 def test_a_peer_that_hangs_is_seen() -> None:
-    html = peer_view.status_html(running(), time.time() + 100)
-    assert "No word from the peer" in html and 'data-state="failed"' in html
+    html = status_view.status_html(running(), time.time() + 100)
+    assert status_view.UNRESPONSIVE in html and 'data-state="failed"' in html
 
 
 def test_what_comes_from_outside_is_escaped_and_addresses_are_for_the_owner() -> None:
     view = running(message=f"<script>alert(1)</script> {ADDRESS} 10.0.0.1:80")
-    public, own = peer_view.status_html(view, time.time()), peer_view.status_html(view, time.time(), owner=True)
+    public, own = status_view.status_html(view, time.time()), status_view.status_html(view, time.time(), owner=True)
     assert "<script" not in public and "<script" not in own
     assert "203.0.113.5" not in public and "10.0.0.1" not in public
     assert "203.0.113.5" in own
@@ -96,9 +98,9 @@ def test_what_comes_from_outside_is_escaped_and_addresses_are_for_the_owner() ->
 
 def test_the_log_is_explained_to_the_owner() -> None:
     log = ("12:00  connecting: joining", "Error: none of the initial peers answered (/ip4/1.2.3.4/tcp/1/p2p/Qm)")
-    html = peer_view.trouble_html(PeerView(phase="waiting", reason="it ended", log=log))
+    html = status_view.trouble_html(PeerView(phase="waiting", reason="it ended", log=log))
     assert "could not reach any initial peer" in html and "ports 80, 443 and 8080" in html
-    assert peer_view.trouble_html(PeerView(log=("12:00  computing: training on cpu",))) == ""
+    assert status_view.trouble_html(PeerView(log=("12:00  computing: training on cpu",))) == ""
 
 
 @pytest.mark.parametrize(
@@ -121,18 +123,18 @@ def test_the_log_is_explained_to_the_owner() -> None:
         ("Error: runs/peer is in use by another peer or coordinator", "same folder"),
     ],
 )  # fmt: skip
-def test_the_usual_complaints_are_explained(line: str, cause: str) -> None:
-    (told,) = recent_issues([line])
-    assert cause in told[1].cause
-    assert told[1].remedy.endswith(".")
+def test_known_issues_are_explained(line: str, cause: str) -> None:
+    (issue,) = recent_issues([line])
+    assert cause in issue[1].cause
+    assert issue[1].remedy.endswith(".")
 
 
-def test_progress_is_no_complaint() -> None:
+def test_progress_is_not_an_issue() -> None:
     for line in ("12:00:01  computing: training on cuda since step 12", "relay found", "step 40 done"):
         assert recent_issues([line]) == []
 
 
-def test_every_complaint_can_be_told() -> None:
+def test_every_issue_has_a_remedy() -> None:
     for one in KNOWN_ISSUES:
         re.compile(one.pattern)
         assert one.cause and one.remedy
@@ -152,7 +154,7 @@ def test_secrets_are_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "shown"),
+    ("text", "shown"),
     [
         ("to /dns4/a.example/tcp/1/p2p/Qm and 10.1.2.3:80!", "to [address] and [address]!"),
         ("bad [fe80:0:0:1::2] at 12:30:45", "bad [address] at 12:30:45"),
@@ -162,8 +164,8 @@ def test_secrets_are_left_out() -> None:
         ("training on cuda:0 in micro-batches of 8", "training on cuda:0 in micro-batches of 8"),
     ],
 )
-def test_strangers_are_not_told_where_things_are(said: str, shown: str) -> None:
-    assert mask(said) == shown
-    failed = PeerView(phase="waiting", next_attempt=9e9, reason=said)
-    assert escape(shown) in peer_view.status_html(failed, time.time())
-    assert escape(said) in peer_view.status_html(failed, time.time(), owner=True)
+def test_visitors_do_not_see_addresses_and_paths(text: str, shown: str) -> None:
+    assert mask(text) == shown
+    failed = PeerView(phase="waiting", next_attempt=9e9, reason=text)
+    assert escape(shown[1:]) in status_view.status_html(failed, time.time())
+    assert escape(text[1:]) in status_view.status_html(failed, time.time(), owner=True)

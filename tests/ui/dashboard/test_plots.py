@@ -29,14 +29,14 @@ def test_points_lie_where_their_values_are() -> None:
     assert [high - (high - low) * y / 1000 for _, y in line] == pytest.approx([10, 6, 2], abs=high / 500)
 
 
-def test_nobody_watching_breaks_the_line() -> None:
+def test_a_gap_in_time_interrupts_the_line() -> None:
     xs = [float(x) for x in [*range(10), *range(100, 110)]]
     html = plots.plot("Loss", [(x, 1.0 + x) for x in xs], TIME, LOSS, gap=plots.expected_gap(xs))
     assert [len(line) for line in lines(html)] == [10, 10]
     assert len(lines(plots.plot("Loss", [(x, 1.0 + x) for x in xs], TIME, LOSS))) == 1
 
 
-def test_what_is_not_known_breaks_the_line_and_none_at_all_says_so() -> None:
+def test_a_missing_value_interrupts_the_line() -> None:
     html = plots.plot("Loss", [(0, 1.0), (1, 2.0), (2, None), (3, 3.0), (4, 2.0)], SAMPLES, LOSS)
     assert [len(line) for line in lines(html)] == [2, 2]
     assert "No data yet" in plots.plot("Loss", [(0, None)], SAMPLES, LOSS)

@@ -1,4 +1,4 @@
-"""What the place is in which this app runs: Space, GPU, memory, ports. Knows no runs and no pages."""
+"""Facts about the host of this app: Space, GPU, memory, connectivity. Independent of runs and pages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SPACE_PORTS = (80, 443, 8080)
-"""All that a Space may connect to outside (Spaces overview, "Networking")."""
+"""The only ports that a Space may connect to (Spaces overview, "Networking")."""
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -30,50 +30,50 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class Place:
+class HostInfo:
     space: str = ""
-    """Id of the Space (owner/name); empty on one's own machine."""
+    """Id of the Space (owner/name); empty outside one."""
     zero_gpu: bool = False
     gpu: Gpu | None = None
     """The first one."""
     gpus: int = 0
     cores: int = 1
     ram: int = 0
-    """Bytes that are free."""
+    """Free bytes."""
     shared_memory: int | None = None
-    """Free bytes of /dev/shm; None where there is none."""
+    """Free bytes of /dev/shm; None if there is none."""
     linux: bool = True
 
     @property
-    def can_host(self) -> bool:
-        """Whether a peer can live here at all."""
+    def supports_peer(self) -> bool:
         return self.linux and not self.zero_gpu
 
 
 @dataclass(frozen=True)
-class Reach:
-    """How a peer here and its swarm come together."""
+class Connectivity:
+    """How a peer on this host connects to its run."""
 
     client: bool
-    """Others cannot connect to this place, so that it connects to them."""
-    why: str
+    """True if other peers cannot connect to this host, so that its peer only connects to them."""
+    summary: str
     host: str = "0.0.0.0"
-    blocked: tuple[str, ...] = ()
-    """Addresses of the run that cannot be reached from here."""
+    """Address to listen on."""
+    blocked_addresses: tuple[str, ...] = ()
+    """Addresses of the run that cannot be reached from a Space."""
+    reachable_addresses: tuple[str, ...] = ()
+    """The others; empty if nothing is known about any."""
 
     @property
-    def hopeless(self) -> bool:
-        return bool(self.blocked) and not self.open
-
-    open: tuple[str, ...] = ()
+    def unreachable(self) -> bool:
+        return bool(self.blocked_addresses) and not self.reachable_addresses
 
 
-def look(environment: Mapping[str, str] | None = None) -> Place:
-    """Takes a few milliseconds, up to seconds where a GPU's driver is slow."""
+def detect_host(environment: Mapping[str, str] | None = None) -> HostInfo:
+    """Takes milliseconds, or seconds if a GPU's driver is slow."""
     env = os.environ if environment is None else environment
     zero = env.get("SPACES_ZERO_GPU", "").lower() in ("1", "true")
     gpus = [] if zero else read_gpus()
-    return Place(
+    return HostInfo(
         space=env.get("SPACE_ID", ""),
         zero_gpu=zero,
         gpu=gpus[0] if gpus else None,
@@ -86,61 +86,62 @@ def look(environment: Mapping[str, str] | None = None) -> Place:
 
 
 def read_gpus() -> list[Gpu]:
-    """By nvidia-smi, which takes no memory of the GPU; none where it is missing or does not answer."""
+    """From nvidia-smi, which takes no GPU memory; empty if it is missing or does not answer."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
     query = [tool, "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
     try:
-        said = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+        output = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return parse_gpus(said)
+    return parse_gpus(output)
 
 
-def parse_gpus(said: str) -> list[Gpu]:
-    """Lines such as "Tesla T4, 15360, 14923" (MiB)."""
-    found = []
-    for line in said.splitlines():
+def parse_gpus(output: str) -> list[Gpu]:
+    """From lines such as "Tesla T4, 15360, 14923" (MiB)."""
+    gpus = []
+    for line in output.splitlines():
         parts = [part.strip() for part in line.rsplit(",", 2)]
         if len(parts) == 3 and parts[1].isdecimal() and parts[2].isdecimal():
-            found.append(Gpu(parts[0], int(parts[1]) << 20, int(parts[2]) << 20))
-    return found
+            gpus.append(Gpu(parts[0], int(parts[1]) << 20, int(parts[2]) << 20))
+    return gpus
 
 
-def reach(place: Place, initial_peers: Sequence[str], *, listen: bool | None = None) -> Reach:
-    """Whether a peer here can listen, and which of the run's addresses it can call.
+def check_connectivity(host: HostInfo, initial_peers: Sequence[str], *, listen: bool | None = None) -> Connectivity:
+    """Whether a peer here can accept connections, and which of the run's addresses it can connect to.
 
-    listen: what the owner says of their own machine; None: only where the run lies in the same network.
+    listen: the owner's statement about their machine; None: only if the run is in the same network.
     """
-    if place.space:
+    if host.space:
         blocked = tuple(address for address in initial_peers if port_of(address) not in SPACE_PORTS)
-        fine = tuple(address for address in initial_peers if address not in blocked)
-        return Reach(True, "A Space cannot be reached from outside, so its peer connects to others.", "", blocked, fine)
-    near = [_is_near(address) for address in initial_peers]
-    if near and all(one == "loopback" for one in near):
-        return Reach(False, "The run is on this machine, and its peers reach this one.", "127.0.0.1", (), ())
-    if listen or (listen is None and near and all(near)):
-        return Reach(False, "Other peers connect to this machine as well as it to them.")
-    return Reach(True, "This machine connects to others, and they need not reach it.", "")
+        reachable = tuple(address for address in initial_peers if address not in blocked)
+        summary = "A Space cannot accept connections, so its peer connects to the others."
+        return Connectivity(True, summary, "", blocked, reachable)
+    networks = [_network_of(address) for address in initial_peers]
+    if networks and all(network == "loopback" for network in networks):
+        return Connectivity(False, "The run is on this machine.", "127.0.0.1")
+    if listen or (listen is None and networks and all(networks)):
+        return Connectivity(False, "Other peers can connect to this machine.")
+    return Connectivity(True, "This machine connects to the other peers; they do not need to reach it.", "")
 
 
 def port_of(address: str) -> int | None:
     """TCP or UDP port of a multiaddr."""
-    found = re.search(r"/(?:tcp|udp)/(\d{1,5})(?:/|$)", address)
-    return int(found[1]) if found else None
+    match = re.search(r"/(?:tcp|udp)/(\d{1,5})(?:/|$)", address)
+    return int(match[1]) if match else None
 
 
-def _is_near(address: str) -> str:
-    """ "loopback", "network", or nothing for an address on the Internet."""
-    found = re.match(r"/ip[46]/([0-9a-fA-F.:]+)/", address)
+def _network_of(address: str) -> str:
+    """ "loopback", "local", or empty for an address on the Internet."""
+    match = re.match(r"/ip[46]/([0-9a-fA-F.:]+)/", address)
     try:
-        ip = ipaddress.ip_address(found[1]) if found else None
+        ip = ipaddress.ip_address(match[1]) if match else None
     except ValueError:
         return ""
     if ip is None or ip.is_global:
         return ""
-    return "loopback" if ip.is_loopback else "network"
+    return "loopback" if ip.is_loopback else "local"
 
 
 def _cores() -> int:

@@ -1,4 +1,4 @@
-"""What a page never shows: tokens, passwords, and to strangers the addresses of peers. Pure functions."""
+"""Removes what a page must not show: tokens and passwords, and for visitors the addresses of peers. Pure functions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WHERE = re.compile(
     re.IGNORECASE,
 )
 MIN_SECRET = 6
-"""Shorter values of variables are not looked for: they would blank ordinary words."""
+"""Shorter values of secret variables are not replaced: they would blank ordinary words."""
 
 
 def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
@@ -26,9 +26,9 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
         if SECRET_NAME.search(name) and len(value) >= MIN_SECRET:
             text = text.replace(value, "[secret]")
     text = _TOKENS.sub("[secret]", text)
-    return _IN_URL.sub(lambda found: f"{found[1]}[secret]@" if found[1] else f"{found[2]}[secret]", text)
+    return _IN_URL.sub(lambda match: f"{match[1]}[secret]@" if match[1] else f"{match[2]}[secret]", text)
 
 
 def mask(text: str) -> str:
-    """The text without addresses, links and paths: those of peers and of this machine are their owners' business."""
-    return _WHERE.sub(lambda found: f"[{found.lastgroup}]", text)
+    """The text without addresses, links and paths of peers and of this machine, which are private."""
+    return _WHERE.sub(lambda match: f"[{match.lastgroup}]", text)

@@ -1,15 +1,14 @@
-"""What the Contribute tab and its endpoints do with the one peer of this place. Knows no gradio and no network."""
+"""Control of this machine's peer for the Contribute tab and its endpoints. Independent of Gradio and of the network."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 
@@ -17,113 +16,114 @@ from ttt.errors import TTTError
 from ttt.swarm.process.launcher import Launcher, PeerView, tail
 from ttt.swarm.process.status import STEPS_FILE, StepRecord
 from ttt.swarm.training.requirements import ResourceEstimate, estimate_resources, measure_cpu_flops
-from ttt.ui.contribute.form import Asked, memory_of, order_of
-from ttt.ui.contribute.host import Place, look
+from ttt.ui.contribute.form import PeerForm, desired_state_of, usable_memory
+from ttt.ui.contribute.host import HostInfo, detect_host
 
-VIEW_SECONDS, PLACE_SECONDS, DEMAND_SECONDS = 0.5, 4.0, 30.0
-"""How old an answer may be: many visitors may watch the page."""
-MAX_KEPT = 50
+VIEW_SECONDS, HOST_SECONDS, ESTIMATE_SECONDS, STEP_SECONDS = 0.5, 4.0, 30.0, 3.0
+"""How long an answer is reused: many visitors may watch the page."""
+MAX_CACHED = 50
 T = TypeVar("T")
 
 
-class Desk(Protocol):
-    """What the tab needs; `contribute_fake.FakeDesk` is another one."""
+class PeerControl(Protocol):
+    """What the tab needs: `PeerController`, or `ttt.ui.contribute.fake.FakePeerController`."""
 
-    defaults: Asked
+    defaults: PeerForm
 
     def view(self) -> PeerView: ...
-    def place(self) -> Place: ...
-    def demand(self, asked: Asked) -> ResourceEstimate | str: ...
-    def pace(self, demand: ResourceEstimate) -> float: ...
+    def host(self) -> HostInfo: ...
+    def estimate(self, form: PeerForm) -> ResourceEstimate | str: ...
+    def expected_pace(self, estimate: ResourceEstimate) -> float: ...
     def share(self) -> float | None: ...
-    def start(self, asked: Asked) -> None: ...
+    def start(self, form: PeerForm) -> None: ...
     def pause(self, hours: float | None) -> None: ...
     def resume(self) -> None: ...
     def stop(self) -> None: ...
 
 
 @dataclass
-class _Kept:
-    value: object
-    until: float
+class _Cached:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while the value is computed: others that ask for it wait and share it."""
+    value: Any = None
+    expires: float = float("-inf")
 
 
-class PeerDesk:
+class PeerController:
     """The peer of `folder`, on this machine."""
 
     def __init__(
         self,
         folder: Path,
-        defaults: Asked | None = None,
+        defaults: PeerForm | None = None,
         *,
         exit_with_pid: int = 0,
-        look_around: Callable[[], Place] = look,
+        detect: Callable[[], HostInfo] = detect_host,
     ) -> None:
-        """exit_with_pid: the peer ends with the process of this id; 0: it outlives all."""
-        self.launcher, self.defaults = Launcher(folder), defaults or Asked()
-        self._bound_to, self._look = exit_with_pid, look_around
-        self._kept: dict[object, _Kept] = {}
-        self._locks: dict[object, threading.Lock] = defaultdict(threading.Lock)
-        self._speed = 0.0
+        """exit_with_pid: the peer ends with the process of this id; 0: it outlives every process."""
+        self.launcher, self.defaults = Launcher(folder), defaults or PeerForm()
+        self._exit_with_pid, self._detect = exit_with_pid, detect
+        self._cache: dict[object, _Cached] = {}
+        self._cache_lock = threading.Lock()
+        self._cpu_flops = 0.0
 
     def view(self) -> PeerView:
-        return self._recent("view", VIEW_SECONDS, self.launcher.view)
+        return self._cached("view", VIEW_SECONDS, self.launcher.view)
 
-    def place(self) -> Place:
-        return self._recent("place", PLACE_SECONDS, self._look)
+    def host(self) -> HostInfo:
+        return self._cached("host", HOST_SECONDS, self._detect)
 
-    def demand(self, asked: Asked) -> ResourceEstimate | str:
-        """The run's verdict on this place, or why there is none."""
-        if not asked.run.strip():
+    def estimate(self, form: PeerForm) -> ResourceEstimate | str:
+        """The resources that the run needs here, or why they are unknown."""
+        if not form.run:
             return ""
-        place = self.place()
+        host = self.host()
 
-        def judge() -> ResourceEstimate | str:
+        def compute() -> ResourceEstimate | str:
             try:
-                return estimate_resources(asked.run.strip(), memory_of(asked, place), cuda=place.gpu is not None)
+                return estimate_resources(form.run, usable_memory(form, host), cuda=host.gpu is not None)
             except TTTError as error:
                 return str(error)
 
-        return self._recent((asked.run, asked.gpu_gib), DEMAND_SECONDS, judge)
+        return self._cached((form.run, form.gpu_gib), ESTIMATE_SECONDS, compute)
 
-    def pace(self, demand: ResourceEstimate) -> float:
-        """Samples per second to expect of this place's processor."""
-        if not self._speed:
-            self._speed = measure_cpu_flops()
-        return demand.cpu_samples_per_second(self._speed)
+    def expected_pace(self, estimate: ResourceEstimate) -> float:
+        """Samples per second to expect of this machine's CPU."""
+        if not self._cpu_flops:
+            self._cpu_flops = measure_cpu_flops()
+        return estimate.cpu_samples_per_second(self._cpu_flops)
 
     def share(self) -> float | None:
-        """Of the last step's samples, the part that came from here."""
+        """The fraction of the last step's samples that came from this peer."""
         status = self.view().status
         if status is None or not status.global_batch:
             return None
-        last = self._recent("step", 3.0, self._last_step)
+        last = self._cached("step", STEP_SECONDS, self._last_step)
         if last is None or last.time < status.started:
             return None
         return min(1.0, last.samples / status.global_batch)
 
-    def start(self, asked: Asked) -> None:
+    def start(self, form: PeerForm) -> None:
         """TTTError says what is missing or wrong."""
-        place, demand = self.place(), self.demand(asked)
-        # A run file that cannot be read is an error of its own; an empty one is told by the order.
-        known = demand if isinstance(demand, ResourceEstimate) else ResourceEstimate("", "", 0)
-        order = order_of(asked, place, known, exit_with_pid=self._bound_to)
-        if isinstance(demand, str):
-            raise TTTError(demand)
-        self.launcher.start(order)
-        self._forget()
+        host, estimate = self.host(), self.estimate(form)
+        known = estimate if isinstance(estimate, ResourceEstimate) else ResourceEstimate("", "", 0)
+        desired = desired_state_of(form, host, known, exit_with_pid=self._exit_with_pid)
+        if isinstance(estimate, str):  # the run file cannot be used
+            raise TTTError(estimate)
+        self.launcher.start(desired)
+        self._forget_view()
 
     def pause(self, hours: float | None) -> None:
         self.launcher.pause(hours or None)
-        self._forget()
+        self._forget_view()
 
     def resume(self) -> None:
         self.launcher.resume()
-        self._forget()
+        self._forget_view()
 
     def stop(self) -> None:
         self.launcher.stop()
-        self._forget()
+        self._forget_view()
 
     def _last_step(self) -> StepRecord | None:
         for line in tail(self.launcher.folder / STEPS_FILE, 1):
@@ -131,25 +131,24 @@ class PeerDesk:
                 return StepRecord.model_validate_json(line)
         return None
 
-    def _recent(self, key: object, seconds: float, make: Callable[[], T]) -> T:
-        with self._locks[type(key)]:  # who asks for the view does not wait for a verdict on the model
-            kept = self._kept.get(key)
-            if kept is None or kept.until < time.monotonic():
-                if len(self._kept) > MAX_KEPT:
-                    self._kept.clear()
-                kept = self._kept[key] = _Kept(make(), time.monotonic() + seconds)
-            return kept.value  # type: ignore[return-value]
+    def _cached(self, key: object, seconds: float, compute: Callable[[], T]) -> T:
+        """One lock per key: the view must not wait for a slow nvidia-smi or for the estimate of a large model."""
+        with self._cache_lock:
+            if key not in self._cache and len(self._cache) >= MAX_CACHED:
+                self._cache.clear()
+            cached = self._cache.setdefault(key, _Cached())
+        with cached.lock:
+            if cached.expires < time.monotonic():
+                cached.value = compute()
+                cached.expires = time.monotonic() + seconds
+            return cached.value
 
-    def _forget(self) -> None:
-        self._kept.pop("view", None)
+    def _forget_view(self) -> None:
+        with self._cache_lock:
+            self._cache.pop("view", None)
 
 
-def with_defaults(asked: Asked, defaults: Asked) -> Asked:
-    """Empty fields of a script's call are those of the page."""
-    return replace(
-        asked,
-        run=asked.run.strip() or defaults.run,
-        initial_peers=asked.initial_peers.strip() or defaults.initial_peers,
-        name=asked.name.strip() or defaults.name,
-        reachable=asked.reachable or defaults.reachable,
-    )
+def with_defaults(form: PeerForm, defaults: PeerForm) -> PeerForm:
+    """The form, with empty fields taken from the defaults."""
+    update = {name: getattr(form, name) or getattr(defaults, name) for name in ("run", "initial_peers", "name")}
+    return form.model_copy(update={**update, "reachable": form.reachable or defaults.reachable})
