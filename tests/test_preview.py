@@ -30,23 +30,23 @@ def test_grids_are_wide_and_full(count: int, columns: int):
 @pytest.mark.parametrize("count", [1, 4, 7, 64, 128, 1024])
 def test_a_sheet_is_bounded(count: int, fmap: int):
     sheet = ContactSheet(count, fmap, PALETTE)
-    picture = sheet.image()
+    image = sheet.image()
     assert sheet.tile % fmap == 0
-    assert picture.width <= max(MAX_WIDTH, sheet.columns * (fmap + GAP))
-    assert picture.mode == "RGB"
+    assert image.width <= max(MAX_WIDTH, sheet.columns * (fmap + GAP))
+    assert image.mode == "RGB"
 
 
 def test_codes_are_drawn_where_they_belong_and_the_rest_is_grey():
     sheet = ContactSheet(3, 2, PALETTE)
     codes = np.array([[0, 1, 2, 0], [2, 2, 2, 2], [1, 1, 1, 1]])
     sheet.show_codes(codes, [3, 4, 0])
-    picture = np.asarray(sheet.image())
+    image = np.asarray(sheet.image())
     step, p = sheet.tile + GAP, sheet.patch
 
     def colour(candidate: int, row: int, column: int) -> tuple[int, ...]:
         top, left = divmod(candidate, sheet.columns)
         y, x = top * step + row * p + p // 2, left * step + column * p + p // 2
-        return tuple(int(v) for v in picture[y, x])
+        return tuple(int(v) for v in image[y, x])
 
     assert [colour(0, *rc) for rc in ((0, 0), (0, 1), (1, 0))] == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     assert colour(0, 1, 1) == NOT_SAMPLED
@@ -59,9 +59,9 @@ def test_a_decoded_image_stays_when_codes_are_drawn_again():
     codes = np.zeros((2, 4), dtype=np.int64)
     sheet.show_image(1, np.full((8, 8, 3), 99, dtype=np.uint8))
     sheet.show_codes(codes, [4, 4])
-    picture = np.asarray(sheet.image())
-    assert (picture[0, 0] == (255, 0, 0)).all()
-    assert (picture[0, -1] == 99).all()
+    image = np.asarray(sheet.image())
+    assert (image[0, 0] == (255, 0, 0)).all()
+    assert (image[0, -1] == 99).all()
 
 
 def test_the_palette_is_what_the_decoder_shows_in_an_even_area():

@@ -16,7 +16,7 @@ from ttt.errors import BundleError, CheckpointError
 from ttt.rerank import ClipScorer, load_in_background, text_ids
 
 
-def pictures(side: int) -> list[Image.Image]:
+def random_images(side: int) -> list[Image.Image]:
     made = []
     for i in range(4):
         image = Image.fromarray(np.random.default_rng(i).integers(0, 255, (6, 6, 3), dtype=np.uint8)).resize(
@@ -57,7 +57,7 @@ def thin_vit() -> ClipScorer:
 def test_preprocessing_of_tensors_equals_that_of_open_clip(thin_vit: ClipScorer, side: int):
     from open_clip import image_transform
 
-    images = pictures(side)
+    images = random_images(side)
     theirs = image_transform(224, is_train=False)
     prepared = torch.stack([theirs(image) for image in images])
     ours = thin_vit.prepare(as_tensor(images))
@@ -68,7 +68,7 @@ def test_preprocessing_of_tensors_equals_that_of_open_clip(thin_vit: ClipScorer,
 
 @torch.inference_mode()
 def test_scores_are_100_times_the_cosine_whatever_the_batch(thin_vit: ClipScorer):
-    images = as_tensor(pictures(224))
+    images = as_tensor(random_images(224))
     scores = thin_vit.scores(images, "a photo of a circle")
     model, tokens = thin_vit.model, thin_vit.tokenize("a photo of a circle")
     text = model.encode_text(tokens)[0]  # type: ignore[operator]
@@ -82,7 +82,7 @@ def test_a_local_clip_reads_the_bundles_tokens(local_spec: ClipSpec):
     scorer = ClipScorer.from_spec(local_spec)
     assert scorer.tokenize("a red circle").tolist() == [[2, 3, 6, 14, 0, 0, 0, 0]]
     assert scorer.tokenize("a " * 30).tolist() == [[2] * 7 + [14]]
-    images = as_tensor(pictures(8))
+    images = as_tensor(random_images(8))
     first, again = scorer.scores(images, "a red circle"), scorer.scores(images, "a red circle")
     assert torch.equal(first, again)
     assert first.shape == (4,)

@@ -79,6 +79,7 @@ def load_state(dalle: Dalle, tensors: Mapping[str, Tensor]) -> Dalle:
     All of them must be present and have the right shape, or none is copied and CheckpointError is raised.
     """
     tensors = {name: t for name, t in tensors.items() if not name.removeprefix("model.").startswith(IGNORED)}
+    # The layout that shares the most names with the file; the differences are then reported.
     names = max(_layouts(dalle.config), key=lambda layout: len(layout.keys() & tensors.keys()))
     _refuse("unknown", "the model has no such tensor", tensors.keys() - names.keys())
     _refuse("missing", "the model needs it", names.keys() - tensors.keys())
@@ -86,6 +87,7 @@ def load_state(dalle: Dalle, tensors: Mapping[str, Tensor]) -> Dalle:
     chosen: dict[str, str] = {}
     for name, ours_name in names.items():
         _check(name, tensors[name], ours[ours_name].shape)
+        # The published files store a shared tensor under the name of every layer that uses it.
         first = chosen.setdefault(ours_name, name)
         if not _same(tensors[name], tensors[first]):
             raise CheckpointError(f"key {name} differs from {first}; the model has one tensor for both")

@@ -15,6 +15,8 @@ from pydantic.fields import FieldInfo
 from ttt.errors import InvalidInput
 from ttt.text import shorten
 
+_OFF = object()
+"""Parsed value of an option that was given as "off"; None means that the option was not given."""
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -148,7 +150,7 @@ def expand_options(command: _Command) -> _Command:
     def expanded(**values: Any) -> Any:
         for parameter, model in models.items():
             given = {name: values.pop(name) for name in _options_of(model)}
-            given = {name: None if value == "off" else value for name, value in given.items() if value is not None}
+            given = {name: None if value is _OFF else value for name, value in given.items() if value is not None}
             values[parameter] = model(**given)
         return command(**values)
 
@@ -200,7 +202,7 @@ def _number_or_off(kind: type) -> Callable[[str], Any]:
         import typer
 
         if str(text).lower() in ("off", "none"):
-            return "off"
+            return _OFF
         try:
             return kind(text)
         except ValueError:

@@ -58,7 +58,8 @@ class TextToImage:
         precision = choose_dtype(dtype, self.device, dalle.config)
         self.name, self.chunk, self.tokenizer = name, check_chunk(chunk), tokenizer
         self.dalle = dalle.eval().to(self.device)
-        self.vqgan = vqgan.eval().to(self.device).to(memory_format=torch.channels_last)  # 1.4x faster on CPUs
+        # Channels last makes the convolutions 1.4 times as fast on CPUs.
+        self.vqgan = vqgan.eval().to(self.device).to(memory_format=torch.channels_last)
         self.weights = DecoderWeights(self.dalle, precision)
         self.dtype = self.weights.dtype
         self._scorer = scorer if isinstance(scorer, Future) else completed(scorer)
@@ -100,7 +101,7 @@ class TextToImage:
 
         check_chunk(chunk)
         device = choose_device(device, dtype)
-        scorer = load_in_background(bundle.clip, device)
+        scorer = load_in_background(bundle.clip, device)  # while the other weights are read
         pipe = cls(
             dalle=load_dalle_from(bundle, device),
             vqgan=load_vqgan_from(bundle, device),
@@ -111,7 +112,7 @@ class TextToImage:
             dtype=dtype,
             chunk=chunk,
         )
-        threading.Thread(target=lambda: pipe.palette, name="ttt-palette", daemon=True).start()  # for the first preview
+        threading.Thread(target=lambda: pipe.palette, name="ttt-palette", daemon=True).start()
         return pipe
 
     def __call__(self, prompt: str, params: SamplingParams | None = None) -> list[RankedImage]:

@@ -84,6 +84,7 @@ class Request:
         yield from self._sample(sampling_work(self.weights, prompt, params, sampled), sampled, sheet)
         del prompt  # its keys may be large
 
+        # Allocated at once and filled in place by several threads.
         side = self.vqgan.resolution
         images = np.zeros((params.candidates, side, side, 3), dtype=np.uint8)
         yield from self._decode(sampled.codes, images, sheet)
@@ -181,6 +182,7 @@ class Request:
         before = 0.0
         for name, share in self._shares.items():
             if name == stage:
+                # max: pieces that are sampled again after an out-of-memory error must not move the bar back.
                 self._fraction = max(self._fraction, min(0.999, before + share * part))
             before += share
         return self._fraction

@@ -2,7 +2,7 @@
 
 0001_candidate042.png ...   the best images, best first; `read_settings` returns the settings stored in them
 results.json                prompt, model, parameters, scores of all candidates
-pictures.zip                all of these files
+images.zip                  all of these files
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ttt.types import RankedImage
 
 KEY = "ttt"
 """PNG text chunk that holds the settings as JSON; the chunk "parameters" is human-readable."""
-RECORD, ARCHIVE = "results.json", "pictures.zip"
+RECORD, ARCHIVE = "results.json", "images.zip"
 VERSION = 1
 MAX_SETTINGS_CHARACTERS = 100_000
 MAX_FILE_BYTES = 64 << 20

@@ -1,10 +1,10 @@
 """Speed and memory of sampling, compared with what the hardware allows: `python -m benchmarks.sampling --size paper`.
 
 Prints a table and ends with one JSON line. Weights are random, so nothing is downloaded. A step is one code of every
-candidate: decode_one_code and pick. Its floor is the time of the products with the weights alone, at the same shapes,
-precision and threads; the first ratio is to it, the second to the time that the memory needs. Everything is measured
-in turns, round by round, so that noise hits all of it: our step, its floor, and with `--reference` the cached step of
-dalle-pytorch 1.6.6 (float32) half-way through the picture.
+candidate: decode_one_code and pick. Its floor is the time of the products with weights alone, with the same shapes,
+precision and threads. The first ratio is to the floor, the second to the time that the memory traffic needs. All are
+measured in turns, round by round, so that noise affects all of them: our step, its floor, and with `--reference` the
+cached step of dalle-pytorch 1.6.6 (float32) half-way through the image.
 """
 
 from __future__ import annotations

@@ -31,27 +31,27 @@ def end_to_end(
     pipe, candidates = _pipe(config, vqgan, device, dtype), params.candidates
     _ = pipe.palette
     at_once = memory_budget(device) // memory_per_candidate(config, pipe.dtype)
-    start, first, shown, last_told = time.perf_counter(), 0.0, 0, 0.0
+    start, first, shown, last_printed = time.perf_counter(), 0.0, 0, 0.0
     for progress in pipe.stream("a red circle", params):
         elapsed = time.perf_counter() - start
         if progress.stage == "sampling" and progress.sheet is not None:
             first, shown = first or elapsed, shown + 1
-        if elapsed - last_told > 60:  # a request takes minutes at the paper's size
-            last_told = elapsed
+        if elapsed - last_printed > 60:  # a request takes minutes at the paper's size
+            last_printed = elapsed
             print(f"  {elapsed:6.0f} s: {progress.stage}, {progress.fraction:.1%} of the request", flush=True)
     total = time.perf_counter() - start
     stages = {f"{stage}_s": share * total for stage, share in pipe.shares.items()}
     report = {
         "candidates": candidates, "total_s": total, "first_preview_s": first, **stages, "previews": shown,
-        "previews_of_painting": shown * _preview_seconds(pipe, candidates) / stages["painting_s"],
+        "preview_share": shown * _preview_seconds(pipe, candidates) / stages["sampling_s"],
     }  # fmt: skip
-    floor = _floor_of_painting(pipe, candidates, at_once)
-    report |= {"painting_floor_s": floor, "painting_ratio": report["painting_s"] / floor}
+    floor = _sampling_floor(pipe, candidates, at_once)
+    report |= {"sampling_floor_s": floor, "sampling_ratio": report["sampling_s"] / floor}
     print(
         f"{candidates} candidates, end to end: {total:.2f} s ("
         + ", ".join(f"{stage} {share * total:.2f}" for stage, share in pipe.shares.items())
-        + f"), painting's products {floor:.2f} s, first preview after {first:.2f} s, "
-        f"previews {report['previews_of_painting']:.1%} of painting"
+        + f"), products of sampling {floor:.2f} s, first preview after {first:.2f} s, "
+        f"previews {report['preview_share']:.1%} of sampling"
     )
     return report
 
@@ -70,8 +70,8 @@ def _pipe(config: DalleConfig, vqgan: VqganConfig, device: torch.device, dtype: 
     )
 
 
-def _floor_of_painting(pipe: TextToImage, candidates: int, at_once: int) -> float:
-    """Seconds of all its products with weights, from those of one step in the pieces of sampling."""
+def _sampling_floor(pipe: TextToImage, candidates: int, at_once: int) -> float:
+    """Seconds of all products with weights, from those of one step in the pieces of sampling."""
     seconds: list[float] = []
 
     def work(piece: range, pool: WorkerPool) -> None:

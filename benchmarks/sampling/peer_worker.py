@@ -40,17 +40,17 @@ class DallePytorch:
 
     def ready(self, batch: int) -> None:
         """The caches of one candidate after half of its codes, repeated for every candidate."""
-        self.batch, self.painted = batch, self.half_way
+        self.batch, self.sampled = batch, self.half_way
         self.caches: dict[Any, Any] = {}
         if not self.half:
-            self.dalle(self.text, self.codes[:, : self.painted], cache=self.half)
+            self.dalle(self.text, self.codes[:, : self.sampled], cache=self.half)
         self.caches = {key: repeated(value, batch) for key, value in self.half.items()}
 
     def step(self) -> None:
         from dalle_pytorch.dalle_pytorch import gumbel_sample, top_k
 
-        self.painted += 1
-        text, codes = self.text.expand(self.batch, -1), self.codes[:, : self.painted].expand(self.batch, -1)
+        self.sampled += 1
+        text, codes = self.text.expand(self.batch, -1), self.codes[:, : self.sampled].expand(self.batch, -1)
         logits = self.dalle(text, codes, cache=self.caches)[:, -1]
         gumbel_sample(top_k(logits, thres=0.97), temperature=1.0, dim=-1)
 

@@ -1,7 +1,7 @@
 """Times our steps and their lower bound in turns, in rounds, so that other implementations can be timed in between.
 
-On a GPU steps and floor are recorded and replayed, as painting does, and the loop that painting falls back to is timed
-beside them.
+On a GPU, steps and lower bound are captured and replayed, as in sampling, and the eager decoder, the fallback of
+sampling, is timed beside them.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Times:
 class Steps:
     """Steps of `b` candidates, divided among threads as sampling divides them.
 
-    `fits` is False once memory ran out: the smaller pieces that painting would go on with are no steps of `b`.
-    `cpu_is_known`: whether the processor's times are those of a step.
+    `fits` is False after an out-of-memory error: sampling would continue in smaller pieces, which are not steps of `b`.
+    `cpu_is_known` is True if the processor times are those of a step.
     """
 
     def __init__(self, weights: DecoderWeights, prompt: PrefillResult, b: int) -> None:

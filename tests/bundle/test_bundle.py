@@ -139,7 +139,7 @@ REFUSED: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("wrong depth", lambda c: c["dalle"].update(depth=1000), "dalle.safetensors: no tensor.*depth = 1000"),
     ("wrong width", lambda c: c["dalle"].update(dim=4096), "dim = 4096"),
     ("another codebook", lambda c: c["vqgan"].update(n_embed=8192), "n_embed must be equal, got 20 and 8192"),
-    ("another picture size", lambda c: c["vqgan"].update(resolution=16), "codes on a side.*got 4 and 8"),
+    ("another image size", lambda c: c["vqgan"].update(resolution=16), "codes on a side.*got 4 and 8"),
     ("padding beyond the text", lambda c: c["tokenizer"].update(pad_id=24), "pad_id must be from 0 to 23"),
     ("no padding", lambda c: c["tokenizer"].pop("pad_id"), "pad_id"),
     ("no CLIP", lambda c: c.update(clip={}), "clip.model must be a plain name"),

@@ -26,7 +26,7 @@ def test_the_fused_activation_is_tamings(monkeypatch: pytest.MonkeyPatch):
     codes = torch.randint(0, DEMO_VQGAN.n_embed, (2, 64), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         fused = vqgan.decode(codes)
-        assert fused.std() > 0.05, "an even picture would prove nothing"
+        assert fused.std() > 0.05, "a uniform image would prove nothing"
         monkeypatch.setattr(taming_model, "nonlinearity", spelled_out)
         torch.testing.assert_close(fused, vqgan.decode(codes), atol=1e-5, rtol=0)
         monkeypatch.setattr(taming_model, "nonlinearity", torch.relu)

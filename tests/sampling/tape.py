@@ -1,4 +1,4 @@
-"""A capturer for a CPU that is as strict as a CUDA graph. Knows nothing of what it records.
+"""Captures steps on a CPU, as strictly as a CUDA graph does.
 
 It stores operations with the tensors that they read and wrote, and repeats only these: values computed by Python during
 the capture stay constant. It refuses what a capture refuses, and overwrites temporary memory between replays, as other

@@ -45,6 +45,7 @@ def attend_lines(qkv: Tensor, text_len: int, fmap: int, mask: Tensor, columns: b
     n, d = qkv.shape[-2:]
     m = n - text_len
     text, codes = qkv.split((text_len, m), dim=3)
+    # Text sees only earlier text, so it needs no mask but the causal one.
     q_text, k_text, v_text = text.unbind(0)
     text_out = F.scaled_dot_product_attention(q_text, k_text, v_text, is_causal=True).transpose(1, 2)
     if m == 0:
@@ -53,6 +54,7 @@ def attend_lines(qkv: Tensor, text_len: int, fmap: int, mask: Tensor, columns: b
     lines, width, reach = *q.shape[2:4], mask.shape[-1] // fmap
     mask = mask[:lines, :width, : reach * width]
     q, k, v = q * d**-0.5, _with_lines_before(k, reach), _with_lines_before(v, reach)
+    # One softmax over both kinds of keys: [b, h, lines * width, text_len + reach * width].
     to_line = (q @ k.transpose(-2, -1)).masked_fill(~mask, -torch.inf).flatten(2, 3)  # [b, h, lines * width, k]
     to_text = q.flatten(2, 3) @ k_text.transpose(-2, -1)
     weights = torch.cat((to_text, to_line), dim=-1).softmax(dim=-1).to(v.dtype)

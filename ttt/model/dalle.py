@@ -65,6 +65,7 @@ class Dalle(nn.Module):
                 f"the loss needs whole images of {config.image_seq_len} codes, got {ids.shape[1] - config.text_len}"
             )
         x, labels = self._run(ids[:, :-1]), ids[:, 1:]
+        # The positions of text and codes have separate vocabularies, so only their own logits are computed.
         text_logits, image_logits = self.text_logits(x[:, :t]), self.image_logits(x[:, t:])
         text_loss = F.cross_entropy(text_logits.flatten(0, 1).float(), labels[:, :t].flatten())
         image_loss = F.cross_entropy(image_logits.flatten(0, 1).float(), labels[:, t:].flatten() - config.text_vocab)
@@ -77,6 +78,7 @@ class Dalle(nn.Module):
         check_tokens("text", text, config.num_text_tokens)
         if text.shape[1] != config.text_seq_len:
             raise InvalidInput(f"text must be [b, {config.text_seq_len}] tokens, got {list(text.shape)}")
+        # Every padded position has a token of its own, so that the model can tell positions after the text apart.
         padding = torch.arange(config.num_text_tokens, config.text_vocab, device=text.device)
         ids = F.pad(torch.where(text == 0, padding, text.long()), (1, 0))
         if codes is None:

@@ -72,6 +72,7 @@ class _Reversible(torch.autograd.Function):
         y1, y2 = ctx.saved_tensors
         gradients: list[Tensor | None] = [None] * len(ctx.positions)
         for f, g in reversed(ctx.blocks):
+            # Undo y2 = x2 + g(y1) first, because y1 is still known; then y1 = x1 + f(x2), with the x2 just recovered.
             x2, dy1 = _undo(ctx, g, y1, y2, dy2, dy1, gradients)
             x1, dy2 = _undo(ctx, f, x2, y1, dy1, dy2, gradients)
             y1, y2 = x1, x2

@@ -34,6 +34,7 @@ def prefill(weights: DecoderWeights, text: Tensor, *, check: Callable[[], None] 
     check: called before every layer; an exception that it raises ends the work.
     """
     config = weights.config
+    # The two streams start equal; their sum is read at the end. Not in place, because both names share one tensor.
     x1 = x2 = weights.dalle.embed_text(text.to(weights.device))[0].float()  # [t, c]
     keys, values = [], []
     for layer in weights.layers:
@@ -82,6 +83,7 @@ def pick(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> Tensor:
     """
     v = logits.shape[-1]
     k = v if params.top_k is None else min(params.top_k, v)
+    # Sorting is needed for a cut only: without one, the codes stay in their order and need no gather at the end.
     if k == v and params.top_p is None:
         scores, codes = logits.float(), None
     else:
@@ -94,6 +96,7 @@ def pick(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> Tensor:
         # The float32 sum may end just below a top_p close to 1; the clamp then keeps all codes.
         last = torch.searchsorted(cumulative, torch.full_like(total, params.top_p)).clamp_(max=k - 1)
         total = cumulative.gather(-1, last)
+    # right=True: a uniform number of 0 picks the first code with a probability above 0.
     choice = torch.searchsorted(cumulative, uniforms.float()[:, None] * total, right=True)
     choice = torch.minimum(choice, last)
     return (choice if codes is None else codes.gather(-1, choice))[:, 0]
@@ -117,6 +120,7 @@ def attend(q: Tensor, prompt_keys: Tensor, prompt_values: Tensor, own: Tensor, h
     """
     h, b, d = q.shape
     t, k = prompt_keys.shape[1], own.shape[2]
+    # The prompt's keys have no batch dimension: all candidates of a head share one product.
     of_prompt = torch.bmm(q, prompt_keys.transpose(1, 2))  # [h, b, t]
     of_own = torch.bmm(q.reshape(h * b, 1, d), own[0].transpose(1, 2)).view(h, b, k)
     scores = torch.cat((of_prompt, of_own.masked_fill_(hidden, float("-inf"))), dim=-1)

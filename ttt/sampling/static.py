@@ -130,7 +130,7 @@ class StaticStep:
         weights, indices = self.weights, self.table.at(self.position)
         angle = weights.rotary.at(self.position + weights.config.text_len)
         x1 = F.embedding(self.codes.index_select(0, self.position)[0], weights.embedding)  # [b, c]
-        x2 = x1.clone()
+        x2 = x1.clone()  # the two streams of a reversible network, both updated in place
         for i, layer in enumerate(weights.layers):
             x = self._shift(self.shifts[2 * i], normed(layer.attention_norm, x2, weights), indices)
             x1.addcmul_(self._attend(i, layer, x, indices.slots[layer.kind], angle), layer.attention_scale)
@@ -166,6 +166,8 @@ def attend_biased(q: Tensor, prompt_keys: Tensor, prompt_values: Tensor, own: Te
     b, h, d = q.shape
     t, k = prompt_keys.shape[1], own.shape[2]
     scores = q.new_empty(b, h, t + k)
+    # Views of the two parts of `scores`: heads first for the prompt (a product per head), one row per candidate and
+    # head for the codes.
     of_prompt, of_own = scores[..., :t].transpose(0, 1), scores[..., t:].view(b * h, 1, k)
     torch.bmm(q.transpose(0, 1), prompt_keys.transpose(1, 2), out=of_prompt)
     torch.bmm(q.view(b * h, 1, d), own[0].transpose(1, 2), out=of_own)

@@ -58,7 +58,7 @@ class DecoderWeights:
         self.dalle, self.dtype = dalle, cache_dtype(dtype)
         self.config: DalleConfig = dalle.config
         self.device = dalle.to_logits.weight.device
-        groups: dict[int, Linear] = {}
+        groups: dict[int, Linear] = {}  # by id of the module, so that layers of a shared group share packed weights
 
         def linear(module: nn.Linear, weight: Tensor | None = None) -> Linear:
             if id(module) not in groups:
@@ -70,6 +70,7 @@ class DecoderWeights:
             return groups[id(module)]
 
         self.layers = [_layer(layer, linear) for layer in dalle.transformer.layers]  # type: ignore[arg-type]
+        # Sampling embeds and predicts codes only, so it needs just their rows of the shared matrix.
         rows = dalle.to_logits.weight.detach()[self.config.text_vocab :].float().contiguous()
         self.embedding = rows
         self.norm = Norm.of(dalle.norm)

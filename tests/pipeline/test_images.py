@@ -87,13 +87,13 @@ def test_more_candidates_do_not_change_the_first_ones(pipe: TextToImage):
 
 
 def test_seeds_and_prompts_matter_and_seed_zero_is_valid(pipe: TextToImage):
-    def painted(prompt: str, seed: int) -> np.ndarray:
+    def generated(prompt: str, seed: int) -> np.ndarray:
         return pixels(last(pipe.stream(prompt, SamplingParams(candidates=4, keep=1, seed=seed))).ranking)
 
-    zero = painted(PROMPT, 0)
-    assert (painted(PROMPT, 0) == zero).all()
-    assert (painted(PROMPT, 1) != zero).any()
-    assert (painted("blue star on white background", 0) != zero).any()
+    zero = generated(PROMPT, 0)
+    assert (generated(PROMPT, 0) == zero).all()
+    assert (generated(PROMPT, 1) != zero).any()
+    assert (generated("blue star on white background", 0) != zero).any()
 
 
 @pytest.mark.parametrize("prompt", ["", " \n ", "x" * 10_000, 7, None])
