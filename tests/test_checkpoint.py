@@ -216,15 +216,15 @@ def test_harmless_objects_need_trust_too(published: State, file: Path) -> None:
         load({"state_dict": published, "hyper_parameters": argparse.Namespace(lr=1)}, file)
 
 
-@pytest.mark.parametrize("kept", [0, 1, 7, 100, 5000, -1])
+@pytest.mark.parametrize("length", [0, 1, 7, 100, 5000, -1])
 @pytest.mark.parametrize("form", ["torch", "old torch", "safetensors"])
-def test_truncated_files(published: State, file: Path, kept: int, form: str) -> None:
+def test_truncated_files(published: State, file: Path, length: int, form: str) -> None:
     if form == "safetensors":
         file = file.with_suffix(".safetensors")
         save_file(Dalle(CONFIG).state_dict(), file)
     else:
         torch.save(published, file, _use_new_zipfile_serialization=form == "torch")
-    file.write_bytes(file.read_bytes()[:kept])
+    file.write_bytes(file.read_bytes()[:length])
     with pytest.raises(CheckpointError, match=file.name) as caught:
         load_dalle(file, CONFIG)
     assert not isinstance(caught.value, UnsafeCheckpoint)

@@ -105,7 +105,7 @@ def test_int8_products_are_close_and_rows_are_independent(dtype: torch.dtype, ro
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(s, generator=generator) for s in ((rows, 48), (80, 48), (80,)))
     x *= torch.logspace(-3, 3, rows)[:, None]  # a scale for all rows would lose the small ones
-    x, kept = x.to(dtype), x.to(dtype).clone()
+    x, before = x.to(dtype), x.to(dtype).clone()
     with torch.inference_mode():
         product = Int8Linear(weight, bias * 1e-3)
         got, expected = product(x), torch.nn.functional.linear(x.double(), weight.double(), bias.double() * 1e-3)
@@ -113,7 +113,7 @@ def test_int8_products_are_close_and_rows_are_independent(dtype: torch.dtype, ro
         off = (got.double() - expected).norm(dim=1) / expected.norm(dim=1)
         assert off.max() < 0.02, "rounding to 8 bits of gaussian numbers costs 1.1 %"
         assert torch.equal(product(x[-1:]), got[-1:])
-        assert torch.equal(x, kept)
+        assert torch.equal(x, before)
 
 
 @needs_vnni

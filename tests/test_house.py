@@ -152,7 +152,7 @@ def test_every_import_is_a_requirement() -> None:
 
     distributions = packages_distributions()
     ours = {"app", "ttt", "calculator", "tests", "benchmarks", "examples"}
-    unreachable = {"dalle_pytorch", "min_dalle", "peer_dalle"}  # references, in environments of their own
+    unreachable = {"dalle_pytorch", "min_dalle", "reference_dalle"}  # references, in environments of their own
     runtime, development = requirements("requirements.txt"), requirements("requirements-dev.txt")
     missing = set()
     for path in python_files():

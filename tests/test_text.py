@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ttt.text import error_summary, first_line, format_bytes, format_duration, plural, shorten
+from ttt.text import error_summary, first_line, first_names, format_bytes, format_duration, plural, shorten
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,12 @@ def test_long_text_is_shortened_to_the_limit() -> None:
     assert shorten("x" * 60) == "x" * 60
     assert shorten("x" * 61) == "x" * 57 + "..."
     assert shorten("abcdef", 4) == "a..."
+
+
+def test_many_names_are_counted() -> None:
+    assert first_names({"b", "a"}) == "a, b"
+    assert first_names("gfedcba") == "a, b, c, d and 3 more"
+    assert first_names("gfedcba", 6) == "a, b, c, d, e, f and 1 more"
 
 
 def test_plurals() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from ttt.config import DalleConfig
 from ttt.errors import CheckpointError, UnsafeCheckpoint
 from ttt.model.dalle import Dalle
+from ttt.text import first_names
 
 IGNORED = ("vae.",)
 """The reference stores the image model in the same file; ours is a separate file."""
@@ -203,8 +204,7 @@ def published_names(config: DalleConfig, nesting: int) -> Iterator[tuple[str, st
 
 def _refuse(what: str, why: str, names: set[str]) -> None:
     if names:
-        shown = ", ".join(sorted(names)[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        raise CheckpointError(f"{what} key {shown}: {why}")
+        raise CheckpointError(f"{what} key {first_names(names)}: {why}")
 
 
 def _check(name: str, tensor: Tensor, shape: torch.Size) -> None:

@@ -50,7 +50,7 @@ class CheckedModel(BaseModel):
 
 @dataclass(frozen=True)
 class Described:
-    """What a field of a model allows, as forms and messages show it."""
+    """Description and range of a field, for forms and messages."""
 
     help: str
     kind: type | None

@@ -19,7 +19,7 @@ TRAINING_DTYPES = ("float32", "bfloat16", "float16")
 SMALL_MODEL_FLOP = 200_000_000
 """Below this many operations a code, "auto" is float32 everywhere: 16 bits save little (demo: 19 million)."""
 MIN_SPEEDUP = 1.5
-"""How much faster than float32 bfloat16 must be measured on a CPU before "auto" chooses it."""
+"""Least measured speedup of bfloat16 over float32 for "auto" to choose it on a CPU."""
 MEMORY_SHARE = {"cuda": 0.85, "cpu": 0.6}
 """Share of the free memory that may be planned for; the rest is for other programs and for fragmentation."""
 CGROUP = Path("/sys/fs/cgroup")

@@ -181,7 +181,7 @@ class TextToImage:
 
     @property
     def palette(self) -> Tensor:
-        """What each code looks like, for previews; computed on first use."""
+        """Image of each code, for previews; computed on first use."""
         with self._lock:
             if self._palette is None:
                 self._palette = code_palette(self.vqgan, self.device)

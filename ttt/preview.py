@@ -28,7 +28,7 @@ GAP = 2
 NOT_SAMPLED = (190, 190, 190)
 BACKGROUND = (255, 255, 255)
 EXACT_CODES = 1024
-"""Of larger code books only this many codes are decoded; a linear fit gives the colours of the others."""
+"""Codes that are decoded at most; in larger code books a linear fit gives the colours of the others."""
 _BATCH = 64
 
 

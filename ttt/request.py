@@ -66,7 +66,7 @@ class Request:
         self.weights, self.decode, self.vqgan, self.palette = weights, decode, vqgan, palette
         self.scorer, self.device, self.cancel, self.chunk = scorer, weights.device, cancel, chunk
         self.seconds: dict[Stage, float] = {}
-        """How long each finished stage took."""
+        """Duration of each finished stage."""
         self._shares = dict(shares)
         self._fraction = 0.0
         self._preview_due = 0.0

@@ -25,7 +25,7 @@ END = "[EOS]"
 
 
 class Scorer(Protocol):
-    """Anything that scores how well images match a prompt."""
+    """Scores how well images match a prompt."""
 
     def scores(self, images: Tensor, prompt: str) -> Tensor:
         """Images [b, 3, h, w] in [0, 1] -> [b] float32 on the CPU, higher is better."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def first_line(error: BaseException, limit: int = 200) -> str:
     """First line of an error's message that is not empty, at most `limit` characters; without one, the error's type."""
@@ -25,6 +27,12 @@ def shorten(text: str, limit: int = 60) -> str:
 def plural(count: int, noun: str, nouns: str | None = None) -> str:
     """ "1 image", "1,024 images"; `nouns` is for plurals that do not end in s."""
     return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
+
+
+def first_names(names: Iterable[str], most: int = 4) -> str:
+    """Sorted names as text: "a, b, c", or with more of them "a, b, c, d and 7 more"."""
+    ordered = sorted(names)
+    return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
 
 
 def format_bytes(count: float) -> str:

@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.sampling.end_to_end import end_to_end
 from benchmarks.sampling.floor import bandwidth, bytes_moved, clock, products_of
-from benchmarks.sampling.peers import Peer
+from benchmarks.sampling.references import Reference
 from benchmarks.sampling.steps import Steps
 from ttt.config import DEMO, DEMO_VQGAN, PAPER, PAPER_VQGAN, DalleConfig
 from ttt.errors import TTTError
@@ -69,13 +69,13 @@ def _measure(options: argparse.Namespace, report: dict[str, Any]) -> None:
     (config, vqgan), device, dtype = SIZES[options.size], options.device, options.dtype
     if options.batches:
         weights, text = _weights(config, device, dtype)
-        peer = _reference(config, device, report) if options.reference else None
-        report["prefill"], prompt = _prefill(weights, text, options.rounds, peer)
+        reference = _reference(config, device, report) if options.reference else None
+        report["prefill"], prompt = _prefill(weights, text, options.rounds, reference)
         report["steps"] = []
-        for row in _steps(weights, prompt, options, peer, report["bandwidth_gb_s"] * 1e9):
+        for row in _steps(weights, prompt, options, reference, report["bandwidth_gb_s"] * 1e9):
             report["steps"].append(row)
-        if peer:
-            peer.close()
+        if reference:
+            reference.close()
             report["best"] = _best(report["steps"])
         del weights, prompt
     if options.min_dalle:
@@ -84,16 +84,16 @@ def _measure(options: argparse.Namespace, report: dict[str, Any]) -> None:
         report["end_to_end"] = end_to_end(config, vqgan, device, dtype, options.params)
 
 
-def _reference(config: DalleConfig, device: torch.device, report: dict[str, Any]) -> Peer | None:
+def _reference(config: DalleConfig, device: torch.device, report: dict[str, Any]) -> Reference | None:
     """Start the reference on the same GPU as ours, or on the CPU."""
     where = str(device) if device.type == "cuda" else "cpu"
-    peer = Peer("dalle-pytorch", config.to_dict(), report["threads"], where)
-    report["reference_device"] = peer.device
-    if peer.device is None:
-        peer.close()
+    reference = Reference("dalle-pytorch", config.to_dict(), report["threads"], where)
+    report["reference_device"] = reference.device
+    if reference.device is None:
+        reference.close()
         print("dalle-pytorch was not measured on the GPU: the torch of its environment has no CUDA")
         return None
-    return peer
+    return reference
 
 
 def _options() -> argparse.Namespace:
@@ -142,7 +142,7 @@ def _weights(config: DalleConfig, device: torch.device, dtype: torch.dtype) -> t
 
 
 def _prefill(
-    weights: DecoderWeights, text: torch.Tensor, rounds: int, peer: Peer | None
+    weights: DecoderWeights, text: torch.Tensor, rounds: int, reference: Reference | None
 ) -> tuple[dict[str, float], PrefillResult]:
     """Times of the prefill of one prompt and of its products alone; the first round is warm-up."""
     cores = 1 if is_small(weights.config) else None
@@ -165,7 +165,7 @@ def _prefill(
     for i in range(rounds + 1):
         seconds = _timed(partial(run, read), weights)
         run(multiply)
-        answer = peer.ask(do="prefill") if peer else {"seconds": 0.0}
+        answer = reference.ask(do="prefill") if reference else {"seconds": 0.0}
         if i:
             ours.append(seconds)
             theirs.append(answer["seconds"])
@@ -176,7 +176,7 @@ def _prefill(
         f"prefill {report['seconds'] * 1e3:.1f} ms ({text_flop / report['seconds'] / 1e9:.0f} GFLOP/s), "
         f"products {report['floor_s'] * 1e3:.1f} ms, ratio {report['ratio']:.2f}"
     )
-    if peer:
+    if reference:
         report |= {
             "reference_s": statistics.median(theirs),
             "times_faster": statistics.median(theirs) / report["seconds"],
@@ -187,26 +187,30 @@ def _prefill(
 
 
 def _steps(
-    weights: DecoderWeights, prompt: PrefillResult, options: argparse.Namespace, peer: Peer | None, bytes_s: float
+    weights: DecoderWeights,
+    prompt: PrefillResult,
+    options: argparse.Namespace,
+    reference: Reference | None,
+    bytes_s: float,
 ) -> Iterator[dict[str, Any]]:
     print(
         f"{'batch':>6} {'step ms':>9} {'products':>9} {'ratio':>6} {'(CPU)':>6} {'bytes ms':>9} {'ratio':>6} "
         f"{'GFLOP/s':>8} {'candidates/s':>13} {'reference ms':>13} {'times':>6} {'(CPU)':>6}"
     )
     for b in options.batches:
-        ours, asks = Steps(weights, prompt, b), b in options.reference_batches and _fits(peer, weights.config, b)
+        ours, asks = Steps(weights, prompt, b), b in options.reference_batches and _fits(reference, weights.config, b)
         theirs: list[dict[str, float]] = []
-        if peer and asks:
-            peer.ask(do="ready", batch=b)
-            peer.ask(do="step")
+        if reference and asks:
+            reference.ask(do="ready", batch=b)
+            reference.ask(do="step")
         for _ in range(options.rounds):
             ours.run(options.steps)
             if not ours.fits:
                 break
-            if peer and asks:
-                theirs.append(peer.ask(do="step"))
-        if peer and asks:
-            peer.ask(do="ready", batch=1)  # frees its caches
+            if reference and asks:
+                theirs.append(reference.ask(do="step"))
+        if reference and asks:
+            reference.ask(do="ready", batch=1)  # frees its caches
         row = ours.row()
         if not ours.fits:
             print(f"batch {b} does not fit", flush=True)
@@ -242,12 +246,12 @@ def _or_dash(row: dict[str, Any], name: str, digits: int) -> str:
     return f"{row[name]:>6.{digits}f}" if name in row else f"{'-':>6}"
 
 
-def _fits(peer: Peer | None, config: DalleConfig, b: int) -> bool:
+def _fits(reference: Reference | None, config: DalleConfig, b: int) -> bool:
     """True if the reference's caches of half an image fit in memory twice: a step makes new ones beside the old."""
     keys = config.text_len + config.image_seq_len // 2
     needed = int(1.2 * b * keys * config.depth * 2 * config.heads * config.dim_head * 4)
-    there = free_memory(torch.device(peer.device if peer and peer.device else "cpu"))
-    if peer and needed > there:
+    there = free_memory(torch.device(reference.device if reference and reference.device else "cpu"))
+    if reference and needed > there:
         print(f"reference at batch {b}: needs {needed / 1e9:.1f} GB, {there / 1e9:.1f} GB are free; not measured")
     return needed <= there
 
@@ -266,13 +270,13 @@ def _best(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def _min_dalle(threads: int, rounds: int) -> dict[str, float]:
     """Seconds per code and candidate. An image of min-dalle has 256 codes; guidance doubles its rows."""
-    peer, found = Peer("min-dalle", {}, threads), {}
+    reference, found = Reference("min-dalle", {}, threads), {}
     for b in (1, 9):
-        peer.ask(do="ready", batch=b)
-        peer.ask(do="step")
-        found[f"code_s_{b}"] = statistics.median(peer.ask(do="step")["seconds"] for _ in range(2 * rounds)) / b
+        reference.ask(do="ready", batch=b)
+        reference.ask(do="step")
+        found[f"code_s_{b}"] = statistics.median(reference.ask(do="step")["seconds"] for _ in range(2 * rounds)) / b
         print(f"min-dalle (Mini, float32), batch {b}: {found[f'code_s_{b}'] * 1e3:.1f} ms a code and candidate")
-    peer.close()
+    reference.close()
     return found
 
 

@@ -158,7 +158,7 @@ class Steps:
         return replay
 
     def _time_the_whole(self, steps: int) -> None:
-        """Of all candidates in one piece; nothing where that takes more memory than there is."""
+        """Time the products of all candidates in one piece; skipped if they do not fit in memory."""
         try:
             self._time_the_loop(steps) if self.weights.device.type == "cuda" else self._whole_floor()
         except Exception as error:

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.sampling.peers import python_of
+from benchmarks.sampling.references import python_of
 from ttt.config import DEMO, PAPER, DalleConfig
 
 WORKER = Path(__file__).with_name("worker.py")

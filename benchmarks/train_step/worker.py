@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.sampling.peer_dalle import published_dalle
+from benchmarks.sampling.reference_dalle import published_dalle
 
 
 class Ours:

@@ -96,11 +96,11 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("kept", [0.0, 0.05, 0.5, 0.999])
-def test_a_half_downloaded_file_is_named(folder: Path, name: str, kept: float) -> None:
+@pytest.mark.parametrize("fraction", [0.0, 0.05, 0.5, 0.999])
+def test_a_half_downloaded_file_is_named(folder: Path, name: str, fraction: float) -> None:
     data = (folder / name).read_bytes()
-    (folder / name).write_bytes(data[: int(len(data) * kept)] if kept < 0.9 else data[:-1].rstrip())
-    if kept > 0.9 and name.endswith("json"):
+    (folder / name).write_bytes(data[: int(len(data) * fraction)] if fraction < 0.9 else data[:-1].rstrip())
+    if fraction > 0.9 and name.endswith("json"):
         (folder / name).write_bytes(data.rstrip()[:-1])
     with pytest.raises(BundleError, match=rf"{name} is broken or only partly downloaded.*copy or download it again"):
         read_bundle(folder)

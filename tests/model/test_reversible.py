@@ -110,18 +110,18 @@ def saved_bytes(config: DalleConfig) -> int:
     """Bytes kept for the backward pass, parameters aside."""
     dalle = Dalle(config)
     own = {parameter.untyped_storage().data_ptr() for parameter in dalle.parameters()}
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = dalle.loss(*batch())
     del loss
-    return sum(kept.values())
+    return sum(saved.values())
 
 
 def test_memory_is_independent_of_depth() -> None:

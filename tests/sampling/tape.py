@@ -48,9 +48,9 @@ class Tape(TorchDispatchMode):
             for tensor in self.temporary:
                 tensor.fill_(torch.nan if tensor.is_floating_point() or tensor.is_complex() else 99)
             for func, args, kwargs, made in self.calls:
-                for kept, new in zip(made, _tensors(func(*args, **kwargs)), strict=True):
-                    if kept.data_ptr() != new.data_ptr():
-                        kept.copy_(new)
+                for captured, new in zip(made, _tensors(func(*args, **kwargs)), strict=True):
+                    if captured.data_ptr() != new.data_ptr():
+                        captured.copy_(new)
 
 
 def taped(step: Callable[[], None], device: torch.device) -> Callable[[], None]:

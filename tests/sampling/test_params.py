@@ -91,10 +91,10 @@ def test_any_value_is_either_refused_or_lies_in_the_range_it_states(value: Any, 
         params = SamplingParams(**{"candidates": 1024, name: value})
     except InvalidInput:
         return
-    kept = getattr(params, name)
+    result = getattr(params, name)
     described = describe(SamplingParams, name)
-    assert kept is None or described.minimum <= kept <= described.maximum
-    assert kept is not None or described.optional
+    assert result is None or described.minimum <= result <= described.maximum
+    assert result is not None or described.optional
     assert SamplingParams.from_dict(params.to_dict()) == params
 
 

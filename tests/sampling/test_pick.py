@@ -14,19 +14,19 @@ from ttt.sampling.params import SamplingParams
 
 
 def kept_probabilities(logits: list[float], top_k: int | None, top_p: float | None, temperature: float) -> list[float]:
-    """What the definition says, in plain Python: top-k, then the smallest set that reaches p, renormalised."""
+    """The definition in plain Python: top-k, then the smallest set that reaches p, renormalised."""
     order = sorted(range(len(logits)), key=lambda i: -logits[i])[: top_k or len(logits)]
     top = max(logits)
     weights = {i: math.exp((logits[i] - top) / temperature) for i in order}
     whole = sum(weights.values())
-    kept, reached = [], 0.0
+    chosen, reached = [], 0.0
     for i in order:
-        kept.append(i)
+        chosen.append(i)
         reached += weights[i] / whole
         if top_p is not None and reached >= top_p:
             break
-    total = sum(weights[i] for i in kept)
-    return [weights[i] / total if i in kept else 0.0 for i in range(len(logits))]
+    total = sum(weights[i] for i in chosen)
+    return [weights[i] / total if i in chosen else 0.0 for i in range(len(logits))]
 
 
 def distribution(logits: list[float], params: SamplingParams, draws: int = 20_000) -> torch.Tensor:

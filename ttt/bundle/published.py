@@ -22,7 +22,7 @@ VQGAN_URLS = {
     "last.ckpt": "https://heibox.uni-heidelberg.de/f/34a747d5765840b5a99d/?dl=1",
     "model.yaml": "https://heibox.uni-heidelberg.de/f/b24d14998a8d4f19a34f/?dl=1",
 }
-"""Where the authors of taming-transformers publish their Gumbel f8-8192 model; they have no Hub repository for it."""
+"""Addresses at which the authors of taming-transformers publish their Gumbel f8-8192 model, which is not on the Hub."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ttt.atomic import atomic_file, partial_folder
 from ttt.bundle import spec as layout
 from ttt.bundle.files import read_json, safetensors_shapes
 from ttt.errors import BundleError, CheckpointError
+from ttt.text import first_names
 
 if TYPE_CHECKING:
     from ttt.config import DalleConfig, VqganConfig
@@ -132,7 +133,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: Path) 
     own = unique_state(module)
     for what, keys in (("lacks", own.keys() - state.keys()), ("has unknown", state.keys() - own.keys())):
         if keys:
-            raise CheckpointError(f"{source} {what} {_few(keys)}; it does not match the model in {layout.CONFIG}")
+            raise CheckpointError(f"{source} {what} {first_names(keys)}; it does not fit the model in {layout.CONFIG}")
     for key, tensor in own.items():
         if tensor.shape != state[key].shape:
             raise CheckpointError(f"{source}: {key} is {list(state[key].shape)}, the model needs {list(tensor.shape)}")
@@ -225,8 +226,3 @@ def _publish(stage: Path, target: Path) -> None:
     (target / layout.CONFIG).unlink(missing_ok=True)
     for path in sorted(stage.iterdir(), key=lambda path: path.name == layout.CONFIG):
         path.replace(target / path.name)
-
-
-def _few(keys: set[str]) -> str:
-    names = sorted(keys)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -11,7 +11,7 @@ from ttt.config import AttentionKind, DalleConfig
 
 
 def image_mask(kind: AttentionKind, fmap: int, kernel: int = 5) -> Tensor:
-    """Which codes each code sees: causal, bool [n, n] with n = fmap ** 2; rows are queries."""
+    """Mask among codes: causal, bool [n, n] with n = fmap ** 2, True where a query (the row) sees a key."""
     position = torch.arange(fmap**2, device="cpu")
     rows, columns = position // fmap, position % fmap
     up = rows[:, None] - rows
@@ -34,7 +34,7 @@ def attention_mask(kind: AttentionKind, config: DalleConfig) -> Tensor:
 
 
 def line_mask(kind: AttentionKind, config: DalleConfig) -> Tensor:
-    """Which codes of its own and the k - 1 previous lines a code sees; lines are rows, or columns for "column".
+    """Mask over the codes of the same and the k - 1 previous lines, which are rows, or columns for "column".
 
     Bool [1, w, w] for "row" and "column", which see only their own line; [l, w, k * w] for "conv".
     """

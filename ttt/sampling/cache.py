@@ -22,13 +22,13 @@ times as long as 16). Other kinds read all their slots: reading a part of them w
 
 @dataclass(frozen=True)
 class PrefillResult:
-    """What prefill computes of a prompt. Read-only, so all candidates and threads share it."""
+    """Keys, values and logits of a prompt. Read-only, so all candidates and threads share them."""
 
     keys: list[Tensor]
-    """Of every layer, [h, t, d], rotated."""
+    """Rotated keys of every layer, [h, t, d]."""
     values: list[Tensor]
     logits: Tensor
-    """Of the first code, [v] float32."""
+    """Logits of the first code, [v] float32."""
 
 
 class ImageKeys:

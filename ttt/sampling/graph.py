@@ -28,7 +28,7 @@ _CAPTURING = threading.Lock()
 Run = Callable[[], None]
 
 
-class Step(Protocol):
+class CapturableStep(Protocol):
     """A function that can be captured: every call does the same operations on the same memory, without the host."""
 
     codes: Tensor
@@ -66,7 +66,7 @@ class GraphCapturer:
     def __init__(self, device: torch.device, capture_step: Callable[[Run, torch.device], Run] = cuda_graph) -> None:
         self.device, self.capture_step, self.failed, self._warned = device, capture_step, False, False
 
-    def capture(self, step: Step) -> Run | None:
+    def capture(self, step: CapturableStep) -> Run | None:
         """Return a function that does a step, starting where `step.restart()` leads; None if that is impossible.
 
         `step` must allow at least WARMUP_STEPS calls. An out-of-memory error of the step itself is raised.
@@ -99,7 +99,7 @@ class GraphCapturer:
 class _CapturedStep:
     """Replays until one fails; then calls the step itself, which continues from the memory of the last replay."""
 
-    def __init__(self, capturer: GraphCapturer, step: Step, replay: Run) -> None:
+    def __init__(self, capturer: GraphCapturer, step: CapturableStep, replay: Run) -> None:
         self.capturer, self.step, self.run = capturer, step, replay
 
     def __call__(self) -> None:
@@ -128,7 +128,7 @@ def ran_out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
-def _codes_after(step: Step, run: Run) -> Tensor:
+def _codes_after(step: CapturableStep, run: Run) -> Tensor:
     """The codes after WARMUP_STEPS runs from the start."""
     step.restart()
     for _ in range(WARMUP_STEPS):

@@ -13,7 +13,7 @@ DEFAULT_KEEP = 4
 
 
 class SamplingParams(CheckedModel):
-    """How to sample images for a prompt. Command line, forms and docs take ranges, help and defaults from here."""
+    """Settings of a request. Command line, forms and docs take ranges, help and defaults from these fields."""
 
     candidates: int = Field(
         default=128, ge=1, le=1024, description="Images to generate; CLIP ranks them and the best are kept."

@@ -26,7 +26,7 @@ bytes."""
 
 @dataclass(frozen=True)
 class KVSlot:
-    """Where layers of one kind store the key of the current code, and which keys it sees."""
+    """Slot in which layers of one kind store the key of the current code, and the mask of the keys that it sees."""
 
     group: Tensor
     """int64 [1]."""
@@ -93,13 +93,13 @@ class StaticStep:
         self.prompt = [(_padded(k), _padded(v)) for k, v in zip(prompt.keys, prompt.values, strict=True)]
         self.table = PositionTable(config, dtype, device)
         self.keys = []
-        """Of each layer, [groups, 2, b * h, slots, d]: as in `ImageKeys`, with candidates before heads."""
+        """Keys and values of each layer, [groups, 2, b * h, slots, d], as in `ImageKeys` but with candidates first."""
         for kind in config.layer_kinds:
             groups, slots = slots_of(kind, config)
             self.keys.append(torch.zeros(groups, 2, b * h, slots, d, dtype=dtype, device=device))
         rows = config.image_fmap_size + 2
         self.shifts = torch.zeros(2 * config.depth, rows, b, config.dim // 4, dtype=dtype, device=device)
-        """Of each branch: a quarter of the channels of the last code in every column, of the last code, and zeros."""
+        """Shift state of each branch: channels of the last code in every column, of the last code, and zeros."""
         self.position = torch.zeros(1, dtype=torch.long, device=device)
         self.codes = torch.zeros(n, b, dtype=torch.long, device=device)
         self.random = torch.zeros(n, b, device=device)

@@ -1,7 +1,7 @@
 """Other implementations, each in its own environment and process, which answers questions line by line.
 
 Their packages want versions that ours cannot have. torch and the like come from our environment, so that both run on
-the same libraries; what a peer pins comes before them.
+the same libraries; what a reference pins comes before them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import venv
 from pathlib import Path
 from typing import Any
 
-WORKER = Path(__file__).with_name("peer_worker.py")
+WORKER = Path(__file__).with_name("reference_worker.py")
 REQUESTS = ("requests", "urllib3", "charset-normalizer", "idna", "certifi")
 PACKAGES = {
     "dalle-pytorch": (
@@ -31,10 +31,10 @@ STAND_INS = {"dalle-pytorch": {"youtokentome.py": "class BPE: ...\n"}}
 """youtokentome no longer builds; dalle-pytorch imports it for a tokenizer that is not used here."""
 
 
-class Peer:
-    """A running peer; `ask(do="step", batch=8)` -> its answer.
+class Reference:
+    """A running process; `ask(do="step", batch=8)` returns its answer.
 
-    Its `device` is None, and it has ended, where its torch cannot use the one asked for.
+    `device` is None, and the process has ended, if its torch cannot use the requested device.
     """
 
     def __init__(self, name: str, sizes: dict[str, Any], threads: int, device: str = "cpu") -> None:
@@ -67,7 +67,7 @@ class Peer:
 
 
 def python_of(name: str) -> Path:
-    """The interpreter of the peer's environment, made on first use."""
+    """The interpreter of the reference's environment, made on first use."""
     parts = (*PACKAGES[name], sys.version, sysconfig.get_path("purelib"))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "ttt-benchmarks" / f"{name}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:10]}"

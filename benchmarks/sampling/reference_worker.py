@@ -4,8 +4,8 @@
     {"do": "ready", "batch": 8} -> {"gigabytes": ...}   # caches as they are half-way through the image
     {"do": "step"} -> {"seconds": ..., "cpu": ...}      # one code of each candidate of the batch, sampled
 
-It begins with {"device": ...}: the one asked for, or where that is a GPU its torch has no CUDA for, null and the end.
-Half-way is the mean: a step's cost grows linearly with the number of codes before it.
+The first answer is {"device": ...}: the requested device, or null, and then the process ends, if its torch lacks CUDA.
+Half-way is the average: the cost of a step grows linearly with the number of codes before it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from peer_dalle import published_dalle  # beside this file, which is started by its path
+from reference_dalle import published_dalle  # in the folder of this script
 from torch import Tensor
 
 
@@ -125,16 +125,16 @@ def main() -> None:
         return
     wait: Callable[[], None] = partial(torch.cuda.synchronize, device) if on_gpu else lambda: None
     torch.manual_seed(0)
-    peer = {"dalle-pytorch": DallePytorch, "min-dalle": MinDalle}[name](json.loads(sizes), device)
+    reference = {"dalle-pytorch": DallePytorch, "min-dalle": MinDalle}[name](json.loads(sizes), device)
     torch.set_num_threads(int(threads))  # min-dalle sets its own at import
     print(json.dumps({"device": device}), file=answers, flush=True)
     for line in sys.stdin:
         question = json.loads(line)
         if question["do"] == "ready":
-            peer.ready(question["batch"])
-            answer = {"gigabytes": peer.bytes_held() / 1e9}
+            reference.ready(question["batch"])
+            answer = {"gigabytes": reference.bytes_held() / 1e9}
         else:
-            answer = timed(getattr(peer, question["do"]), wait)
+            answer = timed(getattr(reference, question["do"]), wait)
         print(json.dumps(answer), file=answers, flush=True)
 
 
