@@ -102,7 +102,7 @@ def test_a_run_from_its_founding_to_its_end(tmp_path: Path) -> None:
         last = CheckpointStore(coordinator.folder, "tiny", settings.checkpoints).newest()
         assert last is not None
         again = swarm.coordinator()
-        assert "going on from the checkpoint" in again.status.message
+        assert "resuming from the checkpoint" in again.status.message
         back = swarm.peer("a", "--micro-batch", "4", "--seed", "4")
         back.wait(lambda status: status.step > last.step, 240)
         taken_over = [line for line in back.log.splitlines() if "starting at step" in line][-1]
@@ -127,7 +127,7 @@ def test_two_peers_that_leave_at_the_same_step_hold_the_same_model(tmp_path: Pat
         one, two = (load_backup(peer.folder) for peer in peers)
         assert one is not None
         assert two is not None
-        assert one.step == two.step == 4
+        assert one.epoch == two.epoch == 4
         assert distance_of(one, two) < 1e-4
 
 

@@ -1,4 +1,4 @@
-"""Real swarms on this machine: a coordinator and peers as processes of their own, and nothing left of them."""
+"""Real swarms on this machine: coordinator and peers as separate processes, all killed at the end of the block."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.support import warm_ttt
 from tests.support.tiny import write_tiny_bundle
 from ttt.swarm.config.run_config import RunSettings
 from ttt.swarm.config.run_file import write_run_file
@@ -60,7 +61,7 @@ class Member:
     """One process of a swarm, in a session of its own."""
 
     folder: Path
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | warm_ttt.WarmProcess
 
     @property
     def status(self) -> PeerStatus:
@@ -71,7 +72,7 @@ class Member:
         return (self.folder / "log").read_text(errors="replace")
 
     def wait(self, condition: Callable[[PeerStatus], bool], seconds: float = 60.0) -> PeerStatus:
-        """The first status that fulfils the condition; fails with the log where none does in time."""
+        """Return the first status that fulfils the condition; fail with the log if none does in time."""
         deadline = time.monotonic() + seconds
         while not condition(status := self.status):
             dead = self.process.poll() is not None
@@ -103,6 +104,8 @@ class LocalSwarm:
     members: dict[str, Member] = field(default_factory=dict)
     wrap: Callable[[str, list[str]], list[str]] = lambda name, command: command
     """Turns a member's command into the one that is run, such as one in a network of its own."""
+    warm: bool = True
+    """Fork members from a process that has imported torch and hivemind; False measures a real start."""
 
     def __enter__(self) -> LocalSwarm:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +123,7 @@ class LocalSwarm:
         return self.folder / "run.toml"
 
     def coordinator(self, *options: str, seconds: float = 90.0) -> Member:
-        """Start it, and wait until it has founded the run."""
+        """Start it, and wait until it has founded or resumed the run."""
         member = self.start("coordinator", "coordinator", *options)
         member.wait(lambda status: status.state == "watching", seconds)
         return member
@@ -132,13 +135,16 @@ class LocalSwarm:
     def start(self, name: str, command: str, *options: str) -> Member:
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
-        (folder / STATUS_FILE).unlink(missing_ok=True)  # of a predecessor that was killed
+        (folder / STATUS_FILE).unlink(missing_ok=True)  # of a killed predecessor
         line = [sys.executable, "-m", "ttt", command, "--run", str(self.run_file), "--folder", str(folder), *options]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        with (folder / "log").open("ab") as log:
-            process = subprocess.Popen(
-                self.wrap(name, line), stdout=log, stderr=log, env=environment, start_new_session=True
-            )
+        line = self.wrap(name, line)
+        process: subprocess.Popen[bytes] | warm_ttt.WarmProcess
+        if self.warm and line[0] == sys.executable:
+            process = warm_ttt.start(line, log=folder / "log", environment=environment)
+        else:
+            with (folder / "log").open("ab") as log:
+                process = subprocess.Popen(line, stdout=log, stderr=log, env=environment, start_new_session=True)
         self.members[name] = Member(folder, process)
         return self.members[name]
 

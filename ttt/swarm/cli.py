@@ -53,7 +53,7 @@ def add_commands(app: typer.Typer, errors_told: ErrorsTold) -> None:
         """Set a run back to a checkpoint; the coordinator must be stopped, peers come along by themselves."""
         with errors_told():
             from ttt.swarm.config.run_file import read_run_file
-            from ttt.swarm.coordinator.rollback import roll_back
+            from ttt.swarm.coordinator.generations import roll_back
 
             settings = read_run_file(run)
             kept = roll_back(folder or RUNS / settings.run.name / "coordinator", settings, to)

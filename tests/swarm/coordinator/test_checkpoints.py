@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ttt.swarm.peer.backup import load_backup, save_backup
 
 from tests.support.backups import distance_of
 from tests.support.swarm import tiny_run
@@ -20,12 +19,12 @@ from ttt.errors import CheckpointError, InvalidInput, SwarmError
 from ttt.swarm.averaging.training_state import TrainingState, initialize, is_finite, parameters_of, restore, snapshot
 from ttt.swarm.config.run_config import CheckpointSection, OptimizerSection, RunSettings
 from ttt.swarm.coordinator.checkpoints import CheckpointStore, damaged, load_state, only, read_checkpoint, to_keep
-from ttt.swarm.coordinator.generations import FILE, newest_generation, read_generation, write_generation
-from ttt.swarm.coordinator.rollback import roll_back
+from ttt.swarm.coordinator.generations import FILE, newest_generation, read_generation, roll_back, write_generation
 from ttt.swarm.dht.announcement import Announcement
 from ttt.swarm.history.reader import HistoryReader
 from ttt.swarm.history.types import CheckpointEntry as Row
 from ttt.swarm.history.writer import HISTORY_FILE, HistoryWriter
+from ttt.swarm.peer.recovery import load_backup, save_backup
 from ttt.swarm.process.lifecycle import locked_folder
 from ttt.swarm.process.status import PeerStatus, write_status
 from ttt.swarm.training.run_model import make_optimizer
@@ -238,19 +237,22 @@ def syncs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b'{"generation": 1, "founded": 1.0}'])
-def test_checkpoints_tell_the_generation_where_its_file_does_not(tmp_path: Path, content: bytes | None) -> None:
-    told: list[str] = []
+def test_checkpoints_give_the_generation_if_its_file_does_not(tmp_path: Path, content: bytes | None) -> None:
+    warnings: list[str] = []
     if content is not None:
         (tmp_path / FILE).write_bytes(content)
-    found = newest_generation(tmp_path, [0, 3, 2], told.append)
-    assert found is not None and found.generation == 3
-    assert [FILE in text and "say 3" in text for text in told] == [True] * (content in (b"", b"{}"))
+    newest = newest_generation(tmp_path, [0, 3, 2], warnings.append)
+    assert newest is not None and newest.generation == 3
+    assert [FILE in text and "generation 3 is used" in text for text in warnings] == [True] * (content in (b"", b"{}"))
 
 
-def test_without_checkpoints_a_file_that_cannot_be_read_ends_it(tmp_path: Path) -> None:
+def test_without_checkpoints_an_unreadable_generation_file_is_an_error(tmp_path: Path) -> None:
     assert newest_generation(tmp_path, []) is None
     (tmp_path / FILE).write_bytes(b"")
-    with pytest.raises(SwarmError, match=r"generation.json cannot be read \(it is damaged\).*delete it"):
+    with pytest.raises(
+        SwarmError,
+        match=r"generation.json, which counts the roll-backs of the run, cannot be read \(it is damaged\).*delete it",
+    ):
         newest_generation(tmp_path, [])
     announcement = Announcement(generation=4)
     write_generation(tmp_path, announcement)
@@ -297,7 +299,7 @@ def test_a_rollback_begins_a_new_generation_and_drops_what_came_later(tmp_path: 
         assert [row.step for row in reader.checkpoints()] == [20, 10]
         [event] = reader.events()
         assert (event.kind, event.text) == ("rollback", "to step 20")
-    with pytest.raises(SwarmError, match="not there"):
+    with pytest.raises(SwarmError, match="does not exist"):
         roll_back(tmp_path / "nowhere", settings, 20)
 
 

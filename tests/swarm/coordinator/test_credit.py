@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.swarm.peers import ID, record
-from ttt.swarm.coordinator.credit import Ledger, share
+from ttt.swarm.coordinator.credit import CreditCalculator, share
 from ttt.swarm.dht.records import tag_of
 from ttt.swarm.history.reader import HistoryReader
 from ttt.swarm.history.writer import HistoryWriter
@@ -21,7 +21,7 @@ SPEEDS = {"ada": 60, "bob": 30, "eve": 10}
 
 
 def run(
-    ledger: Ledger,
+    credit: CreditCalculator,
     steps: int,
     *,
     factors: dict[str, float] | None = None,
@@ -47,42 +47,42 @@ def run(
                 seen=seen if witnessing else {},
                 time=STEP_SECONDS * step,
             )
-        ledger.settle(records, step, STEP_SECONDS * step)
+        credit.settle(records, step, STEP_SECONDS * step)
 
 
-def samples(ledger: Ledger) -> dict[str, float]:
-    return {name: ledger.peers[ID[name]].samples for name in SPEEDS}
+def samples(credit: CreditCalculator) -> dict[str, float]:
+    return {name: credit.peers[ID[name]].samples for name in SPEEDS}
 
 
 def test_honest_peers_get_what_they_did() -> None:
-    ledger = Ledger({}, TARGET)
-    run(ledger, 50)
-    assert samples(ledger) == pytest.approx({name: 50 * n for name, n in SPEEDS.items()})
+    credit = CreditCalculator({}, TARGET)
+    run(credit, 50)
+    assert samples(credit) == pytest.approx({name: 50 * n for name, n in SPEEDS.items()})
     for name in SPEEDS:
-        assert ledger.peers[ID[name]].seconds == pytest.approx(50 * 0.8 * STEP_SECONDS)
-    assert sum(samples(ledger).values()) == pytest.approx(50 * TARGET)  # the swarm's progress, all of it
+        assert credit.peers[ID[name]].seconds == pytest.approx(50 * 0.8 * STEP_SECONDS)
+    assert sum(samples(credit).values()) == pytest.approx(50 * TARGET)  # the swarm's progress, all of it
 
 
 @pytest.mark.parametrize("factor", [2.0, 10.0, 1e6])
 def test_who_inflates_does_not_climb(factor: float) -> None:
-    ledger = Ledger({}, TARGET)
-    run(ledger, 50, factors={"eve": factor})
-    got = samples(ledger)
+    credit = CreditCalculator({}, TARGET)
+    run(credit, 50, factors={"eve": factor})
+    got = samples(credit)
     assert got["ada"] == pytest.approx(50 * 60, rel=0.02) and got["bob"] == pytest.approx(50 * 30, rel=0.02)
     assert got["eve"] <= 50 * 10 * 1.1 + 1
-    eve = ledger.peers[ID["eve"]]
+    eve = credit.peers[ID["eve"]]
     assert eve.claimed_samples == int(50 * 10 * factor)
-    assert eve.seconds <= ledger.peers[ID["bob"]].seconds * 1.1 / min(factor, 1.1) + 1
+    assert eve.seconds <= credit.peers[ID["bob"]].seconds * 1.1 / min(factor, 1.1) + 1
 
 
 def test_without_witnesses_the_largest_claim_gets_what_others_left() -> None:
-    ledger = Ledger({}, TARGET)
-    run(ledger, 50, factors={"ada": 1e6}, witnessing=False)
-    assert samples(ledger) == pytest.approx({name: 50 * n for name, n in SPEEDS.items()}, rel=0.05)
+    credit = CreditCalculator({}, TARGET)
+    run(credit, 50, factors={"ada": 1e6}, witnessing=False)
+    assert samples(credit) == pytest.approx({name: 50 * n for name, n in SPEEDS.items()}, rel=0.05)
 
 
 def test_one_lying_witness_changes_nothing() -> None:
-    ledger = Ledger({}, TARGET)
+    credit = CreditCalculator({}, TARGET)
     for step in range(31):
         records = {}
         for name in SPEEDS:
@@ -93,36 +93,36 @@ def test_one_lying_witness_changes_nothing() -> None:
         # a second honest witness of each, which computes nothing itself
         seen = {tag_of(ID[o]): float(step * n) for o, n in SPEEDS.items()} if step else {}
         records[ID["dan"]] = record("dan", step=step, seen=seen, auxiliary=True)
-        ledger.settle(records, step, STEP_SECONDS * step)
-    assert samples(ledger)["bob"] > 30 * 30 * 0.45  # the median of one who saw all and one who saw nothing
-    assert samples(ledger)["ada"] <= 30 * 60 * 1.1
+        credit.settle(records, step, STEP_SECONDS * step)
+    assert samples(credit)["bob"] > 30 * 30 * 0.45  # the median of one who saw all and one who saw nothing
+    assert samples(credit)["ada"] <= 30 * 60 * 1.1
 
 
 def test_nobody_computes_longer_than_time_passes() -> None:
-    ledger = Ledger({}, TARGET)
-    run(ledger, 20, busy={"eve": 1e6})
-    assert ledger.peers[ID["eve"]].seconds <= 20 * STEP_SECONDS
-    assert ledger.peers[ID["eve"]].claimed_seconds == 20e6
+    credit = CreditCalculator({}, TARGET)
+    run(credit, 20, busy={"eve": 1e6})
+    assert credit.peers[ID["eve"]].seconds <= 20 * STEP_SECONDS
+    assert credit.peers[ID["eve"]].claimed_seconds == 20e6
 
 
 def test_a_restarted_peer_goes_on() -> None:
-    ledger = Ledger({}, TARGET)
-    run(ledger, 10)
-    before = samples(ledger)
+    credit = CreditCalculator({}, TARGET)
+    run(credit, 10)
+    before = samples(credit)
     again = {
         ID[name]: record(name, started=500.0, step=11, samples_total=n, compute_seconds_total=8.0, time=600.0)
         for name, n in SPEEDS.items()
     }
-    ledger.settle(again, 11, 600.0)
-    assert samples(ledger) == pytest.approx({name: before[name] + n for name, n in SPEEDS.items()})
+    credit.settle(again, 11, 600.0)
+    assert samples(credit) == pytest.approx({name: before[name] + n for name, n in SPEEDS.items()})
 
 
 def test_a_restarted_monitor_goes_on_and_pays_nothing_twice(tmp_path: Path) -> None:
     with HistoryWriter(tmp_path / "history.sqlite", "run") as history:
-        ledger = Ledger(history.peers(), TARGET)
-        run(ledger, 10)
-        history.credit(ledger.peers.values(), time=100.0)
-        later = Ledger(history.peers(), TARGET)
+        credit = CreditCalculator(history.peers(), TARGET)
+        run(credit, 10)
+        history.credit(credit.peers.values(), time=100.0)
+        later = CreditCalculator(history.peers(), TARGET)
         before = samples(later)
         run(later, 10, first=10)
         history.credit(later.peers.values(), time=200.0)
@@ -133,38 +133,38 @@ def test_a_restarted_monitor_goes_on_and_pays_nothing_twice(tmp_path: Path) -> N
 
 
 def test_totals_that_shrink_bring_nothing() -> None:
-    ledger = Ledger({}, TARGET)
-    run(ledger, 10)
-    before = samples(ledger)
+    credit = CreditCalculator({}, TARGET)
+    run(credit, 10)
+    before = samples(credit)
     for turn in range(20):  # up and down, without a restart
         total = 10_000 if turn % 2 else 0
         one = {ID["eve"]: record("eve", step=10, samples_total=total, time=110.0 + turn)}
-        ledger.settle(one, 10, 110.0 + turn)
-    assert samples(ledger) == before
+        credit.settle(one, 10, 110.0 + turn)
+    assert samples(credit) == before
 
 
 def test_a_claim_without_an_step_of_the_swarm_waits() -> None:
-    ledger = Ledger({}, TARGET)
-    ledger.settle({ID["ada"]: record("ada", samples_total=0)}, 5, 0.0)
-    ledger.settle({ID["ada"]: record("ada", samples_total=60)}, 5, 10.0)
-    assert ledger.peers[ID["ada"]].samples == 0
-    ledger.settle({ID["ada"]: record("ada", samples_total=90)}, 6, 20.0)
-    assert ledger.peers[ID["ada"]].samples == 90
+    credit = CreditCalculator({}, TARGET)
+    credit.settle({ID["ada"]: record("ada", samples_total=0)}, 5, 0.0)
+    credit.settle({ID["ada"]: record("ada", samples_total=60)}, 5, 10.0)
+    assert credit.peers[ID["ada"]].samples == 0
+    credit.settle({ID["ada"]: record("ada", samples_total=90)}, 6, 20.0)
+    assert credit.peers[ID["ada"]].samples == 90
 
 
 def test_a_roll_back_takes_nothing_away() -> None:
-    ledger = Ledger({}, TARGET)
-    run(ledger, 10)
-    before = samples(ledger)
-    ledger.settle({ID["ada"]: record("ada", samples_total=600)}, 4, 200.0)
-    assert samples(ledger) == before
+    credit = CreditCalculator({}, TARGET)
+    run(credit, 10)
+    before = samples(credit)
+    credit.settle({ID["ada"]: record("ada", samples_total=600)}, 4, 200.0)
+    assert samples(credit) == before
 
 
 def test_the_name_is_kept_when_a_peer_hides_it() -> None:
-    ledger = Ledger({}, TARGET)
-    ledger.settle({ID["ada"]: record("ada", name="Ada")}, 0, 0.0)
-    ledger.settle({ID["ada"]: replace_record("ada")}, 0, 1.0)
-    assert ledger.peers[ID["ada"]].name == "Ada"
+    credit = CreditCalculator({}, TARGET)
+    credit.settle({ID["ada"]: record("ada", name="Ada")}, 0, 0.0)
+    credit.settle({ID["ada"]: replace_record("ada")}, 0, 1.0)
+    assert credit.peers[ID["ada"]].name == "Ada"
 
 
 def replace_record(name: str) -> object:
@@ -186,9 +186,9 @@ def test_shares_are_fair_and_within_the_budget(wanted: dict[str, float], budget:
 
 
 def test_a_stored_cursor_that_is_broken_begins_anew() -> None:
-    ledger = Ledger({}, TARGET)
-    run(ledger, 2)
-    broken = {peer_id: replace(peer, cursor='{"nonsense": 1}') for peer_id, peer in ledger.peers.items()}
-    again = Ledger(broken, TARGET)
+    credit = CreditCalculator({}, TARGET)
+    run(credit, 2)
+    broken = {peer_id: replace(peer, cursor='{"nonsense": 1}') for peer_id, peer in credit.peers.items()}
+    again = CreditCalculator(broken, TARGET)
     run(again, 1, first=2)
-    assert samples(again)["ada"] >= samples(ledger)["ada"]
+    assert samples(again)["ada"] >= samples(credit)["ada"]

@@ -18,7 +18,7 @@ from ttt.errors import CheckpointError
 from ttt.swarm.averaging.training_state import TrainingState
 from ttt.swarm.config.run_config import CheckpointSection
 from ttt.swarm.coordinator.checkpoints import CheckpointStore, damaged
-from ttt.swarm.peer.backup import load_backup, save_backup
+from ttt.swarm.peer.recovery import load_backup, save_backup
 
 LARGE = 8 << 20
 """Bytes; more than any file of the tiny bundle has."""

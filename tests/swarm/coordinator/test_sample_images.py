@@ -22,7 +22,7 @@ from ttt.swarm.averaging.training_state import TrainingState
 from ttt.swarm.config.run_config import CheckpointSection, RunSettings, SampleImagesSection
 from ttt.swarm.config.run_file import read_run_file, write_run_file
 from ttt.swarm.coordinator.checkpoints import Checkpoint, CheckpointStore
-from ttt.swarm.coordinator.sample_images import NICENESS, Painter, too_many
+from ttt.swarm.coordinator.sample_images import NICENESS, SampleImageRenderer, steps_to_drop
 from ttt.swarm.history.types import SampleImage
 from ttt.swarm.history.writer import HISTORY_FILE, HistoryWriter
 from ttt.ui.dashboard.render_cache import DashboardRenderer
@@ -63,14 +63,14 @@ def painted(history: HistoryWriter) -> list[tuple[int, str]]:
     return [(image.step, image.prompt) for image in history.sample_images()]
 
 
-@pytest.mark.timeout(600)  # painters are nice: on a busy machine they take minutes
-def test_the_same_prompts_are_painted_from_each_checkpoint(
+@pytest.mark.timeout(600)  # of low priority: on a busy machine they take minutes
+def test_the_same_prompts_are_rendered_from_each_checkpoint(
     tmp_path: Path, history: HistoryWriter, bundle: Bundle
 ) -> None:
     problems: list[str] = []
-    painter = Painter(tmp_path, SETTINGS, history, problems.append)
-    painter.offer(checkpoint(tmp_path, bundle, 1))
-    painter.offer(checkpoint(tmp_path, bundle, 2, seed=9))  # its turn comes when the first is done
+    renderer = SampleImageRenderer(tmp_path, SETTINGS, history, problems.append)
+    renderer.offer(checkpoint(tmp_path, bundle, 1))
+    renderer.offer(checkpoint(tmp_path, bundle, 2, seed=9))  # its turn comes when the first is done
     until(lambda: len(painted(history)) == 4 or problems, "two images of two checkpoints")
     assert not problems
     assert painted(history) == [(1, PROMPTS[0]), (1, PROMPTS[1]), (2, PROMPTS[0]), (2, PROMPTS[1])]
@@ -81,65 +81,65 @@ def test_the_same_prompts_are_painted_from_each_checkpoint(
         with Image.open(file) as image:
             assert (image.format, image.size) == ("WEBP", (8, 8))
             pixels.append(image.convert("RGB").tobytes())
-    assert pixels[0] != pixels[2], "other weights painted the same"
-    painter.close()
-    assert not list(tmp_path.glob(".painting-*"))
+    assert pixels[0] != pixels[2], "other weights gave the same image"
+    renderer.close()
+    assert not list(tmp_path.glob(".rendering-*"))
 
 
-def test_what_was_painted_is_not_painted_again_and_nothing_where_it_is_switched_off(
+def test_a_step_is_rendered_once_and_never_if_switched_off(
     tmp_path: Path, history: HistoryWriter, bundle: Bundle
 ) -> None:
     history.add_sample_image(SampleImage(1.0, 3, PROMPTS[0], "sample_images/old.webp"))
     off = SampleImagesSection(prompts=PROMPTS, candidates=0)
     for settings in (SETTINGS, off, SampleImagesSection(prompts=[])):
-        painter = Painter(tmp_path, settings, history, pytest.fail)
-        painter.offer(checkpoint(tmp_path, bundle, 3))
-        assert painter._thread is None
-        painter.close()
+        renderer = SampleImageRenderer(tmp_path, settings, history, pytest.fail)
+        renderer.offer(checkpoint(tmp_path, bundle, 3))
+        assert renderer._thread is None
+        renderer.close()
     assert painted(history) == [(3, PROMPTS[0])]
 
 
-def test_a_checkpoint_that_cannot_be_painted_is_told_and_one_that_is_gone_is_not(
+def test_a_checkpoint_that_cannot_be_rendered_is_reported_unless_it_was_deleted(
     tmp_path: Path, history: HistoryWriter, bundle: Bundle
 ) -> None:
     problems: list[str] = []
-    painter = Painter(tmp_path, SETTINGS, history, problems.append)
+    renderer = SampleImageRenderer(tmp_path, SETTINGS, history, problems.append)
     broken = checkpoint(tmp_path, bundle, 1)
     (broken.bundle / "dalle.safetensors").write_bytes(b"broken")
-    painter.offer(broken)
-    until(lambda: problems, "a word about it")
+    renderer.offer(broken)
+    until(lambda: problems, "the report")
     assert problems[0].startswith("step 1: no sample images were generated: Error: ")
     assert "dalle.safetensors" in problems[0]
     gone = checkpoint(tmp_path, bundle, 2)
     gone.path.rename(tmp_path / "elsewhere")
-    painter.offer(gone)
-    until(lambda: painter._thread is None, "its end")
+    renderer.offer(gone)
+    until(lambda: renderer._thread is None, "its end")
     assert len(problems) == 1
     assert not painted(history)
-    painter.close()
+    renderer.close()
 
 
-def test_nothing_waits_for_a_painter(tmp_path: Path, history: HistoryWriter, bundle: Bundle) -> None:
-    painter = Painter(tmp_path, SETTINGS, history, pytest.fail)
-    painter.offer(checkpoint(tmp_path, bundle, 1))
-    until(lambda: painter._process is not None, "a process")
-    assert painter._process is not None
-    pid = painter._process.pid
+def test_closing_kills_the_process(tmp_path: Path, history: HistoryWriter, bundle: Bundle) -> None:
+    renderer = SampleImageRenderer(tmp_path, SETTINGS, history, pytest.fail)
+    renderer.offer(checkpoint(tmp_path, bundle, 1))
+    until(lambda: renderer._process is not None, "a process")
+    assert renderer._process is not None
+    pid = renderer._process.pid
     niceness = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[16])
     assert niceness == min(19, os.nice(0) + NICENESS)
-    painter.close()
+    renderer.close()
     assert not processes_of(pid)
     assert not painted(history)
 
 
 def test_sample_images_are_few_and_those_after_a_roll_back_are_deleted(tmp_path: Path, history: HistoryWriter) -> None:
-    painter = Painter(tmp_path, SETTINGS, history, pytest.fail)
+    renderer = SampleImageRenderer(tmp_path, SETTINGS, history, pytest.fail)
     (tmp_path / "sample_images").mkdir()
     for step in (0, 10, 20):
         path = f"sample_images/{step}.webp"
         (tmp_path / path).write_bytes(b"x")
         history.add_sample_image(SampleImage(float(step), step, PROMPTS[0], path))
-    painter.forget_after(10)
+    renderer.forget_after(10)
     assert [step for step, _ in painted(history)] == [0, 10]
     assert sorted(file.name for file in (tmp_path / "sample_images").iterdir()) == ["0.webp", "10.webp"]
 
@@ -155,21 +155,21 @@ def test_sample_images_are_few_and_those_after_a_roll_back_are_deleted(tmp_path:
     ],
 )
 def test_which_sample_images_are_dropped(steps: list[int], most: int, gone: set[int]) -> None:
-    assert too_many(steps, most) == gone
+    assert steps_to_drop(steps, most) == gone
 
 
 def test_a_long_run_keeps_sample_images_of_all_its_times() -> None:
     kept: set[int] = set()
     for step in range(0, 30_000, 10):
         kept |= {step}
-        kept -= too_many(kept, 60)
+        kept -= steps_to_drop(kept, 60)
     gaps = [b - a for a, b in zip(sorted(kept), sorted(kept)[1:], strict=False)]
     assert len(kept) == 60 and min(kept) == 0 and max(kept) == 29_990
     assert max(gaps) <= 2 * 29_990 / 59 * 1.1
 
 
 @pytest.mark.parametrize("wrong", [{"prompts": [" "]}, {"prompts": ["x"] * 17}, {"candidates": -1}, {"keep": 1}])
-def test_settings_that_cannot_be_are_told(tmp_path: Path, wrong: dict[str, object]) -> None:
+def test_invalid_settings_are_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError):
         SampleImagesSection.model_validate(wrong)
     write_run_file(tmp_path / "run.toml", RunSettings())
@@ -180,7 +180,7 @@ def test_settings_that_cannot_be_are_told(tmp_path: Path, wrong: dict[str, objec
 
 
 @pytest.mark.timeout(600)
-def test_the_dashboard_shows_what_a_coordinator_painted(tmp_path: Path) -> None:
+def test_the_dashboard_shows_the_sample_images_of_a_coordinator(tmp_path: Path) -> None:
     """From the founding of a run to the row of sample images on the page."""
     settings = tiny_run(tmp_path, sample_images={"candidates": 2, "prompts": PROMPTS})
     with LocalSwarm(tmp_path / "swarm", settings) as swarm:
@@ -192,6 +192,6 @@ def test_the_dashboard_shows_what_a_coordinator_painted(tmp_path: Path) -> None:
     board = DashboardRenderer(RunFolders(swarm.folder), Thumbnails(tmp_path / "served"), file_url)
     html = board.render("coordinator")["gallery"].html
     assert html.count("<img") == 2
-    assert 'alt="a red circle, painted after 0 steps"' in html
-    assert "--a green &lt;b&gt;star&lt;/b&gt;, painted after 0 steps" in html
+    assert 'alt="a red circle, generated after 0 steps"' in html
+    assert "--a green &lt;b&gt;star&lt;/b&gt;, generated after 0 steps" in html
     assert len(list((tmp_path / "served").glob("*.jpg"))) == 2

@@ -6,7 +6,6 @@ import asyncio
 import multiprocessing
 import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -34,7 +33,7 @@ from ttt.swarm.dht.node import (
     start_dht,
     visible_addresses,
 )
-from ttt.swarm.peer.discovery import Lookout
+from ttt.swarm.peer.discovery import LeaveRequest, RunDiscovery
 from ttt.swarm.process.reporter import Reporter
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="hivemind is for Linux")
@@ -62,7 +61,7 @@ def test_only_the_coordinators_announcement_counts(tmp_path: Path) -> None:
             assert find_announcement(coordinator, "cats", trusted) is None
             assert announce_run(coordinator, "cats", Announcement(generation=1))
             assert wait_for(lambda: find_announcement(stranger, "cats", trusted) is not None, 20)
-            assert find_announcement(stranger, "cats", trusted) == Announcement(generation=1)
+            assert find_announcement(stranger, "cats", trusted) == Announcement(generation=1, coordinator=trusted[0])
             assert find_announcement(stranger, "dogs", trusted) is None
             assert find_donors(stranger, "cats-g0") == {}
             assert reconnect(stranger, [address]) == [address]
@@ -77,10 +76,28 @@ def test_newcomers_find_the_run_at_another_peer_while_the_coordinator_is_away(tm
             assert announce_run(coordinator, "cats", Announcement(generation=1))
             assert wait_for(lambda: find_announcement(peer, "cats", [str(coordinator.peer_id)]) is not None, 20)
         newcomer = stack.enter_context(node(tmp_path / "newcomer", other))
-        with_id = PeerOptions(run="", initial_peers=(other,), coordinator=str(coordinator.peer_id), folder=tmp_path)
-        assert wait_for(lambda: find_announcement(newcomer, "cats", with_id.coordinators) is not None, 30)
-        without_id = PeerOptions(run="", initial_peers=(other,), folder=tmp_path)
-        assert find_announcement(newcomer, "cats", without_id.coordinators) is None
+        named = PeerOptions(run="", initial_peers=(other,), coordinator=str(coordinator.peer_id), folder=tmp_path)
+        assert wait_for(lambda: find_announcement(newcomer, "cats", named.coordinators) is not None, 30)
+        unnamed = PeerOptions(run="", initial_peers=(other,), folder=tmp_path)
+        assert find_announcement(newcomer, "cats", unnamed.coordinators) is None, "the peer has not named it"
+        assert announce_run(peer, "cats", Announcement(generation=0, coordinator=str(coordinator.peer_id)))
+        expected = Announcement(generation=1, coordinator=str(coordinator.peer_id))
+        assert wait_for(lambda: find_announcement(newcomer, "cats", unnamed.coordinators) == expected, 30)
+
+
+def test_a_peer_names_its_coordinator_to_newcomers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address of any peer is enough to join; without a coordinator, as after a day, the peer's word counts."""
+    monkeypatch.setattr("ttt.swarm.peer.discovery.WATCH_SECONDS", 0.1)
+    with node(tmp_path / "peer") as peer:
+        [address] = visible_addresses(peer)
+        options = PeerOptions(run="", initial_peers=("/ip4/127.0.0.1/tcp/1/p2p/" + ID["ada"],), folder=tmp_path)
+        reporter, leave = Reporter(tmp_path), LeaveRequest()
+        announcement = Announcement(generation=2, coordinator=ID["ada"])
+        with node(tmp_path / "newcomer", address) as newcomer:
+            with RunDiscovery(peer, options, "cats", announcement, reporter, leave).watching():
+                assert wait_for(lambda: find_announcement(newcomer, "cats", [str(peer.peer_id)]) == announcement, 30)
+            assert find_announcement(newcomer, "cats", [ID["bob"]]) is None, "no peer that it trusts has announced it"
+        reporter.close("stopped")
 
 
 def test_peers_that_never_answer_do_not_delay_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,27 +116,30 @@ def test_peers_that_never_answer_do_not_delay_the_others(tmp_path: Path, monkeyp
 def test_the_watch_continues_after_an_error_and_notices_a_roll_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ttt.swarm.peer.discovery.LOOK_AROUND_SECONDS", 0.1)
+    monkeypatch.setattr("ttt.swarm.peer.discovery.WATCH_SECONDS", 0.1)
     calls = 0
 
-    def rolled_back() -> None:
+    def broken_at_first(*_: object) -> list[str]:
         nonlocal calls
         calls += 1
-        stop.set()
         if calls == 1:
             raise OSError("odd")
+        return []
 
+    monkeypatch.setattr("ttt.swarm.peer.discovery.reconnect", broken_at_first)
     with node(tmp_path / "coordinator") as coordinator:
         [address] = visible_addresses(coordinator)
-        options = PeerOptions(run="", initial_peers=(address,), folder=tmp_path)
-        reporter, stop = Reporter(tmp_path), threading.Event()
-        lookout = Lookout(coordinator, options, "cats", reporter, stop)
+        options = PeerOptions(run="", initial_peers=(address,), client=True, folder=tmp_path)
+        reporter, leave = Reporter(tmp_path), LeaveRequest()
+        old = Announcement(generation=1, coordinator=str(coordinator.peer_id))
+        discovery = RunDiscovery(coordinator, options, "cats", old, reporter, leave)
         assert announce_run(coordinator, "cats", Announcement(generation=2))
-        with lookout.watching(1, rolled_back):
-            assert wait_for(lambda: calls > 1, 60)
-        assert any("looking around in the network failed: odd" in text for text in reporter.status.problems)
-        with pytest.raises(Cancelled):  # a newcomer that no peer of its generation can serve leaves at once
-            lookout.wait_for_donor("cats-g1", 1, rolled_back)
+        with discovery.watching():
+            assert leave.wait(60)
+        assert leave.restart and "rolled back" in leave.reason
+        assert any("checking the network failed: odd" in text for text in reporter.status.problems)
+        with pytest.raises(Cancelled):  # a newcomer whose generation no peer can serve leaves at once
+            discovery.wait_for_donor()
         reporter.close("stopped")
 
 

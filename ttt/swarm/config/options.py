@@ -21,7 +21,7 @@ class PeerOptions:
     initial_peers: tuple[str, ...]
     """Addresses to join at."""
     coordinator: str = ""
-    """libp2p id of the coordinator, or its address; empty: one of the initial peers is the coordinator."""
+    """libp2p id of the coordinator, or its address; empty: the initial peers are the coordinator, or know it."""
     folder: Path
     """For status, identity and backup."""
     name: str = ""
@@ -46,7 +46,7 @@ class PeerOptions:
 
     @property
     def coordinators(self) -> list[str]:
-        """libp2p ids of those whose announcements of the run count."""
+        """libp2p ids of those whose announcements of the run count, as do those of the coordinators that they name."""
         known = (self.coordinator,) if self.coordinator else self.initial_peers
         return [address.rpartition("/p2p/")[2] for address in known]
 

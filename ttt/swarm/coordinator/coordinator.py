@@ -1,7 +1,11 @@
-"""The coordinator: founds the run, is the way into its network, watches it and keeps checkpoints. Knows no pages.
+"""The coordinator of a run: founds it, is the address at which peers join, writes checkpoints, records its history.
 
-It neither trains nor averages, so that a run goes on without it. It always holds a state to give: the first weights,
-or its newest checkpoint; peers with newer ones are asked first.
+It neither trains nor averages, so that the run continues without it. It always offers a state to download: the initial
+weights, or its newest checkpoint; newcomers ask peers with newer states first.
+
+`open_coordinator` builds the parts: model, network, history, state server. `Coordinator.run` starts or resumes the run,
+then repeats until SIGTERM: read the metrics of the peers, announce the run, reconnect lost peers, and when due download
+the newest state from a peer and save it as a checkpoint.
 """
 
 from __future__ import annotations
@@ -13,21 +17,23 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from ttt.bundle import Bundle, find_bundle
-from ttt.errors import SwarmError, TTTError
+from ttt.bundle import find_bundle
+from ttt.data.files import HttpClient, RetryPolicy
+from ttt.data.shard_list import find_shards
+from ttt.data.stream import SCENES
+from ttt.errors import InvalidInput, SwarmError, TTTError
 from ttt.swarm.averaging import check_hivemind
 from ttt.swarm.averaging.hivemind_options import make_state_server
 from ttt.swarm.averaging.progress import read_progress
 from ttt.swarm.averaging.state_averager import SwarmStateAverager
 from ttt.swarm.config.options import CoordinatorOptions
 from ttt.swarm.config.run_config import RunSettings
-from ttt.swarm.coordinator.address_book import invitation, keep_company, known_peers
+from ttt.swarm.coordinator.address_book import invitation, read_address_book, refresh_known_peers
 from ttt.swarm.coordinator.checkpoints import BUNDLE, FOLDER, Checkpoint, CheckpointStore, load_state, only
-from ttt.swarm.coordinator.generations import newest_generation, write_generation
+from ttt.swarm.coordinator.generations import newest_generation, open_history, write_generation
 from ttt.swarm.coordinator.hub_upload import Uploader
 from ttt.swarm.coordinator.monitor import Monitor
-from ttt.swarm.coordinator.sample_images import Painter
-from ttt.swarm.coordinator.training_data import check_source, is_a_name
+from ttt.swarm.coordinator.sample_images import SampleImageRenderer
 from ttt.swarm.dht.access import AccessPolicy, AllowAll
 from ttt.swarm.dht.announcement import Announcement
 from ttt.swarm.dht.identity import load_identity
@@ -42,168 +48,213 @@ from ttt.swarm.dht.node import (
 )
 from ttt.swarm.dht.records import read_all
 from ttt.swarm.history.types import CheckpointEntry, Event
-from ttt.swarm.history.writer import HISTORY_FILE, HistoryWriter
+from ttt.swarm.history.writer import HistoryWriter
 from ttt.swarm.process.lifecycle import check_machine, check_shared_memory, shared_memory_needed
 from ttt.swarm.process.reporter import Reporter
 from ttt.swarm.process.session import signals, swarm_session
 from ttt.swarm.training.run_model import RunModel, load_run_model
+from ttt.text import first_line
 
-LOOK_SECONDS = 5.0
-UPLOAD_SECONDS = 120.0
-"""That uploading the last checkpoint may take once the coordinator is asked to stop."""
-RETRY_SECONDS = 30.0
-"""Until a checkpoint that failed is tried again."""
+POLL_SECONDS = 5.0
 ANNOUNCE_SECONDS = 60.0
-LOOK_AROUND_SECONDS = 15.0
+RECONNECT_SECONDS = 15.0
+RETRY_SECONDS = 30.0
+"""Time until a checkpoint that failed is tried again."""
+UPLOAD_SECONDS = 120.0
+"""How long the coordinator keeps uploading its last checkpoint when asked to stop."""
 
 
 def run_coordinator(options: CoordinatorOptions, settings: RunSettings, access: AccessPolicy | None = None) -> None:
-    """Keep a run until SIGTERM. TTTError where that cannot begin.
+    """Coordinate a run until SIGTERM. Raises TTTError if it cannot be started or resumed.
 
-    settings: of the run file that `options.run` names.
+    settings: those of the run file that `options.run` names.
     """
     check_machine()
     check_hivemind()
+    stop = threading.Event()
     with swarm_session(options, settings, name="coordinator", role="coordinator") as reporter:
-        Coordinator(options, settings, reporter, access or AllowAll()).run()
-        reporter.close("stopped", "asked to stop; the swarm goes on without its coordinator")
+        with open_coordinator(options, settings, reporter, stop, access or AllowAll()) as coordinator:
+            coordinator.run()
+        reporter.close("stopped", "asked to stop; the swarm continues without its coordinator")
+
+
+@contextmanager
+def open_coordinator(
+    options: CoordinatorOptions,
+    settings: RunSettings,
+    reporter: Reporter,
+    stop: threading.Event,
+    access: AccessPolicy,
+) -> Iterator[Coordinator]:
+    """Build a coordinator whose node is in the network; at the end of the block it leaves. Raises TTTError."""
+    with ExitStack() as stack:
+        stack.enter_context(signals(stop))
+        if is_plain_name(settings.data.source):  # before anything is written
+            check_source(settings.data.source)
+        store = CheckpointStore(options.folder, settings.run.name, settings.checkpoints)
+        generations = (checkpoint.manifest.generation for checkpoint in store.all())
+        announcement = newest_generation(options.folder, generations, warn=reporter.report_problem)
+        announcement = announcement or Announcement(generation=0)
+        prefix = run_prefix(settings.run.name, announcement.generation)
+
+        model = load_run_model(settings, find_bundle(settings.model.bundle))
+        eight_bit = settings.optimizer.eight_bit
+        check_shared_memory(shared_memory_needed(model.parameters, trains=False, eight_bit=eight_bit))
+
+        reporter.set_state("connecting", "joining the network")
+        dht = _start_dht(options, settings)
+        stack.callback(dht.shutdown)
+        add_record_rules(dht, prefix, access, settings.batch.global_batch)
+        reconnect(dht, read_address_book(options.folder))  # peers may have continued the run meanwhile
+        addresses = visible_addresses(dht)
+        reporter.update(peer_id=str(dht.peer_id), addresses=addresses)
+        print("\n".join(invitation(options.run, addresses)), flush=True)  # noqa: T201
+
+        history = stack.enter_context(open_history(options.folder, settings))
+        state_server = make_state_server(dht, prefix, model.optimizer_spec(), settings.averaging, access)
+        stack.callback(state_server.shutdown)
+        stack.enter_context(signals(stop))  # again: hivemind has set handlers of its own
+        coordinator = Coordinator(
+            options.folder, settings, reporter, stop, announcement, model, dht, history, store, state_server
+        )
+        stack.enter_context(closing(coordinator))
+        yield coordinator
+
+
+def _start_dht(options: CoordinatorOptions, settings: RunSettings) -> SwarmDHT:
+    network = settings.network
+    identity, key = load_identity(options.folder)
+    host, port = options.host or network.host, options.port or network.port
+    return start_dht(
+        options.initial_peers, identity=identity, key=key, required=False,
+        listen=[f"/ip4/{host}/tcp/{port}"], announce=options.announce or network.announce,
+    )  # fmt: skip
 
 
 class Coordinator:
-    """The parts of a running coordinator."""
-
-    keeper: SwarmStateAverager
+    """A coordinator whose node has joined the network. `open_coordinator` builds it."""
 
     def __init__(
-        self, options: CoordinatorOptions, settings: RunSettings, reporter: Reporter, access: AccessPolicy
+        self,
+        folder: Path,
+        settings: RunSettings,
+        reporter: Reporter,
+        stop: threading.Event,
+        announcement: Announcement,
+        model: RunModel,
+        dht: SwarmDHT,
+        history: HistoryWriter,
+        store: CheckpointStore,
+        state_server: SwarmStateAverager,
     ) -> None:
-        self.options, self.settings, self.reporter, self.access = options, settings, reporter, access
-        self.stop = threading.Event()
-        self.folder = options.folder
-        self.store = CheckpointStore(self.folder, settings.run.name, settings.checkpoints)
-        policy = settings.checkpoints
-        self.uploader = Uploader(policy.hub_repo, policy.hub_every_seconds, self._uploaded)
-        self.announcement = self._last_announcement() or Announcement(generation=0)
-        self._due = time.monotonic() + policy.every_seconds
-        """When the next checkpoint is."""
+        """model: holds the initial weights; its parameters are overwritten when a checkpoint is saved."""
+        self.folder, self.settings, self.reporter, self.stop = folder, settings, reporter, stop
+        self.announcement, self.model, self.dht, self.history = announcement, model, dht, history
+        self.store, self.state_server = store, state_server
+        self.monitor = Monitor(history, settings.batch.global_batch)
+        self.uploader = Uploader(
+            settings.checkpoints.hub_repo, settings.checkpoints.hub_every_seconds, self._record_upload
+        )
+        self.renderer = SampleImageRenderer(folder, settings.sample_images, history, self._report_problem)
+        self._checkpoint_due = time.monotonic() + settings.checkpoints.every_seconds
 
     @property
     def prefix(self) -> str:
+        """Of all DHT keys of this generation."""
         return run_prefix(self.settings.run.name, self.announcement.generation)
 
-    def run(self) -> None:
-        with ExitStack() as stack:
-            stack.enter_context(signals(self.stop))
-            named = is_a_name(self.settings.data.source)
-            if named:
-                check_source(self.settings.data.source)
-            bundle = find_bundle(self.settings.model.bundle)
-            model = load_run_model(self.settings, bundle)
-            eight_bit = self.settings.optimizer.eight_bit
-            check_shared_memory(shared_memory_needed(model.parameters, trains=False, eight_bit=eight_bit))
-            self.reporter.set_state("connecting", "opening the network")
-            self.dht = stack.enter_context(self._dht())
-            self.history = stack.enter_context(self._history())
-            self.painter = stack.enter_context(closing(self._painter()))
-            self.monitor = Monitor(self.history, self.settings.batch.global_batch)
-            self.keeper = stack.enter_context(self._keeper(model))
-            stack.enter_context(signals(self.stop))  # hivemind has set its own
-            self._begin(bundle, model)
-            if not named:
-                threading.Thread(target=self._look_for_data, daemon=True, name="data").start()
-            self._try(lambda: write_generation(self.folder, self.announcement))
-            self._watch(bundle, model)
-            self.reporter.set_state("stopping", "writing a last checkpoint")
-            self._try(self._look)  # what happened since the last look belongs to the history and to that checkpoint
-            self._try(lambda: self._checkpoint(bundle, model))
-            self.uploader.finish(UPLOAD_SECONDS)
+    def close(self) -> None:
+        self.renderer.close()
 
-    def _begin(self, bundle: Bundle, model: RunModel) -> None:
-        """Take the newest of: what the swarm holds, the newest checkpoint, the first weights."""
+    def run(self) -> None:
+        """Start or resume the run, and coordinate it until asked to stop."""
+        self._start_or_resume()
+        if not is_plain_name(self.settings.data.source):
+            threading.Thread(target=self._check_data, daemon=True, name="data").start()
+        self._try(lambda: write_generation(self.folder, self.announcement))
+        self._watch()
+        self.reporter.set_state("stopping", "saving a last checkpoint")
+        self._try(self._observe)  # the history and the checkpoint shall include what happened since the last poll
+        self._try(self._update_and_save)
+        self.uploader.finish(UPLOAD_SECONDS)
+
+    def _start_or_resume(self) -> None:
+        """Offer the newest of: the state that the swarm holds, the newest checkpoint, the initial weights."""
         newest = self._newest_checkpoint()
         if newest is not None:
-            self.keeper.load(only(load_state(newest), self.keeper.names))
+            self.state_server.load(only(load_state(newest), self.state_server.names))
             self.reporter.update(checkpoint=str(newest.path))
-        if self.keeper.load_state_from_peers(timeout=self.settings.averaging.averaging_timeout):
-            how = f"took step {self.keeper.local_epoch} from peers that trained on meanwhile"
+        if self.state_server.load_state_from_peers(timeout=self.settings.averaging.averaging_timeout):
+            message = f"downloaded step {self.state_server.local_epoch} from peers that continued the run"
         elif newest is not None:
-            how = f"going on from the checkpoint of step {newest.step}"
+            message = f"resuming from the checkpoint of step {newest.step}"
         else:
-            how = "founded the run, from its first weights"
-            self._try_to_keep(lambda: self._save(bundle, model))
-        self._write_down_checkpoints()
-        self.painter.forget_after(self.keeper.local_epoch)
+            message = "founded the run with its initial weights"
+            self._save_and_schedule(self._save)
+        self._sync_history_with_checkpoints()
+        self.renderer.forget_after(self.state_server.local_epoch)
         if newest is not None:
-            self.painter.offer(newest)
-        self._offer()
+            self.renderer.offer(newest)
+        self._offer_state()
         announce_run(self.dht, self.settings.run.name, self.announcement)
-        self.history.add_event(Event(time.time(), "started", "", how))
-        self.reporter.set_state("watching", how)
-
-    def _last_announcement(self) -> Announcement | None:
-        kept = (one.manifest.generation for one in self.store.all())
-        return newest_generation(self.folder, kept, warn=self.reporter.report_problem)
-
-    def _look_for_data(self) -> None:
-        """Say so where volunteers will hardly find the data; this machine alone may lack the folder, or the network."""
-        try:
-            check_source(self.settings.data.source)
-        except (TTTError, OSError) as error:
-            if not self.stop.is_set():
-                self._problem(f"{error} (peers have to find it, the coordinator need not)")
+        self.history.add_event(Event(time.time(), "started", "", message))
+        self.reporter.set_state("watching", message)
 
     def _newest_checkpoint(self) -> Checkpoint | None:
         newest = self.store.newest()
         if newest is not None and newest.manifest.run != self.settings.run.name:
             raise SwarmError(
-                f"{self.folder} keeps the run {newest.manifest.run!r}, not {self.settings.run.name!r}; "
+                f"{self.folder} belongs to the run {newest.manifest.run!r}, not to {self.settings.run.name!r}; "
                 "choose another --folder"
             )
         return newest
 
-    def _watch(self, bundle: Bundle, model: RunModel) -> None:
-        announced = looked = time.monotonic()
-        while not self.stop.wait(min(LOOK_SECONDS, self.settings.metrics.every_seconds)):
-            self._try(self._look)
+    def _watch(self) -> None:
+        """Poll until asked to stop."""
+        announced = reconnected = time.monotonic()
+        while not self.stop.wait(min(POLL_SECONDS, self.settings.metrics.every_seconds)):
+            self._try(self._observe)
             now = time.monotonic()
             if now - announced >= ANNOUNCE_SECONDS:
                 announced = now
                 self._try(lambda: announce_run(self.dht, self.settings.run.name, self.announcement))
-            if now - looked >= LOOK_AROUND_SECONDS:
-                looked = now
-                self._try(lambda: keep_company(self.dht, self.folder))
-            done = self.reporter.status.step >= self.settings.optimizer.total_steps > self.keeper.local_epoch
-            if done or now >= self._due:
-                self._try_to_keep(lambda: self._checkpoint(bundle, model))
+            if now - reconnected >= RECONNECT_SECONDS:
+                reconnected = now
+                self._try(lambda: refresh_known_peers(self.dht, self.folder))
+            last_step = self.settings.optimizer.total_steps
+            complete = self.reporter.status.step >= last_step > self.state_server.local_epoch
+            if complete or now >= self._checkpoint_due:  # peers of a complete run wait until its last step is saved
+                self._save_and_schedule(self._update_and_save)
 
-    def _try_to_keep(self, act: Callable[[], object]) -> None:
-        """Write a checkpoint, and choose when the next one is: soon where this one failed."""
+    def _save_and_schedule(self, save: Callable[[], object]) -> None:
+        """Save a checkpoint, and schedule the next one: soon if this one failed."""
         began, every = time.monotonic(), self.settings.checkpoints.every_seconds
-        done = self._try(act)
-        self._due = began + every if done else time.monotonic() + min(RETRY_SECONDS, every)
+        saved = self._try(save)
+        self._checkpoint_due = began + every if saved else time.monotonic() + min(RETRY_SECONDS, every)
 
     def _try(self, act: Callable[[], object]) -> bool:
-        """A full disk, or a network that does not answer, ends no run: it is told, and a later turn tries again."""
+        """Run `act`; report an error and return False. A full disk or an unresponsive network must not stop the run:
+        a later poll tries again."""
         try:
             act()
         except (TTTError, OSError) as error:
-            self._problem(str(error))
+            self._report_problem(str(error))
             return False
         return True
 
-    def _problem(self, text: str) -> None:
+    def _report_problem(self, text: str) -> None:
         if self.reporter.report_problem(text):
-            with suppress(TTTError):  # it may be the history that has the problem
+            with suppress(TTTError):  # the problem may be the history itself
                 self.history.add_event(Event(time.time(), "problem", "", text))
 
-    def _look(self) -> None:
-        """Read what the peers report, believe what can be believed, and write it down."""
+    def _observe(self) -> None:
+        """Read progress and metrics of the peers from the DHT, and record what is credible."""
         progress = read_progress(self.dht, self.prefix, self.settings.batch.global_batch)
         reading = read_all(self.dht, self.prefix)
         if not progress.answered or not reading.answered:
-            self._problem("the network did not answer in time")
+            self._report_problem("the network did not answer in time")
             return
-        step = progress.epoch if progress.peers else self.keeper.local_epoch
+        step = progress.epoch if progress.peers else self.state_server.local_epoch
         point = self.monitor.observe(reading, replace(progress, epoch=step), time.time())
         self.reporter.update(
             step=step,
@@ -214,82 +265,76 @@ class Coordinator:
             learning_rate=point.learning_rate if point else None,
         )
 
-    def _checkpoint(self, bundle: Bundle, model: RunModel) -> None:
-        """Fetch the newest state from a peer and write it down."""
-        if self.reporter.status.step > self.keeper.local_epoch and not self.keeper.load_state_from_peers(
+    def _update_and_save(self) -> None:
+        """Download the newest state from a peer, and save it. Raises SwarmError if no peer provides it."""
+        if self.reporter.status.step > self.state_server.local_epoch and not self.state_server.load_state_from_peers(
             timeout=self.settings.averaging.averaging_timeout
         ):
-            raise SwarmError("no peer gave its state; the checkpoint waits until one does")
-        self._offer()
-        self._save(bundle, model)
+            raise SwarmError("no peer provided its state; the checkpoint waits until one does")
+        self._offer_state()
+        self._save()
 
-    def _save(self, bundle: Bundle, model: RunModel) -> None:
-        saved = self.store.save(self.keeper.state(copy=True), model.dalle, bundle, self.announcement.generation)
-        self.reporter.update(checkpoint=str(saved.path))
-        self.uploader.offer(saved)
-        self._write_down_checkpoints()
-        self.painter.offer(saved)
+    def _save(self) -> None:
+        checkpoint = self.store.save(
+            self.state_server.state(copy=True), self.model.dalle, self.model.bundle, self.announcement.generation
+        )
+        self.reporter.update(checkpoint=str(checkpoint.path))
+        self.uploader.offer(checkpoint)
+        self._sync_history_with_checkpoints()
+        self.renderer.offer(checkpoint)
 
-    def _write_down_checkpoints(self) -> None:
-        """Make the history name those that are on the disk, and no others."""
-        kept = {self._name(one.path): one for one in self.store.all()}
-        known = self.history.checkpoints()
-        self.history.remove_checkpoints(known - kept.keys())
-        for name in sorted(kept.keys() - known):
-            self.history.add_checkpoint(self._described(kept[name]))
+    def _offer_state(self) -> None:
+        self.state_server.state_sharing_priority = self.state_server.local_epoch
+        self.state_server.allow_state_sharing = True
 
-    def _described(self, saved: Checkpoint) -> CheckpointEntry:
-        samples = saved.step * self.settings.batch.global_batch
-        checksum = saved.manifest.files.get(f"{BUNDLE}/dalle.safetensors", "")
-        loss = self.reporter.status.loss
-        return CheckpointEntry(saved.manifest.time, saved.step, samples, loss, self._name(saved.path), checksum)
+    def _sync_history_with_checkpoints(self) -> None:
+        """Make the history list exactly the checkpoints on the disk: the policy and users delete some."""
+        on_disk = {self._relative(checkpoint.path): checkpoint for checkpoint in self.store.all()}
+        listed = self.history.checkpoints()
+        self.history.remove_checkpoints(listed - on_disk.keys())
+        for name in sorted(on_disk.keys() - listed):
+            self.history.add_checkpoint(self._entry(on_disk[name]))
 
-    def _name(self, path: Path) -> str:
+    def _entry(self, checkpoint: Checkpoint) -> CheckpointEntry:
+        samples = checkpoint.step * self.settings.batch.global_batch
+        checksum = checkpoint.manifest.files.get(f"{BUNDLE}/dalle.safetensors", "")
+        loss, path = self.reporter.status.loss, self._relative(checkpoint.path)
+        return CheckpointEntry(checkpoint.manifest.time, checkpoint.step, samples, loss, path, checksum)
+
+    def _relative(self, path: Path) -> str:
         return str(path.relative_to(self.folder))
 
-    def _uploaded(self, name: str, text: str) -> None:
+    def _record_upload(self, name: str, text: str) -> None:
+        """name: of the uploaded checkpoint, and `text` its URL; or empty, and `text` is what went wrong."""
         if name:
             self._try(lambda: self.history.set_checkpoint_url(f"{FOLDER}/{name}", text))
         else:
-            self._problem(text)
+            self._report_problem(text)
 
-    def _offer(self) -> None:
-        self.keeper.state_sharing_priority = self.keeper.local_epoch
-        self.keeper.allow_state_sharing = True
-
-    def _history(self) -> HistoryWriter:
-        run = self.settings.run
-        return HistoryWriter(
-            self.folder / HISTORY_FILE, run.name, title=run.title, target_batch_size=self.settings.batch.global_batch
-        )
-
-    def _painter(self) -> Painter:
-        return Painter(self.folder, self.settings.sample_images, self.history, self._problem)
-
-    @contextmanager
-    def _dht(self) -> Iterator[SwarmDHT]:
-        network = self.settings.network
-        path, self.key = load_identity(self.folder)
-        host, port = self.options.host or network.host, self.options.port or network.port
-        dht = start_dht(
-            self.options.initial_peers,
-            identity=path, key=self.key, required=False,
-            listen=[f"/ip4/{host}/tcp/{port}"], announce=self.options.announce or network.announce,
-        )  # fmt: skip
+    def _check_data(self) -> None:
+        """Warn if peers will hardly find the data. Not an error: the folder may exist on their machines only."""
         try:
-            add_record_rules(dht, self.prefix, self.access, self.settings.batch.global_batch)
-            reconnect(dht, known_peers(self.folder))  # the run may go on where we left it
-            addresses = visible_addresses(dht)
-            self.reporter.update(peer_id=str(dht.peer_id), addresses=addresses)
-            print("\n".join(invitation(self.options.run, addresses)), flush=True)  # noqa: T201
-            yield dht
-        finally:
-            dht.shutdown()
+            check_source(self.settings.data.source)
+        except (TTTError, OSError) as error:
+            if not self.stop.is_set():
+                self._report_problem(f"{error} (peers must find it; the coordinator need not)")
 
-    @contextmanager
-    def _keeper(self, model: RunModel) -> Iterator[SwarmStateAverager]:
-        keeper = make_state_server(self.dht, self.prefix, model.optimizer_spec(), self.settings.averaging, self.access)
-        try:
-            yield keeper
-        finally:
-            keeper.shutdown()
+
+def is_plain_name(source: str) -> bool:
+    """True if a data source is neither a URL, a Hub id nor a path: unless it is "scenes" it must be a typing error."""
+    return not {"/", "*"} & set(source)
+
+
+def check_source(source: str) -> None:
+    """Raise InvalidInput if this machine cannot find the data. Reads no sample; tries a remote source three times."""
+    if source == SCENES:
+        return
+    web = HttpClient(RetryPolicy(attempts=3, timeout=10.0))
+    try:
+        find_shards(source, web)
+    except Exception as error:  # the Hub's libraries raise many types
+        raise InvalidInput(
+            f'[data] source of the run file is neither "{SCENES}" nor found from here: {first_line(error)}'
+        ) from None
+    finally:
+        web.close()

@@ -31,7 +31,7 @@ BANKED_STEPS = 2
 
 @dataclass
 class Cursor:
-    """Where the ledger stands with one peer."""
+    """Where the calculator stands with one peer."""
 
     started: float = -1.0
     time: float = 0.0
@@ -49,7 +49,7 @@ class Cursor:
     """As a witness: what to add to its sum of a peer to compare it with others'; not kept over a restart."""
 
 
-class Ledger:
+class CreditCalculator:
     """Turns records into credit; one `settle` after each reading of the DHT."""
 
     def __init__(self, peers: Mapping[str, Contributor], target_batch_size: int) -> None:

@@ -1,7 +1,8 @@
-"""Paints the same few prompts from one bundle after another, as small pictures that compare. Knows no swarm.
+"""Generates small images of the same few prompts from one bundle, as a program of its own. Independent of the swarm.
 
 `python -m ttt.swarm.coordinator.fixed_prompts BUNDLE OUT` reads {"prompts": [...], "candidates": 4} from stdin and
-writes OUT/0.webp ...
+writes OUT/0.webp and so on. Not part of `sample_images.py`, because that module imports the averaging package, and
+with it hivemind, which this process does not need.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
 
 SEED = 0
 SIDE = 256
-"""Pixels of the longer side, at most."""
+"""Maximum pixels of the longer side."""
 QUALITY = 90
 
 
-def paint(pipe: TextToImage, prompts: Sequence[str], out: Path, candidates: int) -> list[Path]:
-    """The best of `candidates` for each prompt as OUT/NUMBER.webp, in the order of the prompts.
+def render(pipe: TextToImage, prompts: Sequence[str], out: Path, candidates: int) -> list[Path]:
+    """Write the best of `candidates` images of each prompt as OUT/NUMBER.webp; return the paths.
 
-    The seed never changes, so that two bundles' pictures differ by their weights alone.
+    The seed is constant, so that the images of two bundles differ by their weights alone.
     """
     params = SamplingParams(candidates=candidates, keep=1, seed=SEED)
     out.mkdir(parents=True, exist_ok=True)
@@ -41,11 +42,11 @@ def paint(pipe: TextToImage, prompts: Sequence[str], out: Path, candidates: int)
 
 
 def main(bundle: str, out: str) -> None:
-    """On the CPU: a coordinator's GPU, where there is one, belongs to a peer."""
-    wanted = json.load(sys.stdin)
+    """Generate on the CPU: if the machine has a GPU, a peer may be training on it."""
+    request = json.load(sys.stdin)
     from ttt.pipeline import TextToImage
 
-    paint(TextToImage.from_pretrained(bundle, device="cpu"), wanted["prompts"], Path(out), wanted["candidates"])
+    render(TextToImage.from_pretrained(bundle, device="cpu"), request["prompts"], Path(out), request["candidates"])
 
 
 if __name__ == "__main__":

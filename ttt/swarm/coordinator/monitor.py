@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from ttt.swarm.coordinator.credit import Ledger
+from ttt.swarm.coordinator.credit import CreditCalculator
 from ttt.swarm.coordinator.trackers import open_tracker
 from ttt.swarm.dht.records import PeerRecord, Reading
 from ttt.swarm.history.types import Event, Point, Snapshot
@@ -73,14 +73,14 @@ class Monitor:
 
     def __init__(self, history: HistoryWriter, target_batch_size: int) -> None:
         self.history, self.target = history, target_batch_size
-        self.ledger = Ledger(history.peers(), target_batch_size)
+        self.credit = CreditCalculator(history.peers(), target_batch_size)
         self._tracker = open_tracker(lambda: history.run)
         self._path: deque[tuple[float, int]] = deque()
         """(time, samples of the swarm) within the window."""
-        newest = max((peer.last_seen for peer in self.ledger.peers.values()), default=0.0)
+        newest = max((peer.last_seen for peer in self.credit.peers.values()), default=0.0)
         self._present = {
             peer_id: peer.last_seen
-            for peer_id, peer in self.ledger.peers.items()
+            for peer_id, peer in self.credit.peers.items()
             if newest - peer.last_seen < GONE_SECONDS
         }
         """Peer -> when it was last heard."""
@@ -91,8 +91,8 @@ class Monitor:
             return None
         records = reading.records
         point = self._point(records, progress, now)
-        self._note_who_is_here(records, now)
-        self.history.credit(self.ledger.settle(records, progress.epoch, now), time=now)
+        self._record_membership(records, now)
+        self.history.credit(self.credit.settle(records, progress.epoch, now), time=now)
         self.history.add_points([point])
         self.history.set_snapshot(
             Snapshot(
@@ -156,7 +156,7 @@ class Monitor:
         (then, before), passed = self._path[0], now - self._path[0][0]
         return (samples - before) / passed if passed > 0 and now > then else None
 
-    def _note_who_is_here(self, records: dict[str, PeerRecord], now: float) -> None:
+    def _record_membership(self, records: dict[str, PeerRecord], now: float) -> None:
         for peer_id in records:
             if peer_id not in self._present:
                 self.history.add_event(Event(now, "joined", peer_id))

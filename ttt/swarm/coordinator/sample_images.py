@@ -1,9 +1,9 @@
-"""What a run's model paints at each checkpoint, in the background, at a low priority. Knows no model.
+"""Generates images of the run's fixed prompts at each checkpoint, in the background, at a low priority.
 
-FOLDER/sample_images/step-00001200-0.webp   the run's first prompt, painted from the checkpoint of that step
+FOLDER/sample_images/step-00001200-0.webp   for the first prompt, generated from the checkpoint of that step
 
-A process of its own (`ttt.swarm.coordinator.fixed_prompts`) generates them, so that neither its time nor its memory
-is the coordinator's.
+A process of its own (`ttt.swarm.coordinator.fixed_prompts`) generates them: its time and memory do not burden the
+coordinator, and a crash cannot stop it.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from ttt.swarm.process.lifecycle import start_child
 
 FOLDER = "sample_images"
 NICENESS = 5
-"""Of the painter: a third of a peer's claim on a processor that both want, so that it is late and not starved."""
+"""Gives the process a third of a peer's share of a busy processor: images may be late, but are not starved."""
 
 
-class Painter:
-    """One checkpoint at a time; those that come meanwhile are left out, but for the newest. Failing stops nothing."""
+class SampleImageRenderer:
+    """Handles one checkpoint at a time; of those offered meanwhile only the newest is rendered. Errors are reported."""
 
     def __init__(
-        self, folder: Path, settings: SampleImagesSection, history: HistoryWriter, told: Callable[[str], None]
+        self, folder: Path, settings: SampleImagesSection, history: HistoryWriter, report_problem: Callable[[str], None]
     ) -> None:
-        """told: called with what went wrong, from another thread."""
-        self.folder, self.settings, self.history, self.told = folder, settings, history, told
+        """report_problem: called from another thread."""
+        self.folder, self.settings, self.history, self.report_problem = folder, settings, history, report_problem
         self._lock = threading.Lock()
         self._next: Checkpoint | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -46,7 +46,7 @@ class Painter:
         self._closed = False
 
     def offer(self, checkpoint: Checkpoint) -> None:
-        """Paint from this checkpoint, unless its step was painted already; returns at once."""
+        """Render this checkpoint, unless its step has been rendered; returns at once."""
         if not self.settings.candidates or not self.settings.prompts:
             return
         if checkpoint.step in {image.step for image in self.history.sample_images()}:
@@ -58,7 +58,7 @@ class Painter:
                 self._thread.start()
 
     def forget_after(self, step: int) -> None:
-        """The run goes on from there: what was painted later shows a model that is no more."""
+        """Delete the images of later steps, which a roll-back to `step` has discarded."""
         self._forget({image.step for image in self.history.sample_images() if image.step > step})
 
     def close(self) -> None:
@@ -77,21 +77,21 @@ class Painter:
                 if checkpoint is None:
                     self._thread = None
                     return
-            self._paint(checkpoint)
+            self._render(checkpoint)
 
-    def _paint(self, checkpoint: Checkpoint) -> None:
+    def _render(self, checkpoint: Checkpoint) -> None:
         try:
-            with tempfile.TemporaryDirectory(prefix=".painting-", dir=self.folder) as stage:
+            with tempfile.TemporaryDirectory(prefix=".rendering-", dir=self.folder) as stage:
                 problem = self._run(checkpoint.bundle, Path(stage))
                 if not problem:
                     self._keep(checkpoint, Path(stage))
         except OSError as error:
             problem = str(error)
-        if problem and not self._closed and checkpoint.path.exists():  # else it was thinned out meanwhile
-            self.told(f"step {checkpoint.step}: no sample images were generated: {problem}")
+        if problem and not self._closed and checkpoint.path.exists():  # else the checkpoint was deleted meanwhile
+            self.report_problem(f"step {checkpoint.step}: no sample images were generated: {problem}")
 
     def _run(self, bundle: Path, out: Path) -> str:
-        """What went wrong, or nothing."""
+        """Generate the images in `out`; return the problem, or an empty string."""
         with self._lock:
             if self._closed:
                 return "asked to stop"
@@ -100,12 +100,12 @@ class Painter:
                 niceness=NICENESS, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )  # fmt: skip
-        wanted = {"prompts": self.settings.prompts, "candidates": self.settings.candidates}
-        _, said = process.communicate(json.dumps(wanted).encode())
+        request = {"prompts": self.settings.prompts, "candidates": self.settings.candidates}
+        _, stderr = process.communicate(json.dumps(request).encode())
         with self._lock:
             self._process = None
-        lines = said.decode(errors="replace").strip().splitlines()
-        return "" if process.returncode == 0 else (lines or [f"the painter ended with code {process.returncode}"])[-1]
+        lines = stderr.decode(errors="replace").strip().splitlines()
+        return "" if process.returncode == 0 else (lines or [f"the process exited with code {process.returncode}"])[-1]
 
     def _keep(self, checkpoint: Checkpoint, stage: Path) -> None:
         (self.folder / FOLDER).mkdir(exist_ok=True)
@@ -113,7 +113,7 @@ class Painter:
             path = f"{FOLDER}/step-{checkpoint.step:08d}-{number}.webp"
             shutil.move(stage / f"{number}.webp", self.folder / path)
             self.history.add_sample_image(SampleImage(checkpoint.manifest.time, checkpoint.step, prompt, path))
-        self._forget(too_many({image.step for image in self.history.sample_images()}, self.settings.keep))
+        self._forget(steps_to_drop({image.step for image in self.history.sample_images()}, self.settings.keep))
 
     def _forget(self, steps: Collection[int]) -> None:
         gone = [image.path for image in self.history.sample_images() if image.step in steps]
@@ -123,8 +123,8 @@ class Painter:
                 (self.folder / path).unlink()
 
 
-def too_many(steps: Collection[int], most: int) -> set[int]:
-    """Which steps to leave out so that at most `most` stay, spread evenly, the first and the newest among them."""
+def steps_to_drop(steps: Collection[int], most: int) -> set[int]:
+    """Return the steps to drop so that at most `most` stay, spread evenly, with the first and the newest."""
     kept = sorted(steps)
     while len(kept) > max(2, most):
         del kept[min(range(1, len(kept) - 1), key=lambda i: kept[i + 1] - kept[i - 1])]

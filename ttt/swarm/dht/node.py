@@ -208,13 +208,22 @@ def announce_run(dht: SwarmDHT, run: str, announcement: Announcement) -> bool:
     return stored is not LATE and bool(stored)
 
 
-def find_announcement(dht: hivemind.DHT, run: str, coordinators: Sequence[str]) -> Announcement | None:
-    """Return the newest announcement that one of these libp2p ids has signed."""
-    announcements = []
+def find_announcement(dht: hivemind.DHT, run: str, trusted: Sequence[str]) -> Announcement | None:
+    """Return the newest announcement of a coordinator that is one of these libp2p ids, or that one of them names.
+
+    The result names its coordinator. While the coordinator's own announcement cannot be found, the peer's counts.
+    """
+    entries: dict[str, Announcement] = {}
     for subkey, entry in (get_record(dht, f"{run}_run") or {}).items():
         with contextlib.suppress(ValidationError, ValueError):
-            if owner_of(subkey) in coordinators:
-                announcements.append(Announcement.model_validate(entry.value))
+            entries[owner_of(subkey)] = Announcement.model_validate(entry.value)
+    announcements = []
+    for peer_id in trusted:
+        if (announcement := entries.get(peer_id)) is not None:
+            coordinator = announcement.coordinator or peer_id
+            own = entries.get(coordinator)
+            newest = own if own is not None and not own.coordinator else announcement
+            announcements.append(newest.model_copy(update={"coordinator": coordinator}))
     return max(announcements, key=lambda announcement: announcement.generation, default=None)
 
 

@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from ttt.errors import Cancelled
 from ttt.swarm.config.options import PeerOptions
 from ttt.swarm.dht.announcement import Announcement
-from ttt.swarm.dht.node import SwarmDHT, find_announcement, find_donors, reconnect, run_prefix
+from ttt.swarm.dht.node import SwarmDHT, announce_run, find_announcement, find_donors, reconnect, run_prefix
 from ttt.swarm.process.reporter import Reporter
 
 WATCH_SECONDS = 10.0
+ANNOUNCE_SECONDS = 60.0
 CHECKPOINT_WAIT_SECONDS = 60.0
 """At the end of a run: time without progress after which the coordinator counts as absent."""
 
@@ -48,10 +49,14 @@ class LeaveRequest:
 def wait_for_run(
     dht: SwarmDHT, options: PeerOptions, run: str, reporter: Reporter, leave: LeaveRequest
 ) -> Announcement:
-    """Wait until a coordinator that the options name has announced the run. Raises Cancelled if asked to leave."""
+    """Wait until the run is announced by its coordinator, or by an initial peer that names the coordinator.
+
+    Raises Cancelled if asked to leave meanwhile.
+    """
     while (announcement := find_announcement(dht, run, options.coordinators)) is None:
         reporter.set_state(
-            "waiting for a donor", f"no coordinator has announced the run {run!r} yet; is its coordinator running?"
+            "waiting for a donor",
+            f"neither the coordinator nor an initial peer has announced the run {run!r}; are they running?",
         )
         leave.wait(1.0)
         leave.raise_if_made()
@@ -71,7 +76,7 @@ class RunDiscovery:
         leave: LeaveRequest,
     ) -> None:
         self.dht, self.options, self.run, self.reporter, self.leave = dht, options, run, reporter, leave
-        self.generation = announcement.generation
+        self.generation, self.coordinator = announcement.generation, announcement.coordinator
         self.run_prefix = run_prefix(run, self.generation)
 
     def wait_for_donor(self) -> None:
@@ -94,14 +99,14 @@ class RunDiscovery:
         last, deadline = state_bytes_sent(), time.monotonic() + CHECKPOINT_WAIT_SECONDS
         while time.monotonic() < deadline and not self.leave.wait(1.0):
             donors = find_donors(self.dht, self.run_prefix)
-            if any(donors.get(coordinator, -1) >= step for coordinator in self.options.coordinators):
+            if donors.get(self.coordinator, -1) >= step:
                 return
             if (sent := state_bytes_sent()) != last:
                 last, deadline = sent, time.monotonic() + CHECKPOINT_WAIT_SECONDS
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Run a thread that reconnects after an outage of the network, and notices roll-backs."""
+        """Run a thread that reconnects after an outage, repeats the announcement of the run, and notices roll-backs."""
         done = threading.Event()
         thread = threading.Thread(target=self._watch, args=(done,), daemon=True, name="network")
         thread.start()
@@ -112,14 +117,21 @@ class RunDiscovery:
             thread.join(timeout=35)
 
     def _watch(self, done: threading.Event) -> None:
+        announced = float("-inf")
         while not done.wait(WATCH_SECONDS):
             try:
                 reconnect(self.dht, self.options.initial_peers)
+                if not self.options.client and time.monotonic() - announced > ANNOUNCE_SECONDS:
+                    # Newcomers who join at this peer's address learn from it which coordinator to trust.
+                    announcement = Announcement(generation=self.generation, coordinator=self.coordinator)
+                    if announce_run(self.dht, self.run, announcement):
+                        announced = time.monotonic()
                 self._check_generation()
             except Exception as error:  # if this thread ended, the peer would never reconnect after an outage
                 self.reporter.report_problem(f"checking the network failed: {error or type(error).__name__}")
 
     def _check_generation(self) -> None:
-        announcement = find_announcement(self.dht, self.run, self.options.coordinators)
+        # Only the coordinator's word counts from now on: a peer must not be able to make others rejoin.
+        announcement = find_announcement(self.dht, self.run, [self.coordinator])
         if announcement is not None and announcement.generation > self.generation:
             self.leave.leave_and_restart("the run was rolled back; rejoining it")

@@ -43,7 +43,7 @@ KNOWN_ISSUES = (
         "Choose another port, or 0 for any that is free.",
     ),
     KnownIssue(
-        r"nobody has announced the run|no peer offered a state|offers the state of the run",
+        r"has announced the run|no peer offered a state|offers the state of the run",
         "The network answers, but nobody in it has the state of this run yet.",
         "Wait: it is asked again every few seconds. If it lasts, the coordinator is off, or the run file is not the "
         "one that the others use.",

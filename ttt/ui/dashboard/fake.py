@@ -96,7 +96,7 @@ class Simulation:
     def events(self) -> Iterator[Event]:
         for peer in sorted(self.members, key=lambda one: one.first_seen):
             yield Event(peer.first_seen, "joined", peer.peer_id)
-        yield Event(self.end - 900, "problem", "", "no peer gave its state; the checkpoint waits until one does")
+        yield Event(self.end - 900, "problem", "", "no peer provided its state; the checkpoint waits until one does")
         yield Event(self.end - 300, "left", self.members[-1].peer_id)
 
     def sample_images(self, folder: Path) -> Iterator[SampleImage]:
