@@ -85,7 +85,7 @@ class Architecture:
     logit_softcap: bool = False
     """Scores or logits are limited with tanh (gemma2)."""
     quantization: str = ""
-    """How the published weights are quantised, as text; "" if they are not."""
+    """Quantisation of the published weights, as text; "" if there is none."""
     token_types: int = 2
     labels: int = 1000
     image_size: int = 224
@@ -108,7 +108,8 @@ class Architecture:
         one_of("variant", self.variant, get_args(Variant))
         one_of("head", self.head, get_args(Head))
         one_of("activation", self.activation, get_args(Activation))
-        for name in ("hidden", "layers", "heads", "feed_forward", "image_size", "patch_size", "channels", "labels"):
+        for name in ("hidden", "layers", "heads", "feed_forward", "image_size", "patch_size", "channels", "labels",
+                     "projection"):  # fmt: skip
             _check(self, name, 1)
         for field in fields(self):
             if field.type == "int":

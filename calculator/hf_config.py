@@ -53,9 +53,11 @@ def from_config(config: Config) -> Architecture:
         return replace(
             a, name=_name(config, kind), head=_head(config, kind), labels=count, quantization=_quantization(config)
         )
+    except CalculatorError:
+        raise
     except KeyError as error:
         raise CalculatorError(f"this {kind} config.json has no {error}") from None
-    except (TypeError, AttributeError, ZeroDivisionError) as error:
+    except (TypeError, AttributeError, ArithmeticError, ValueError) as error:
         raise CalculatorError(f"this {kind} config.json has a value of the wrong type: {error}") from None
 
 
@@ -66,7 +68,7 @@ def from_hub(repo_id: str, *, token: str | None = None) -> Architecture:
 
 def _model_type(config: Config) -> str:
     kind, classes = config.get("model_type"), config.get("architectures")
-    if kind is None and isinstance(classes, list) and classes:
+    if kind is None and isinstance(classes, list) and classes and isinstance(classes[0], str):
         kind = next((kind for kind, reader in READERS.items() if classes[0] in reader.classes), None)
     if isinstance(kind, str) and kind in READERS:
         return kind
@@ -101,7 +103,7 @@ def _check_heads(c: Config, config: Config, kind: str) -> None:
 
 
 def _head(config: Config, kind: str) -> Head:
-    """The head of the class in `architectures`; the family's default if there is none."""
+    """The head of the class in `architectures`; the default of the family without `architectures`."""
     classes = config.get("architectures")
     if not isinstance(classes, list) or not classes:
         return "default"
@@ -234,7 +236,10 @@ def _t5(c: Config) -> Architecture:
 def _llama(c: Config) -> Architecture:
     """Llama, Mistral, Mixtral, Qwen2, Qwen3, Gemma 1 to 3 and Phi-3."""
     kind = str(c.get("model_type", "llama")).removesuffix("_text")
-    bias, heads = bool(c.get("attention_bias")), c["num_attention_heads"]
+    heads = c["num_attention_heads"]
+    # The other classes ignore these keys.
+    bias = kind in ("llama", "qwen3", "gemma", "gemma2", "gemma3") and bool(c.get("attention_bias"))
+    feed_forward_bias = kind == "llama" and bool(c.get("mlp_bias"))
     variants: dict[str, Any] = {name: name for name in ("gemma", "gemma2", "gemma3", "phi3", "mixtral")}
     return Architecture(
         family="llama", variant=variants.get(kind, ""), hidden=c["hidden_size"], layers=c["num_hidden_layers"],
@@ -242,8 +247,8 @@ def _llama(c: Config) -> Architecture:
         head_size=c.get("head_dim") or 0, feed_forward=c["intermediate_size"], vocabulary=c["vocab_size"],
         positions=c["max_position_embeddings"], gated=True, tied=c["tie_word_embeddings"],
         activation=_activation(c.get("hidden_activation") or c["hidden_act"]), dropout=_on(c.get("resid_pdrop")),
-        attention_dropout=_on(c["attention_dropout"]), query_bias=kind == "qwen2" or bias,
-        output_bias=False if kind == "qwen2" else bias, feed_forward_bias=bool(c.get("mlp_bias")),
+        attention_dropout=_on(c["attention_dropout"]), query_bias=kind == "qwen2" or bias, output_bias=bias,
+        feed_forward_bias=feed_forward_bias,
         query_norm=kind in ("qwen3", "gemma3"), experts=c.get("num_local_experts", 0),
         experts_per_token=c.get("num_experts_per_tok", 2),
         attention_softcap=kind == "gemma2" and c["attn_logit_softcapping"] is not None,
@@ -387,7 +392,7 @@ _DISTILBERT_ALIASES = {"hidden_size": "dim", "num_attention_heads": "n_heads", "
 
 @dataclass(frozen=True)
 class Reader:
-    """How the config.json of one model type is read."""
+    """Reads the config.json of one model type."""
 
     read: Callable[[Config], Architecture]
     defaults: Config

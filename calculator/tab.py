@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import gradio as gr
+from gradio.components.api_component import Api
 from gradio.processing_utils import save_bytes_to_cache
 from gradio.utils import get_upload_folder
 
@@ -36,12 +37,22 @@ from calculator.form import (
 from calculator.hub import LARGEST_FILE, fetch
 from calculator.memory import parameter_count
 from calculator.presets import GROUPS as PRESET_GROUPS
+from calculator.presets import PRESETS
 from calculator.report import as_csv, as_dict
 from calculator.setup import TrainingSetup, help_text
 
 Component = gr.components.Component
 HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 """Options of every event: no overlay on the outputs (it would block clicks), and no entry in the API page."""
+INPUTS = {
+    "model": f"a preset or the text of a Hugging Face config.json; presets: {', '.join(PRESETS)}",
+    "gpu": f'a GPU, or its memory, for example "24 GB"; known GPUs: {", ".join(DEVICES)}',
+    "techniques": 'fields of TrainingSetup, for example {"optimizer": "adam8bit", "batch_size": 4}: '
+    + "; ".join(f"{name}: {help_text(name)}" for name in TrainingSetup.__dataclass_fields__),
+}
+RETURNS = {
+    "estimate": "every number of the estimate in bytes, the verdict, the largest sizes that fit, and advice",
+}
 SELECT_TEXT = "() => { setTimeout(() => document.activeElement?.select?.(), 60); }"
 BUTTONS = 3
 """Buttons of the advice."""
@@ -128,7 +139,18 @@ def build_tab() -> None:
     root = gr.context.Context.root_block
     assert root is not None
     root.load(fn=load, outputs=everything, **HIDDEN)
-    gr.api(estimate_memory, api_name="estimate_memory")
+    _add_endpoint(root)
+
+
+def _add_endpoint(root: gr.Blocks) -> None:
+    """Add `/estimate_memory`, with a name and a description of every value for the API page."""
+    event = gr.api(estimate_memory, api_name="estimate_memory")
+    for ids, texts in ((event["inputs"], INPUTS), (event["outputs"], RETURNS)):
+        for id, (name, text) in zip(ids, texts.items(), strict=True):
+            part = root.blocks[id]
+            assert isinstance(part, Api)
+            part.label = name
+            part._api_info = {**part._api_info, "description": text, "additional_description": text}
 
 
 def _form(controls: dict[str, Component], values: dict[Component, Any]) -> Form:

@@ -248,3 +248,30 @@ def test_quantisation_is_read() -> None:
     config = {"model_type": "llama", "quantization_config": {"load_in_4bit": True, "quant_method": "bitsandbytes"}}
     assert from_config(config).quantization == "bitsandbytes, 4-bit"
     assert from_config({**config, "quantization_config": {"quant_method": "fp8"}}).quantization == "fp8"
+
+
+NAN, INFINITY = float("nan"), float("inf")
+HOSTILE: tuple[Any, ...] = (None, "x", -1, 0, 1.5, NAN, INFINITY, True, [], [1], {}, {"a": []}, 10**30, "9" * 50)
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_no_value_of_any_key_gets_past_the_checks(kind: str) -> None:
+    others = [
+        "architectures",
+        "id2label",
+        "quantization_config",
+        "rope_parameters",
+        "text_config",
+        "vision_config",
+        "head_dim",
+    ]
+    keys = [*READERS[kind].defaults, *READERS[kind].aliases, *others, "attention_bias", "_name_or_path"]
+    refused = 0
+    for key in keys:
+        for value in HOSTILE:
+            try:
+                a = from_config({"model_type": kind, key: value})
+                estimate(a, TrainingSetup(sequence_length=None if kind == "vit" else 16))
+            except CalculatorError:  # anything else fails the test
+                refused += 1
+    assert refused > len(keys)

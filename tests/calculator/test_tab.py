@@ -19,6 +19,9 @@ def test_it_is_built_inside_another_page() -> None:
         build_tab()
     names = {fn.api_name for fn in app.fns.values() if fn.api_visibility == "public"}
     assert names == {"estimate_memory"}
+    info = app.get_api_info()["named_endpoints"]["/estimate_memory"]
+    assert [x["label"] for x in (*info["parameters"], *info["returns"])] == ["model", "gpu", "techniques", "estimate"]
+    assert "llama-3.1-8b" in json.dumps(info)
 
 
 def test_the_endpoint_answers_in_bytes() -> None:
