@@ -29,7 +29,8 @@ from ttt.data.manifest import DatasetManifest, codebook_of
 from ttt.data.shapes import draw
 from ttt.data.shapes import stream as scenes
 from ttt.data.stream import CodeStream
-from ttt.errors import DataError
+from ttt.errors import DataError, InvalidInput
+from ttt.model.vqgan import Vqgan
 from ttt.tokenizer import TextTokenizer
 
 
@@ -104,6 +105,18 @@ def test_it_is_an_error_if_no_image_can_be_used(bundle: Bundle, tmp_path: Path) 
     folder = write_folder(tmp_path / "images", 3)
     with pytest.raises(DataError, match=r"none of the images could be used: caption too short: 3"):
         encode(find_images(str(folder)), tmp_path / "out", bundle, EncodeSettings(min_caption=99))
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory", "DefaultCPUAllocator: can't allocate memory", None])
+def test_running_out_of_memory_names_the_batch_size(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str | None
+) -> None:
+    def fail(self: Vqgan, images: torch.Tensor) -> torch.Tensor:
+        raise MemoryError if message is None else RuntimeError(message)
+
+    monkeypatch.setattr(Vqgan, "encode", fail)
+    with pytest.raises(InvalidInput, match="batches of 4 images do not fit in the memory of cpu.*smaller --batch-size"):
+        encode(find_images(str(write_folder(tmp_path / "images", 3))), tmp_path / "out", bundle, SETTINGS)
 
 
 def test_the_command_prints_a_summary(bundle: Bundle, tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def tiff(values: np.ndarray, bits: int, sample_format: int, *, photometric: int 
         "big-endian TIFF": saved(Image.frombytes("I;16B", (96, 96), GRADIENT.astype(">u2").tobytes()), "TIFF"),
         "32-bit TIFF of 16 bits": tiff(GRADIENT.astype("<i4"), 32, 2),
         "32-bit TIFF of 8 bits": tiff((GRADIENT / 257).astype("<i4"), 32, 2),
+        "signed 16-bit TIFF": tiff((GRADIENT / 2).astype("<i2"), 16, 2),
         "unsigned 32-bit TIFF": tiff(GRADIENT.astype("<u4"), 32, 1),
         "float TIFF from 0 to 1": saved(Image.fromarray((GRADIENT / 65535).astype(np.float32)), "TIFF"),
         "white is zero": tiff((65535 - GRADIENT).astype("<u2"), 16, 1, photometric=0),
@@ -80,6 +81,20 @@ def test_images_of_more_than_8_bits_are_scaled_and_not_clipped(content: tuple[st
     assert not isinstance(pixels, str), pixels
     assert np.abs(pixels.astype(int) - EIGHT_BITS.astype(int)).max() <= 1
     assert 126 <= pixels.mean() <= 129
+
+
+def test_16_bits_in_three_channels_are_scaled_too() -> None:
+    rgb = np.repeat(GRADIENT.astype(">u2")[..., None], 3, axis=2)
+    rows = b"".join(b"\0" + row.tobytes() for row in rgb)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 96, 96, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    assert np.abs(gray(png).astype(int) - EIGHT_BITS.astype(int)).max() <= 1
 
 
 def test_12_bits_are_scaled_to_their_own_white() -> None:
@@ -265,6 +280,39 @@ def test_a_broken_parquet_file_is_counted_and_named(bundle: Bundle, tmp_path: Pa
     result = CliRunner().invoke(app, ["encode", str(folder), str(tmp_path / "cli"), "--model", str(bundle.root)])
     assert "Parquet files that are broken or lack the columns: 2" in result.stdout
     assert f"cannot be read: {folder / 'b.parquet'}" in result.stdout
+
+
+def test_the_rows_before_the_break_of_a_parquet_file_are_kept(tmp_path: Path) -> None:
+    images = [{"bytes": image_bytes(i), "path": None} for i in range(30)]
+    pq.write_table(pa.table({"image": images, "text": [f"row {i}" for i in range(30)]}), tmp_path / "a.parquet",
+                   row_group_size=10)  # fmt: skip
+    table(tmp_path, "b.parquet", text=["five", "six"])
+    group = pq.read_metadata(tmp_path / "a.parquet").row_group(1)
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    start, size = group.column(0).data_page_offset, group.column(0).total_compressed_size
+    data[start : start + size] = bytes(size)
+    (tmp_path / "a.parquet").write_bytes(data)
+    assert used(tmp_path) == [*(f"row {i}" for i in range(10)), "broken_table", "five", "six"]
+
+
+def test_broken_files_and_other_columns_do_not_end_a_hub_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    table(tmp_path, "a.parquet", text=["one", "two"], score=[1, 2])
+    (tmp_path / "b.parquet").write_bytes(b"broken")
+    table(tmp_path, "c.parquet", text=["five", "six"], score=[0.5, 1.5])
+    builder, files = datasets.load_dataset_builder, [str(tmp_path / f"{name}.parquet") for name in "abc"]
+
+    def local(name: str, revision: str | None, **options: Any) -> Any:
+        return builder("parquet", data_files=files, cache_dir=str(tmp_path / "cache"), **options)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", local)
+    assert used("owner/set") == ["one", "two", "five", "six"]
+    source = find_images("owner/set")
+    position = json.loads(json.dumps(list(source.pairs(None))[1][1]))
+    assert [pair.caption for pair, _ in source.pairs(position)] == ["five", "six"]
 
 
 def test_columns_that_are_not_needed_may_differ_between_files(tmp_path: Path) -> None:

@@ -37,8 +37,6 @@ class RangeServer:
     """Bytes that are sent beyond the range."""
     total: str = ""
     """Size of the file in Content-Range, if it is not to be the true one."""
-    head: bool = False
-    """Whether HEAD is supported."""
     delay: float = 0.0
     requests: Counter[str] = field(default_factory=Counter)
     headers_seen: list[str] = field(default_factory=list)
@@ -67,15 +65,6 @@ def serve_ranges(folder: Path, **settings: object) -> Iterator[RangeServer]:
 
 class _Ranges(Handler):
     server_state: RangeServer
-
-    def do_HEAD(self) -> None:
-        path = self.server_state.folder / self._name()
-        if not self.server_state.head or not path.is_file():
-            return self.answer(501)
-        self.send_response(200)
-        self.send_header("Content-Length", str(path.stat().st_size))
-        self.end_headers()
-        return None
 
     def do_GET(self) -> None:
         state, name = self.server_state, self._name()

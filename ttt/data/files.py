@@ -217,7 +217,7 @@ class HttpFile(io.RawIOBase):
                 response.raise_for_status()
                 if response.status_code == 206:
                     total = _total(response)
-                    size = self._size_from_head() if total is None else total
+                    size = self._size_without_range() if total is None else total
                 else:
                     size = self._spool(response)
                 return True
@@ -225,13 +225,13 @@ class HttpFile(io.RawIOBase):
         self.http.retrying(self.url, attempt)
         return size
 
-    def _size_from_head(self) -> int:
+    def _size_without_range(self) -> int:
         """Size of a file whose ranges do not carry it (`Content-Range: bytes 0-0/*`)."""
-        response = self.http.client.head(self.url)
-        size = response.headers.get("Content-Length", "")
-        if not (response.is_success and size.isascii() and size.isdigit()):
-            raise FileMissing(f"{self.url}: the server does not report the size of the file")
-        return int(size)
+        with self.http.client.stream("GET", self.url) as response:
+            response.raise_for_status()
+            size = response.headers.get("Content-Length", "")
+            # Closing the response here stops the transfer of its body.
+            return int(size) if size.isascii() and size.isdigit() else self._spool(response)
 
     def _spool(self, response: httpx2.Response) -> int:
         """Write the whole response to a temporary file, for the time in which this shard is read."""

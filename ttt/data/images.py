@@ -140,9 +140,9 @@ def _white_level(image: Image.Image) -> float | None:
 
     Raises ValueError where it cannot be known.
     """
+    bits = (_tag(image, BITS_PER_SAMPLE) or (16,))[0]
     if image.mode.startswith("I;16"):
-        bits = _tag(image, BITS_PER_SAMPLE) or 16
-        return float(2 ** (bits[0] if isinstance(bits, tuple) else bits) - 1)
+        return float(2**bits - 1)
     if image.mode not in ("I", "F"):
         return None
     low, high = image.getextrema()
@@ -150,6 +150,8 @@ def _white_level(image: Image.Image) -> float | None:
         if not 0 <= low <= high <= 1:  # type: ignore[operator]
             raise ValueError(f"floating-point values from {low} to {high} have no known white")
         return 1.0
+    if bits == 16 and low >= 0:  # type: ignore[operator]
+        return 32767.0  # signed, or Pillow would have chosen I;16
     # 32-bit integers in practice hold 8 or 16 bits, stored by programs that know no smaller type.
     if not 0 <= low <= high < 2**16:  # type: ignore[operator]
         raise ValueError(f"32-bit values from {low} to {high} have no known white")
