@@ -85,11 +85,11 @@ def _requests(url: str, started: float, candidates: int, runs: int) -> dict[str,
 def _print(figures: dict[str, float], candidates: int) -> None:
     words = {
         "first_answer_s": "start to first HTTP answer",
-        "first_pictures_after_start_s": "start to the first pictures (4 candidates; the model loads meanwhile)",
+        "first_pictures_after_start_s": "start to the first images (4 candidates; the model loads meanwhile)",
         "first_preview_s": "request to first preview",
         "best_of_all_s": f"request to best of {candidates} (median)",
         "best_of_all_slowest_s": f"request to best of {candidates} (slowest)",
-        "in_the_model_s": "of it painting, decoding, ranking and saving",
+        "in_the_model_s": "of it sampling, decoding, ranking and saving",
     }
     for name, value in figures.items():
         print(f"{words[name]:<72} {value:7.2f} s")

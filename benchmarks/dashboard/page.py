@@ -48,9 +48,11 @@ def measure(
 ) -> dict[str, float]:
     """news: writes what a coordinator writes every ten seconds or so."""
     runs.CHECK_SECONDS = 0.0  # every question finds out whether something changed
-    with tempfile.TemporaryDirectory() as pictures:
+    with tempfile.TemporaryDirectory() as thumbnails:
         with gr.Blocks(analytics_enabled=False) as page:
-            refresh = DashboardTab(DashboardRenderer(RunFolders(folder), Thumbnails(Path(pictures)), file_url)).refresh
+            refresh = DashboardTab(
+                DashboardRenderer(RunFolders(folder), Thumbnails(Path(thumbnails)), file_url)
+            ).refresh
             refresh.keep_running(page)
         launched = {"prevent_thread_lock": True, "quiet": True, "ssr_mode": False, "_frontend": False}
         _, url, _ = page.launch(server_port=_free_port(), **launched)  # type: ignore[arg-type]

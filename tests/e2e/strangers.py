@@ -1,4 +1,4 @@
-"""All ways to the buttons of the Contribute tab, for whoever may press them and for whoever may not."""
+"""Every way to press the buttons of the Contribute tab, for those who are allowed to and for those who are not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FORWARDED = {"x-forwarded-for": "203.0.113.7"}
 NOTHING = ["", "", "", 0, 0, "", 0, 0, False, 0, ""]
 """Values of /start_peer that leave all to the app."""
 TOKEN = "hf_AbCdEfGhIjKlMnOpQrStUv"
-"""In the environment of the app; it must be told to nobody."""
+"""In the environment of the app; it must not be shown to anyone."""
 
 
 def open_tab(context: Any, server: Server) -> Any:

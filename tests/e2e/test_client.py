@@ -20,11 +20,11 @@ def client(slow_server: Server) -> Client:
 
 
 def test_a_script_gets_pictures_and_a_report(client: Client) -> None:
-    pictures, report = client.predict(
+    images, report = client.predict(
         "a red circle", candidates=12, keep=3, top_k=None, seed=7, temperature=0.5, api_name="/generate"
     )
-    assert [Path(p).suffix for p in pictures] == [".png"] * 3
-    settings = [read_settings(p) for p in pictures]
+    assert [Path(p).suffix for p in images] == [".png"] * 3
+    settings = [read_settings(p) for p in images]
     assert settings[0]["prompt"] == "a red circle"
     wanted = {"candidates": 12, "keep": 3, "top_k": None, "top_p": 0.75, "temperature": 0.5, "seed": 7}
     assert report["params"] == settings[2]["params"] == wanted
@@ -37,8 +37,8 @@ def test_a_script_gets_pictures_and_a_report(client: Client) -> None:
 
 def test_the_same_seed_gives_the_same_pictures_and_none_draws_one(client: Client) -> None:
     def run(seed: int | None) -> tuple[bytes, int]:
-        pictures, report = client.predict("seeds", candidates=4, keep=1, seed=seed, api_name="/generate")
-        return Path(pictures[0]).read_bytes(), report["params"]["seed"]
+        images, report = client.predict("seeds", candidates=4, keep=1, seed=seed, api_name="/generate")
+        return Path(images[0]).read_bytes(), report["params"]["seed"]
 
     assert run(5) == run(5)
     assert run(None)[1] != run(None)[1]
@@ -82,9 +82,9 @@ def test_the_endpoint_is_named_typed_and_documented(client: Client, slow_server:
     ],
 )
 def test_bad_input_is_told_with_what_is_allowed(client: Client, wrong: dict, message: str) -> None:
-    with pytest.raises(AppError) as told:
+    with pytest.raises(AppError) as refused:
         client.predict(**{"prompt": "a fine prompt", **wrong}, api_name="/generate")
-    assert message in str(told.value)
+    assert message in str(refused.value)
 
 
 def test_nan_from_bare_http_is_refused_and_the_app_goes_on(slow_server: Server, client: Client) -> None:
@@ -114,7 +114,7 @@ def test_cancelling_stops_only_ones_own_work(slow_server: Server) -> None:
     first = one.submit("very slow and cancelled", candidates=4, keep=1, api_name="/generate")
     wait_until(lambda: slow_server.events("very slow and cancelled") == ["start"], 40)
     second = other.submit("of the other user", candidates=4, keep=1, api_name="/generate")
-    wait_until(lambda: any(r.get("ahead") == 1 for _, r in second.outputs()), 40, "told its place in the queue")
+    wait_until(lambda: any(r.get("ahead") == 1 for _, r in second.outputs()), 40, "its position in the queue")
     first.cancel()
     assert second.result(timeout=60)[1]["status"] == "finished"
     assert slow_server.events("very slow and cancelled") == ["start", "cancelled"]

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs: one of 24 peers that goes on now, and one that ended."""
+    """Two runs: one of 24 peers that is running, and one that has ended."""
     folder = tmp_path_factory.mktemp("machine") / "runs"
     Simulation(end=time.time() + 3600, steps=600).write(folder / "swarm" / "coordinator", "swarm", "Shapes together")
     Simulation(end=time.time() - 9e5, steps=60, peers=4, seed=1).write(folder / "ended", "ended", "")

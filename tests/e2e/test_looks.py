@@ -42,7 +42,7 @@ def test_axe_width_and_requests(browser: Any, slow_server: Server, scheme: str, 
     page.locator("#status", has_text="Stopped").wait_for()
     ask(page, "", None)
     page.get_by_role("alert").wait_for()
-    check("told what is wrong")
+    check("an error")
     ask(page, f"looks {scheme} {width}", 12)
     result_of(page, f"looks {scheme} {width}").locator("summary").click()
     check("finished")

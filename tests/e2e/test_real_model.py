@@ -53,18 +53,18 @@ def test_a_script_gets_real_pictures(client: Client) -> None:
 
 @pytest.mark.parametrize(("model", "reason"), [("halved", "vqgan.safetensors"), ("absent", "absent")])
 def test_a_broken_bundle_is_told_and_others_work(client: Client, model: str, reason: str) -> None:
-    with pytest.raises(AppError) as told:
+    with pytest.raises(AppError) as refused:
         client.predict("a red circle", candidates=4, keep=1, model=model, api_name="/generate")
-    assert f"“{model}” could not be loaded" in str(told.value)
-    assert reason in str(told.value)
+    assert f"“{model}” could not be loaded" in str(refused.value)
+    assert reason in str(refused.value)
     assert client.predict("a star", candidates=4, keep=1, model="tiny", api_name="/generate")[1]["status"] == "finished"
 
 
-def test_the_published_model_without_a_network_is_told(client: Client) -> None:
-    with pytest.raises(AppError) as told:
+def test_the_published_model_without_a_network_is_reported(client: Client) -> None:
+    with pytest.raises(AppError) as refused:
         client.predict("a red circle", candidates=4, keep=1, model="published", api_name="/generate")
-    assert "“published” could not be loaded" in str(told.value)
-    assert "Something went wrong" not in str(told.value)
+    assert "“published” could not be loaded" in str(refused.value)
+    assert "Something went wrong" not in str(refused.value)
 
 
 def test_nothing_unexpected_was_logged(real_server: Server) -> None:

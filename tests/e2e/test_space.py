@@ -72,7 +72,7 @@ def test_the_owner_of_a_space_may(space: Server) -> None:
         ("a session that ran out", lambda server: as_user(server, ANNA, hours=-1)),
     ],
 )  # fmt: skip
-def test_nobody_else_may_in_a_space(space: Server, who: str, raw: Any) -> None:
+def test_other_users_are_refused_in_a_space(space: Server, who: str, raw: Any) -> None:
     answers = interfere(raw(space))
     assert not any("of the run is missing" in text for text in answers), who
     refused = [text for text in answers if "Only the owner of this Space" in text or "belongs to anna" in text]
@@ -121,7 +121,7 @@ def test_the_password_opens_a_space_for_scripts(space: Server) -> None:
     assert "not the owner's password" in as_user(space, None).call("start_peer", *NOTHING[:-1], PASSWORD[:-1])
 
 
-def test_a_space_tells_its_secrets_to_nobody(space: Server) -> None:
+def test_a_space_shows_its_secrets_to_no_visitor(space: Server) -> None:
     raw = as_user(space, ANNA)
     texts = [space.log.read_text(), json.dumps(raw.config())]
     texts += [raw.queue(number, *[""] * inputs) for number, inputs in raw.events_on("peer-start")]

@@ -1,4 +1,4 @@
-"""What is in a piece of HTML: its tags, event handlers, links and text."""
+"""The tags, event handlers, links and text of a piece of HTML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the app looks: theme, style sheet and the few lines of script. Nothing is fetched from outside."""
+"""The look of the app: theme, style sheets and scripts. Nothing is loaded from other servers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCRIPTS = ("generate.js", "dashboard.js")
 
 
 def theme() -> gr.themes.Base:
-    """Monochrome, whose contrast passes in both modes, with fonts that every machine has."""
+    """Gradio's Monochrome, whose contrast is sufficient in both modes, with fonts that every machine has."""
     return gr.themes.Monochrome(
         font=SYSTEM_FONT,
         font_mono=MONO_FONT,
@@ -41,5 +41,5 @@ def css() -> str:
 
 
 def head() -> str:
-    """Script for what Gradio has no words for: live regions, dropping a picture anywhere, values under the pointer."""
+    """Scripts for what Gradio lacks: live regions, dropping a PNG anywhere, values under the pointer."""
     return "".join(f"<script>{(HERE / name).read_text(encoding='utf-8')}</script>" for name in SCRIPTS)

@@ -204,7 +204,7 @@ def test_without_a_run_the_page_says_how_to_start_one(tmp_path: Path, served: Th
     assert first[tab.run].visible is False
     assert set(tab.show(None, "seconds", False, [], first[tab.seen])) == {tab.seen}
 
-    Simulation(end=END, steps=30, peers=3).write(tmp_path / "born", painted=False)
+    Simulation(end=END, steps=30, peers=3).write(tmp_path / "born", images=False)
     then = tab.show(None, "seconds", False, [], first[tab.seen])
     assert then[tab.body].visible is True
     assert then[tab.run].value == "born"
@@ -212,7 +212,7 @@ def test_without_a_run_the_page_says_how_to_start_one(tmp_path: Path, served: Th
 
 @pytest.mark.parametrize("key", ["no-such-run", "../../etc", EVIL, "x" * 10_000])
 def test_an_unknown_run_is_reported(tmp_path: Path, served: Thumbnails, key: str) -> None:
-    Simulation(end=END, steps=30, peers=3).write(tmp_path / "born", painted=False)
+    Simulation(end=END, steps=30, peers=3).write(tmp_path / "born", images=False)
     tab = tab_of(RunFolders(tmp_path), served)
     answer = tab.show(key, "seconds", False, [], {})
     assert "this server has: born" in answer[tab.parts["head"]]
@@ -228,7 +228,7 @@ def test_junk_from_the_wire_does_no_harm(run: RunData, served: Thumbnails, junk:
 
 
 def test_the_endpoints_answer_from_the_same_reading(tmp_path: Path) -> None:
-    Simulation(end=END, steps=50, peers=6).write(tmp_path / "mine", painted=False)
+    Simulation(end=END, steps=50, peers=6).write(tmp_path / "mine", images=False)
     source = RunFolders(tmp_path, clock=lambda: END + 1)
     swarm_status, leaderboard = make_endpoints(source)
     status = swarm_status()
@@ -253,7 +253,7 @@ def test_the_endpoints_answer_from_the_same_reading(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_arguments_are_refused_with_the_range(tmp_path: Path, arguments: Any, message: str) -> None:
-    Simulation(end=END, steps=30, peers=3).write(tmp_path / "mine", painted=False)
+    Simulation(end=END, steps=30, peers=3).write(tmp_path / "mine", images=False)
     with pytest.raises(gr.Error, match=message):
         make_endpoints(RunFolders(tmp_path))[1](*arguments)
 
@@ -265,8 +265,8 @@ def test_endpoints_without_a_run_say_how_to_start_one(tmp_path: Path) -> None:
 
 
 def test_a_damaged_history_is_reported_and_the_others_are_shown(tmp_path: Path, served: Thumbnails) -> None:
-    Simulation(end=END, steps=30, peers=3).write(tmp_path / "good", painted=False)
-    Simulation(end=END, steps=30, peers=3).write(tmp_path / "bad", painted=False)
+    Simulation(end=END, steps=30, peers=3).write(tmp_path / "good", images=False)
+    Simulation(end=END, steps=30, peers=3).write(tmp_path / "bad", images=False)
     file = tmp_path / "bad" / HISTORY_FILE
     file.write_bytes(file.read_bytes()[:5000])
     source = RunFolders(tmp_path)

@@ -53,9 +53,9 @@ def test_a_run_is_read_whole(tmp_path: Path) -> None:
 
 
 def test_runs_of_all_layouts_are_found_running_ones_first(tmp_path: Path, always: None) -> None:
-    small(END - 5000).write(tmp_path / "runs" / "old", painted=False)
-    small(END).write(tmp_path / "runs" / "now" / "coordinator", painted=False)
-    small(END - 9000).write(tmp_path / "example", painted=False)
+    small(END - 5000).write(tmp_path / "runs" / "old", images=False)
+    small(END).write(tmp_path / "runs" / "now" / "coordinator", images=False)
+    small(END - 9000).write(tmp_path / "example", images=False)
     with HistoryReader(tmp_path / "example" / runs.HISTORY_FILE) as reader:
         export(reader, tmp_path / "example" / runs.EXPORT_FILE)
     (tmp_path / "example" / runs.HISTORY_FILE).unlink()
@@ -64,17 +64,17 @@ def test_runs_of_all_layouts_are_found_running_ones_first(tmp_path: Path, always
     assert [name.label.endswith("(running)") for name in folders.names()] == [True, False, False]
     assert folders.read("example").progress.step == 60  # type: ignore[union-attr]
     assert folders.read("example").folder == tmp_path / "example"
-    small(END).write(tmp_path / "runs" / "new", painted=False)
+    small(END).write(tmp_path / "runs" / "new", images=False)
     assert {name.key for name in folders.names()} == {"now", "new", "old", "example"}
     folders.close()
 
 
 def test_the_example_comes_last(tmp_path: Path) -> None:
     """After a run that ended long ago and one that has not reported yet."""
-    small().write(tmp_path / "example", painted=False)
+    small().write(tmp_path / "example", images=False)
     folders = RunFolders(tmp_path / "runs", example=tmp_path / "example", clock=lambda: END + 1000)
     assert [name.key for name in folders.names()] == ["example"]
-    small(END - 10**6).write(tmp_path / "runs" / "old", painted=False)
+    small(END - 10**6).write(tmp_path / "runs" / "old", images=False)
     (tmp_path / "runs" / "new").mkdir()
     HistoryWriter(tmp_path / "runs" / "new" / runs.HISTORY_FILE, "new").close()
     folders = RunFolders(tmp_path / "runs", example=tmp_path / "example", clock=lambda: END + 1000)
@@ -82,15 +82,15 @@ def test_the_example_comes_last(tmp_path: Path) -> None:
 
 
 def test_two_runs_of_one_name_stay_apart(tmp_path: Path) -> None:
-    small().write(tmp_path / "a" / "run" / "first", painted=False)
-    small().write(tmp_path / "a" / "run" / "second", painted=False)
-    small().write(tmp_path / "b" / "run", painted=False)
+    small().write(tmp_path / "a" / "run" / "first", images=False)
+    small().write(tmp_path / "a" / "run" / "second", images=False)
+    small().write(tmp_path / "b" / "run", images=False)
     keys = {name.key for name in at(END, tmp_path / "a", tmp_path / "b").names()}
     assert keys == {"run", "run/second", "run-2"}
 
 
 def test_the_same_data_is_read_once_and_new_data_again(tmp_path: Path, always: None) -> None:
-    small().write(tmp_path / "run", painted=False)
+    small().write(tmp_path / "run", images=False)
     folders = at(END + 1, tmp_path)
     first = folders.read("run")
     assert folders.read("run") is first
@@ -106,7 +106,7 @@ def test_the_same_data_is_read_once_and_new_data_again(tmp_path: Path, always: N
 
 
 def test_many_visitors_cost_one_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small().write(tmp_path / "run", painted=False)
+    small().write(tmp_path / "run", images=False)
     folders = at(END + 1, tmp_path)
     first = folders.read("run")
     monkeypatch.setattr(runs, "_stamp", lambda path: pytest.fail("looked at the disk again"))
@@ -115,7 +115,7 @@ def test_many_visitors_cost_one_reading(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_coordinator_that_falls_silent_is_noticed(tmp_path: Path, always: None) -> None:
-    small().write(tmp_path / "run", painted=False)
+    small().write(tmp_path / "run", images=False)
     moment = [END + 10]
     folders = RunFolders(tmp_path, clock=lambda: moment[0])
     going = folders.read("run")
@@ -132,7 +132,7 @@ def test_errors_are_reported(tmp_path: Path, always: None) -> None:
     assert folders.names() == []
     with pytest.raises(InvalidInput, match="make swarm"):
         folders.read("run")
-    small().write(tmp_path / "run", painted=False)
+    small().write(tmp_path / "run", images=False)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / runs.HISTORY_FILE).write_bytes(b"hello")
     assert [name.label for name in folders.names()][-1] == "broken (cannot be read)"
@@ -145,19 +145,19 @@ def test_errors_are_reported(tmp_path: Path, always: None) -> None:
 
 
 def test_a_run_may_be_replaced_by_another_of_its_name(tmp_path: Path, always: None) -> None:
-    small().write(tmp_path / "run", painted=False)
+    small().write(tmp_path / "run", images=False)
     folders = at(END + 1, tmp_path)
     assert folders.read("run").progress.step == 60  # type: ignore[union-attr]
     for file in (tmp_path / "run").glob("history*"):
         file.rename(tmp_path / f"moved-{file.name}")
-    Simulation(end=END, steps=30, peers=3).write(tmp_path / "run", painted=False)
+    Simulation(end=END, steps=30, peers=3).write(tmp_path / "run", images=False)
     assert folders.read("run").progress.step == 30  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("change", ["deleted", "moved"])
 def test_a_history_that_disappears_is_closed(tmp_path: Path, always: None, change: str) -> None:
     """Its reader holds a database engine, or the temporary folder of an export."""
-    small().write(tmp_path / "run", painted=False)
+    small().write(tmp_path / "run", images=False)
     with HistoryReader(tmp_path / "run" / runs.HISTORY_FILE) as reader:
         export(reader, tmp_path / "run" / runs.EXPORT_FILE)
     for file in (tmp_path / "run").glob(f"{runs.HISTORY_FILE}*"):

@@ -56,7 +56,7 @@ class ContributeTab:
                 with gr.Column(visible=False, elem_id="peer-controls") as self.controls:
                     self._lay_out_controls()
             with gr.Column(elem_id="peer-stage"):
-                self.status = gr.HTML(value="", elem_id="peer-status")
+                self.status = gr.HTML(value='<p class="ttt-model">Checking this machine…</p>', elem_id="peer-status")
                 self.limits = gr.HTML(value="", elem_id="peer-limits", visible=False)
                 self.trouble = gr.HTML(value="", elem_id="peer-trouble", visible=False)
                 with gr.Accordion(label="Log", open=False, visible=False, elem_id="peer-log") as self.log_box:

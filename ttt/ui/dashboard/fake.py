@@ -112,7 +112,7 @@ class Simulation:
                 yield SampleImage(checkpoint.time, checkpoint.step, prompt, path)
 
     def write(
-        self, folder: Path, run: str = "simulated", title: str = "A simulated run", *, painted: bool = True
+        self, folder: Path, run: str = "simulated", title: str = "A simulated run", *, images: bool = True
     ) -> Path:
         """Make the history as a coordinator would have left it, with sample images or without; returns its file."""
         from ttt.swarm.history.writer import HistoryWriter  # locks files, which Windows does otherwise
@@ -126,7 +126,7 @@ class Simulation:
                 history.add_event(event)
             for checkpoint in self.checkpoints():
                 history.add_checkpoint(checkpoint)
-            for one in self.sample_images(folder) if painted else ():
+            for one in self.sample_images(folder) if images else ():
                 history.add_sample_image(one)
             history.set_snapshot(self.now())
         return folder / HISTORY_FILE

@@ -43,9 +43,7 @@ class ModelSource:
 def sources(bundles: Sequence[str] = ()) -> tuple[ModelSource, ...]:
     """The demo, the published model, and the bundle folders the server was started with."""
     offered = [
-        ModelSource(
-            "demo", "Demo model: coloured shapes (built in)", "demo", "Knows coloured shapes and their positions, only."
-        ),
+        ModelSource("demo", "Demo model: coloured shapes", "demo", "Knows only coloured shapes and their positions."),
         ModelSource("published", "2021 model: photos and art (from the Hub)", PUBLISHED, "Downloads once, then loads."),
     ]
     taken = {source.key for source in offered}

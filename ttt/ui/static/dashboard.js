@@ -1,8 +1,8 @@
-// Values under the pointer in the dashboard's plots, and the address of what is shown. Knows nothing of the server.
+// Values under the pointer in the dashboard's plots, and the link to the run that is shown. Independent of the server.
 (() => {
   "use strict";
 
-  const words = (value, kind) => {
+  const format = (value, kind) => {
     if (kind === "time") return new Date(value * 1000).toISOString().slice(0, 16).replace("T", " ");
     return kind === "whole" || Math.abs(value) >= 1000
       ? Math.round(value).toLocaleString("en")
@@ -42,12 +42,12 @@
     }
     read.style.left = point.x / 10 + "%";
     read.firstChild.style.top = point.y / 10 + "%";
-    read.lastChild.textContent = words(y, unit) + " at " + words(x, kind);
+    read.lastChild.textContent = format(y, unit) + " at " + format(x, kind);
     read.classList.toggle("ttt-left", point.x > 500);
   });
 
   window.ttt = window.ttt || {};
-  // A link to this run: the address follows what is chosen.
+  // Keep the address a link to the chosen run.
   window.ttt.addressOf = (query) => {
     const address = new URL(window.location.href);
     for (const [name, value] of Object.entries(query)) address.searchParams.set(name, value);

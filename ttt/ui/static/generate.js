@@ -1,4 +1,4 @@
-// Live regions, dropping a picture anywhere on the page, copying a link. Knows nothing of the server.
+// Live regions, dropping a PNG anywhere on the page, copying a link. Independent of the server.
 (() => {
   "use strict";
 
@@ -16,8 +16,8 @@
 
   let recalled = false;
   window.ttt = {
-    // The form shows what the address or the browser's memory said. A link has done its work then: a reload is to
-    // keep what was typed since.
+    // The form now shows the values of the link or of the browser's memory. Drop the link's values from the address,
+    // so that a reload keeps what is typed from here on.
     recalled(models) {
       recalled = true;
       const address = new URL(window.location.href);
@@ -26,7 +26,7 @@
       if (models.includes(address.searchParams.get("model"))) address.searchParams.delete("model"); // else another tab's
       window.history.replaceState(null, "", address);
     },
-    // Text for the browser's memory; before the form was filled there is nothing worth keeping.
+    // Text for the browser's memory; until the form has been filled there is nothing to remember.
     keepForm(typed, names, values) {
       return recalled ? JSON.stringify(Object.fromEntries(names.map((name, i) => [name, values[i]]))) : typed;
     },
