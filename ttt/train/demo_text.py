@@ -1,4 +1,4 @@
-"""The demo's tokenizer: byte-level BPE over captions of scenes. Knows no model."""
+"""The demo's tokenizer: byte-level BPE over captions of the world. Independent of every model."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from ttt.data import shapes
+from ttt.data.shapes import COLORS, SHAPES
+from ttt.data.world import scenes as world
+from ttt.data.world.captions import caption
+from ttt.data.world.nouns import NOUNS, plural_of
 from ttt.errors import InvalidInput
 
 PAD, END = "[PAD]", "[EOS]"
+REPEATS = 40
+"""Every word of the world is repeated so often, so that none is split because it was rare by chance."""
 
 
 def train_tokenizer(path: Path, *, vocab_size: int, captions: int = 20_000, seed: int = 0) -> None:
     """Write `tokenizer.json`: id 0 is padding, the highest id ends a text for CLIP, every byte has a token.
 
-    So each word of the captions is one token, and any other text in any script is still readable.
+    So each word of the captions is one token, and any other text in any script can still be read.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip()])
@@ -41,7 +46,7 @@ def train_tokenizer(path: Path, *, vocab_size: int, captions: int = 20_000, seed
 
 
 def _captions(count: int, seed: int) -> list[str]:
-    texts = [text for _, text in islice(shapes.stream(seed, held_out=None), count)]
-    # Every colour, shape and background often, so that none is cut into pieces by chance.
-    words = [*shapes.COLORS, *shapes.BACKGROUNDS, *shapes.SHAPES, *(f"{name}s" for name in shapes.SHAPES)]
-    return texts + random.Random(seed).sample(words * 20, 20 * len(words))
+    texts = [caption(scene, rng) for scene, rng in islice(world.stream(seed, held_out=None), count)]
+    words = [*COLORS, *SHAPES, *(plural_of(name) for name in SHAPES)]
+    words += [name for noun in NOUNS.values() for name in (noun.name, noun.plural, *noun.others)]
+    return texts + random.Random(seed).sample(words * REPEATS, REPEATS * len(words))

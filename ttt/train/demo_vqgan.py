@@ -1,143 +1,219 @@
-"""The demo's VQGAN: how it learns to reconstruct captioned scenes. Knows nothing of text."""
+"""The demo's VQGAN: how it learns to reconstruct the world's scenes. Independent of text."""
 
 from __future__ import annotations
 
 import random
-from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ttt.config import VqganConfig
-from ttt.data import shapes
-from ttt.data.scenes import pictures
+from ttt.data.world.cache import SceneCache
+from ttt.data.world.checker import judge
+from ttt.data.world.scenes import GRID
 from ttt.model.vqgan import Vqgan
-from ttt.train.loop import StatelessTask
-from ttt.train.recipe import Recipe
+
+CROP = 64
+"""Pixels on the side of the crops that most batches are made of."""
+WHOLE_EVERY = 4
+"""One batch in so many has whole images: attention must see their size, convolutions their borders."""
+DECAY = 0.99
+"""Of the running counts and sums of every code."""
+DEAD = 0.003
+"""Running count below which a code is dead: it was not used for some hundred steps."""
 
 
-class VqganTask(StatelessTask):
-    """An autoencoder first, then codes. Pictures larger than `crop` are learnt from crops, at last whole.
+class VqganTask:
+    """An autoencoder for `codes_from` steps, then codes, on crops aligned with the grid of codes.
 
-    The codebook starts as the k-means of the autoencoder's latents and learns as in VQ-VAE (van den Oord et al. 2017,
-    equation 3). The Gumbel quantiser's projection is kept equal to it: logits are the negative squared distances,
-    so the most likely code is the nearest. (Learning with Gumbel noise was tried: half of the codes fell out of use.)
-    L1 + squared error, no discriminator and no perceptual loss: flat shapes have no texture for them to restore.
+    The codebook follows the running means of the latents next to each code (van den Oord et al. 2017, appendix A.1),
+    and dead codes move to latents that are far from their own. The Gumbel quantiser's projection is kept equal to it:
+    logits are negative squared distances, so the most likely code is the nearest. The loss is L1 on pixels and on
+    their differences (edges), no discriminator: sprites have no texture for it to restore.
     """
 
     name = "vqgan"
+    warmup_steps = 200
+    clip = 1.0
 
     def __init__(
         self,
         config: VqganConfig,
-        recipe: Recipe,
+        cache: SceneCache,
+        held_out: SceneCache,
         *,
-        crop: int = 64,
-        codes_from: float = 0.639,
-        whole_from: float = 0.93,
+        batch_size: int = 16,
+        learning_rate: float = 8e-4,
+        codes_from: int = 600,
+        device: str = "cpu",
     ) -> None:
-        torch.manual_seed(recipe.seed)
-        self.module: Vqgan = Vqgan(config)
+        """batch_size: crops of a step; a fourth as many whole images cost the same."""
+        torch.manual_seed(0)
+        self.device = torch.device(device)
+        self.module = Vqgan(config).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         _start_strong(self.module)
-        self.recipe, self.crop = recipe, crop
-        self.codes_from = int(codes_from * recipe.steps)
-        self.whole_from = int(whole_from * recipe.steps) if crop < config.resolution else recipe.steps
+        for parameter in self.module.quantize.parameters():
+            parameter.requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            [p for p in self.module.parameters() if p.requires_grad],
+            lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=self.device.type == "cuda",
+        )  # fmt: skip
+        self.cache, self.held_out = cache, held_out
+        self.batch_size, self.learning_rate, self.codes_from = batch_size, learning_rate, codes_from
+        self.counts = torch.ones(config.n_embed, device=self.device)
+        self.sums = self.module.quantize.embed.weight.detach().clone()
+        self._latents = torch.empty(0)
 
-    def backward(self, step: int) -> dict[str, float]:
-        x = self._batch(step, whole=step >= self.whole_from)
+    # --- a step -------------------------------------------------------------------------------------------------
+
+    def step(self, step: int) -> tuple[int, dict[str, float]]:
+        x = self._batch(step)
         model = self.module
         if step == self.codes_from:
             self._start_codebook(step)
-        h = model.quant_conv(model.encoder(x * 2 - 1))
-        if step < self.codes_from:
-            z, extra, figures = h + 0.1 * torch.randn_like(h), 1e-3 * h.square().mean(), {}
-        else:
-            z, extra, used = self._quantise(h)
-            figures = {"used_codes": used}
-        y = model.decode_latents(z)
-        l1 = F.l1_loss(y, x)
-        loss = l1 + 4 * F.mse_loss(y, x) + extra
-        loss.backward()
-        return {"loss": loss.item(), "l1": l1.item(), **figures}
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            h = model.quant_conv(model.encoder(x * 2 - 1))
+            if step < self.codes_from:
+                z, extra, figures = h + 0.1 * torch.randn_like(h), 1e-3 * h.float().square().mean(), {}
+            else:
+                z, extra, figures = self._quantise(h.float())
+            y = model.decode_latents(z)
+        y = y.float()
+        l1, edges = F.l1_loss(y, x), _edge_loss(y, x)
+        (l1 + edges + extra).backward()
+        share = (x.shape[-1] / self.module.config.resolution) ** 2
+        return round(len(x) * share), {"l1": l1.item(), "edges": edges.item(), **figures}
 
-    def _quantise(self, h: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Latents [b, c, h, w] -> nearest codes with a straight-through gradient, VQ-VAE's two losses, codes used."""
-        self._sync_projection()
-        with torch.no_grad():
-            codes = self.module.quantize.proj(h).argmax(dim=1)
-        e = F.embedding(codes, self.module.quantize.embed.weight).permute(0, 3, 1, 2)
-        spread = h.detach().var().clamp(min=1e-6)  # the losses don't depend on the latents' scale
-        extra = (F.mse_loss(e, h.detach()) + 0.25 * F.mse_loss(h, e.detach())) / spread
-        return h + (e - h).detach(), 0.2 * extra, float(codes.unique().numel())
+    def _quantise(self, h: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Latents [b, c, h, w] -> nearest codes with a straight-through gradient, the commitment loss, figures."""
+        flat = h.detach().movedim(1, 3).flatten(0, 2)
+        codes = self._nearest(flat)
+        e = F.embedding(codes, self.module.quantize.embed.weight).view(h.shape[0], *h.shape[2:], -1).movedim(3, 1)
+        spread = h.detach().var().clamp(min=1e-6)  # the loss does not depend on the latents' scale
+        commitment = F.mse_loss(h, e) / spread
+        self._latents, self._codes = flat, codes
+        figures = {"commitment": commitment.item(), "used": float(codes.unique().numel())}
+        return h + (e - h).detach(), 0.05 * commitment, figures
+
+    def _nearest(self, flat: Tensor) -> Tensor:
+        codes = self.module.quantize.embed.weight
+        with torch.autocast(self.device.type, enabled=False):  # 16 bits cannot tell near codes apart
+            return torch.addmm(codes.square().sum(1), flat, codes.T, alpha=-2).argmin(1)
 
     @torch.no_grad()
-    def _sync_projection(self) -> None:
+    def after_step(self) -> None:
+        """Move every code towards the mean of its latents, and dead ones to latents that lie far from any code."""
+        if not len(self._latents):
+            return
+        flat, codes = self._latents, self._codes
+        self.counts.mul_(DECAY).index_add_(0, codes, torch.full_like(codes, 1 - DECAY, dtype=torch.float32))
+        self.sums.mul_(DECAY).index_add_(0, codes, flat * (1 - DECAY))
+        embed = self.module.quantize.embed.weight
+        embed.copy_(self.sums / self.counts.clamp(min=1e-5)[:, None])
+        dead = (self.counts < DEAD).nonzero()[:, 0][: len(flat) // 32]
+        if len(dead):
+            far = (flat - embed[codes]).square().sum(1)
+            chosen = flat[torch.multinomial(far + 1e-9, len(dead))]
+            embed[dead] = chosen
+            self.counts[dead] = 5 * DEAD
+            self.sums[dead] = chosen * 5 * DEAD
+        self._latents = flat[:0]
+
+    @torch.no_grad()
+    def _start_codebook(self, step: int) -> None:
+        """Codes at latents of many batches, spread out; the running means then do what k-means would."""
+        latents = []
+        for i in range(48):
+            x = self._batch(step + 1 + i)
+            with torch.autocast(self.device.type, dtype=torch.bfloat16):
+                latents.append(
+                    self.module.quant_conv(self.module.encoder(x * 2 - 1)).float().movedim(1, 3).flatten(0, 2)
+                )
+        flat = torch.cat(latents)
+        count = self.module.config.n_embed
+        far = (flat - flat.mean(0)).square().sum(1)  # backgrounds are many and alike
+        chosen = flat[torch.multinomial(far, count, replacement=len(flat) < count)]
+        self.module.quantize.embed.weight.copy_(chosen)
+        self.counts.fill_(0.05)
+        self.sums.copy_(chosen * 0.05)
+
+    # --- data ---------------------------------------------------------------------------------------------------
+
+    def _batch(self, step: int) -> Tensor:
+        """Crops or whole images [b, 3, h, w] in [0, 1]."""
+        rng = random.Random(f"vqgan/{step}")
+        if step % WHOLE_EVERY == 0:
+            pixels = [self.cache.images[rng.randrange(len(self.cache))] for _ in range(max(1, self.batch_size // 4))]
+        else:
+            pixels = [self._crop(rng) for _ in range(self.batch_size)]
+        x = torch.from_numpy(np.stack(pixels)).to(self.device)
+        return x.movedim(3, 1).float().div_(255).contiguous(memory_format=torch.channels_last)
+
+    def _crop(self, rng: random.Random) -> NDArray[np.uint8]:
+        """A crop on the grid; three in four show much of what differs from its image's border."""
+        image = self.cache.images[rng.randrange(len(self.cache))]
+        places = range(0, image.shape[0] - CROP + 1, GRID)
+        best = image[:CROP, :CROP]
+        most = -1.0
+        for _ in range(1 if rng.random() < 0.25 else 3):
+            top, left = rng.choice(places), rng.choice(places)
+            crop = image[top : top + CROP, left : left + CROP]
+            detail = float(np.abs(np.diff(crop[::2, ::2].astype(np.int16), axis=1)).sum())
+            if detail > most:
+                best, most = crop, detail
+        return best
+
+    # --- evaluation ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sync_projection(self) -> None:
         """Logits = 2 h.code - |code|^2 = |h|^2 - |h - code|^2."""
         codes = self.module.quantize.embed.weight
         self.module.quantize.proj.weight.copy_((2 * codes)[:, :, None, None])
         self.module.quantize.proj.bias.copy_(-codes.square().sum(1))
 
     @torch.no_grad()
-    def _start_codebook(self, step: int) -> None:
-        from scipy.cluster.vq import kmeans2
+    def reconstruct(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Tensor]:
+        """uint8 [b, h, w, 3] -> (the same through the codes, the codes [b, n])."""
+        self.sync_projection()
+        x = torch.from_numpy(np.array(images)).to(self.device).movedim(3, 1).float().div_(255)
+        codes = torch.cat([self.module.encode(part) for part in x.split(8)])
+        y = torch.cat([self.module.decode(part) for part in codes.split(8)])
+        return y.mul(255).round().to(torch.uint8).movedim(1, 3).cpu().numpy(), codes
 
-        model = self.module
-        latents = torch.cat([
-            model.quant_conv(model.encoder(self._batch(step + i, whole=False) * 2 - 1)).movedim(1, 3).flatten(0, 2)
-            for i in range(120)
-        ])  # fmt: skip
-        centres, _ = kmeans2(
-            latents.numpy(), _spread_out(latents, model.config.n_embed).numpy(), iter=8, minit="matrix"
-        )
-        model.quantize.embed.weight.copy_(torch.from_numpy(centres))
-
-    def _batch(self, step: int, *, whole: bool) -> Tensor:
-        count = self.recipe.batch_size // 4 if whole else self.recipe.batch_size
-        start = step * self.recipe.batch_size
-        scenes = islice(shapes.stream(self.recipe.seed, start=start), count)
-        size = self.module.config.resolution
-        rng = random.Random(f"crop/{self.recipe.seed}/{step}")
-        images = []
-        for scene, _ in scenes:
-            image = shapes.draw(scene, size)
-            images.append(image if whole else self._around_a_thing(image, scene, rng))
-        return pictures(images)
-
-    def _around_a_thing(self, image: Image.Image, scene: shapes.Scene, rng: random.Random) -> Image.Image:
-        """A crop that shows an edge: plain background is learned in no time."""
-        size, crop = image.width, self.crop
-        thing = rng.choice(scene.things)
-        left, top = (
-            min(size - crop, max(0, round((c + rng.uniform(-1, 1) * thing.radius) * size) - crop // 2))
-            for c in (thing.x, thing.y)
-        )
-        return image.crop((left, top, left + crop, top + crop))
-
-    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """PSNR in dB and the share of the codebook in use, on held-out scenes, with the deterministic codes."""
-        self._sync_projection()
-        scenes = [s for s, _ in islice(shapes.stream(10**6 + self.recipe.seed, held_out=True), 64)]
-        x = pictures([shapes.draw(s, self.module.config.resolution) for s in scenes])
-        codes = self.module.encode(x)
-        error = F.mse_loss(self.module.decode(codes), x).item()
-        return {"psnr": -10 * float(np.log10(error)), "codes_used": codes.unique().numel() / self.module.config.n_embed}
+        """Shares of held-out scenes whose reconstruction the checker finds right, PSNR in dB, codes in use."""
+        images = np.asarray(self.held_out.images)
+        seen, codes = self.reconstruct(images)
+        scenes = [self.held_out.scene(i) for i in range(len(images))]
+        verdicts = [judge(image, scene) for image, scene in zip(seen, scenes, strict=True)]
+        error = np.square((seen.astype(np.float32) - images) / 255).mean()
+        figures = {"psnr": float(-10 * np.log10(error)), "codes": float(codes.unique().numel())}
+        for name, kinds in (
+            ("one", ("alone",)),
+            ("two", ("above", "below", "left", "right")),
+            ("more", ("count", "row")),
+        ):
+            right = [v.whole for v, s in zip(verdicts, scenes, strict=True) if s.relation in kinds]
+            if right:
+                figures[f"right_{name}"] = float(np.mean(right))
+        return figures
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"counts": self.counts, "sums": self.sums}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.counts.copy_(state["counts"])
+        self.sums.copy_(state["sums"])
 
 
-def _spread_out(points: Tensor, count: int) -> Tensor:
-    """k-means++ (Arthur and Vassilvitskii 2007): each centre drawn by its squared distance to those before.
-
-    [n, d] -> [count, d]. scipy's own takes time that grows with the square of `count`.
-    """
-    chosen = [int(torch.randint(len(points), ()))]
-    nearest = torch.full((len(points),), torch.inf)
-    while len(chosen) < count:
-        nearest = torch.minimum(nearest, (points - points[chosen[-1]]).square().sum(1))
-        chosen.append(int(torch.multinomial(nearest, 1)))
-    return points[chosen]
+def _edge_loss(y: Tensor, x: Tensor) -> Tensor:
+    """L1 of the differences between neighbouring pixels, down and across."""
+    return sum((F.l1_loss(y.diff(dim=d), x.diff(dim=d)) for d in (2, 3)), start=y.new_zeros(()))
 
 
 def _start_strong(module: nn.Module) -> None:

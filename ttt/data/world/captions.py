@@ -68,6 +68,11 @@ def plain_caption(scene: Scene) -> str:
     return f"{body} {behind}"
 
 
+def names_background(text: str, scene: Scene) -> bool:
+    """Whether a caption of the scene says where it is."""
+    return any(phrase in text for phrase in BACKGROUNDS[scene.background].phrases)
+
+
 def join(phrases: list[str]) -> str:
     """ "a", "a and b", "a, b and c"."""
     return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"

@@ -68,6 +68,10 @@ class Verdict:
         """Count, things and places are right; the background is free, as captions may not name it."""
         return self.count and self.color and self.thing and self.place
 
+    def fits(self, *, background: bool) -> bool:
+        """Everything that a caption says is right; `background`: whether it says where the scene is."""
+        return self.whole if background else self.all
+
     @property
     def whole(self) -> bool:
         """Everything is right, the background too."""
