@@ -27,7 +27,7 @@ from ttt.tokenizer import TextTokenizer, read_tokenizer
 from ttt.train.demo import DALLE, VQGAN, DemoRecipe, DemoTraining
 from ttt.train.demo_candidates import Candidates, sample_candidates
 from ttt.train.demo_clip import ClipTask, clip_config
-from ttt.train.demo_dalle import CodeCache, Unranked, encode, held_out_prompts, sampler
+from ttt.train.demo_dalle import CodeCache, encode, held_out_prompts, sampler
 from ttt.train.demo_loop import BudgetLoop
 from ttt.train.demo_text import END, train_tokenizer
 from ttt.train.demo_vqgan import VqganTask

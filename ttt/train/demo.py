@@ -22,6 +22,7 @@ import typer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ttt.atomic import atomic_file
 from ttt.bundle import Bundle, read_bundle
 from ttt.bundle.weights import load_dalle_from, load_vqgan_from, write_bundle
 from ttt.config import DalleConfig, VqganConfig
@@ -76,7 +77,7 @@ class DemoRecipe:
     codes: int = 100_000
     """Scenes encoded for the transformer."""
     held_out_scenes: int = 120
-    vqgan_batch: int = 16
+    vqgan_batch: int = 8
     vqgan_rate: float = 8e-4
     codes_from: int = 600
     dalle_batch: int = 24
@@ -230,11 +231,10 @@ class DemoTraining:
         return load_file(path) if path.exists() else None
 
     def _finish(self, name: str, module: nn.Module) -> None:
-        path = self.folder / f"{name}.safetensors"
         # Shared layers are the same tensors under several names, which the format does not store.
         tensors = {key: value.detach().cpu().clone().contiguous() for key, value in module.state_dict().items()}
-        save_file(tensors, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
+        with atomic_file(self.folder / f"{name}.safetensors", durable=True) as partial:
+            save_file(tensors, partial)
 
     def _sheet(self, name: str, rows: Sequence[tuple[str, Any]]) -> None:
         write_sheet(self.folder / "sheets" / f"{name}.png", rows)

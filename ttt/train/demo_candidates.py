@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from ttt.atomic import atomic_file
 from ttt.data.world import scenes as world
 from ttt.data.world.captions import caption, names_background
 from ttt.data.world.checker import judge
@@ -59,8 +60,8 @@ def sample_candidates(
             for i, (scene, text) in enumerate(scenes):
                 good, bad = _judged(pipe, scene, text, start + i, candidates)
                 tensors |= {f"{i}.right": good[:right].contiguous(), f"{i}.wrong": bad[:wrong].contiguous()}
-            save_file(tensors, path.with_suffix(".part"))
-            path.with_suffix(".part").replace(path)
+            with atomic_file(path) as partial:
+                save_file(tensors, partial)
         stored = load_file(path)
         result += [
             Candidates(scene, stored[f"{i}.right"], stored[f"{i}.wrong"])

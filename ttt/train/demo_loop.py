@@ -7,7 +7,6 @@ a constant rate, then a straight line to zero over the last quarter. A larger bu
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+
+from ttt.atomic import atomic_file
 
 DECAY = 0.25
 """Last share of the budget, in which the learning rate falls to zero."""
@@ -28,11 +29,17 @@ class Task(Protocol):
     """One model, its data and what to minimise."""
 
     name: str
-    module: nn.Module
-    optimizer: torch.optim.Optimizer
     learning_rate: float
     warmup_steps: int
     clip: float
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that is trained."""
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Its learning rate is set before each step."""
 
     def step(self, step: int) -> tuple[int, dict[str, float]]:
         """Add the gradients of a batch; returns its number of samples, and figures to record."""
@@ -138,12 +145,8 @@ class BudgetLoop:
             "task": self.task.state_dict(), "running": self.running,
             "step": self.number, "samples": self.samples, "seconds": self.seconds,
         }  # fmt: skip
-        part = self.checkpoint.with_suffix(".part")
-        with part.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self.checkpoint)
+        with atomic_file(self.checkpoint, durable=True) as partial:
+            torch.save(state, partial)
 
     def _load(self) -> None:
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)

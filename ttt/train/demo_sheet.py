@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from ttt.atomic import atomic_file
+
 GAP, LINE, LINES = 6, 12, 3
 
 
@@ -27,6 +29,5 @@ def write_sheet(path: Path, rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]
         for k, line in enumerate(textwrap.wrap(text, (width - GAP) // 6)[:LINES]):
             canvas.text((left, top + side + k * LINE), line, fill="black", font=font)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    sheet.save(partial, format="PNG")
-    partial.replace(path)
+    with atomic_file(path) as partial:
+        sheet.save(partial, format="PNG")

@@ -75,10 +75,11 @@ class VqganTask:
         model = self.module
         if step == self.codes_from:
             self._start_codebook(step)
+        figures: dict[str, float] = {}
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             h = model.quant_conv(model.encoder(x * 2 - 1))
             if step < self.codes_from:
-                z, extra, figures = h + 0.1 * torch.randn_like(h), 1e-3 * h.float().square().mean(), {}
+                z, extra = h + 0.1 * torch.randn_like(h), 1e-3 * h.float().square().mean()
             else:
                 z, extra, figures = self._quantise(h.float())
             y = model.decode_latents(z)
