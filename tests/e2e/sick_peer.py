@@ -5,6 +5,7 @@ KIND: gradients, or parameters. Everything else is the real program.
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -15,15 +16,17 @@ from ttt.train.step import TrainingStep
 
 HEALTHY = 30
 KIND = sys.argv.pop(1)
-computed = 0
+computed, noticed = 0, False
 backward = TrainingStep.backward
 
 
 def sick(self: TrainingStep, *args: Any, **kwargs: Any) -> float:
-    global computed
+    global computed, noticed
     loss = backward(self, *args, **kwargs)
     computed += 1
-    if computed == HEALTHY:
+    noticed = noticed or not math.isfinite(loss)
+    # Parameters are broken again until a loss shows it: a step that happens right now replaces them.
+    if computed == HEALTHY or (KIND == "parameters" and computed > HEALTHY and not noticed):
         with torch.no_grad():
             parameter = self.parameters[0]
             broken = parameter if KIND == "parameters" else parameter.grad
