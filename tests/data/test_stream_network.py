@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -94,7 +95,7 @@ def test_a_server_without_ranges_cannot_fill_the_disk(server: RangeServer, monke
     server.ranges = False
     monkeypatch.setattr(HttpFile, "max_spooled", 100)
     stream = open_stream(addresses(server))
-    with pytest.raises(DataError, match="no row of a whole epoch.*is larger than 100 bytes"):
+    with pytest.raises(DataError, match="no row of a whole epoch.*is larger than 100 B"):
         take(stream, 1)
     stream.close()
 
@@ -266,6 +267,7 @@ def test_a_hub_data_set_is_streamed_at_its_commit(tmp_path: Path) -> None:
     program = """
 import json, sys
 from pathlib import Path
+from types import SimpleNamespace
 from tests.support.dataset_hub import serve_dataset
 from tests.support.shards import open_stream, take
 from ttt.errors import DataError
@@ -339,6 +341,26 @@ def test_a_rate_limit_is_waited_out(server: RangeServer, headers: dict[str, str]
     assert file.read() == (server.folder / "00000.parquet").read_bytes()
     assert 300 <= clock.seconds <= most
     http.close()
+
+
+def test_the_rate_limit_of_the_hubs_own_library_is_waited_out(server: RangeServer) -> None:
+    """Its errors are those of another HTTP library, and carry the response."""
+
+    class HubError(OSError):
+        response = SimpleNamespace(status_code=429, headers={"RateLimit": '"api";r=0;t=250'})
+
+    http = HttpClient(RetryPolicy())
+    http.stop = clock = VirtualTime(server, window=0)
+    results: Iterator[object] = iter([HubError(), HubError(), True])
+
+    def attempt() -> bool:
+        result = next(results)
+        if isinstance(result, HubError):
+            raise result
+        return True
+
+    http.retrying("owner/set", attempt)
+    assert 2 * 251 <= clock.seconds < 600
 
 
 def test_a_rate_limit_that_never_ends_is_given_up(server: RangeServer) -> None:

@@ -193,7 +193,7 @@ def test_a_broken_line_of_metadata_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"metadata\.jsonl, line 3: there is no file_name.*found: image"):
         find_images(str(folder))
     write(tmp_path, {"metadata.jsonl": b"\xff\xf0\x00"})
-    with pytest.raises(DataError, match="not UTF-8"):
+    with pytest.raises(DataError, match="not UTF-8; save it as UTF-8"):
         find_images(str(folder))
 
 
@@ -233,6 +233,14 @@ def test_files_that_are_not_read_are_reported(tmp_path: Path) -> None:
         write(tmp_path, {name: b"x"})
         with pytest.raises(InvalidInput, match=f"{name} is neither a .tar nor a .parquet file; allowed"):
             find_images(str(tmp_path / name))
+
+
+def test_a_folder_of_other_files_says_what_it_holds(tmp_path: Path) -> None:
+    write(tmp_path, {"a.tgz": b"x", "b.tgz": b"x", "notes.pdf": b"x"})
+    with pytest.raises(
+        InvalidInput, match=r"no images, archives or Parquet files \(files left out: 2 \.tgz, 1 \.pdf\)"
+    ):
+        find_images(str(tmp_path))
 
 
 def img2dataset(folder: Path) -> Path:

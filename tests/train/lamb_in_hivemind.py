@@ -1,4 +1,4 @@
-"""A program: one hivemind peer whose optimizer is Lamb. Prints "good" if it trains as Lamb alone does."""
+"""A program: one hivemind peer whose optimizer is Lamb. Prints "good" if it trains exactly as Lamb does alone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def main() -> None:
         delay_state_averaging=False, matchmaking_time=0.5, averaging_timeout=5,
     )  # fmt: skip
     try:
-        assert same(model, alone), "making the optimizer changed the weights"
+        assert same(model, alone), "creating the optimizer changed the weights"
         plain = Lamb(parameter_groups(alone, 0.045))
         rates = schedule(plain)
         while peer.local_epoch < EPOCHS:
@@ -50,15 +50,15 @@ def main() -> None:
         inner = peer.state_averager.optimizer
         assert isinstance(inner, Lamb) and inner.param_groups[0]["step"] == EPOCHS
         assert same(model, alone), "a peer alone must train as Lamb does"
-        travels(inner)
+        check_transfer(inner)
         print("good", flush=True)
     finally:
         peer.shutdown()
         dht.shutdown()
 
 
-def travels(donor: Lamb) -> None:
-    """What one peer sends and another loads is the same, bit for bit."""
+def check_transfer(donor: Lamb) -> None:
+    """The state that one peer sends and another loads is the same, bit for bit."""
     metadata, tensors = dump_optimizer_state(donor)
     assert {t.dtype for t in tensors} == {torch.uint8, torch.float32}
     metadata = MSGPackSerializer.loads(MSGPackSerializer.dumps(metadata))

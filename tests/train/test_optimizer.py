@@ -1,4 +1,4 @@
-"""LAMB against the formula, and its 8-bit state against the calculator's bytes."""
+"""LAMB against its formula, and the size of its 8-bit state against the calculator."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_with_32_bits_it_is_the_formula(debias: bool) -> None:
 
 @pytest.mark.parametrize(("seen", "bound"), [(1.0, 0.06), (0.05, 0.12)])
 def test_with_8_bits_it_stays_within_the_quantization_error(seen: float, bound: float) -> None:
-    """Gradients of all rows at every step, or of one in twenty, as an embedding's; squares of 0 would err by 105 %."""
+    """Every row has a gradient, or one in twenty as in an embedding; with squares of 0 the error would be 105 %."""
     params = parameters(LARGE, (300, 300), (300,))
     start = [p.detach().clone() for p in params]
     ours, oracle = Lamb(params), Oracle(params)
@@ -48,7 +48,7 @@ def test_with_8_bits_it_stays_within_the_quantization_error(seen: float, bound: 
     assert errors[20] < bound and errors[100] < bound
 
 
-def test_a_small_model_learns_alike_with_8_bits_and_32() -> None:
+def test_a_small_model_learns_equally_with_8_and_32_bits() -> None:
     config = DalleConfig(
         dim=64, depth=5, heads=2, dim_head=32, text_seq_len=8, image_fmap_size=4, num_text_tokens=1200,
         num_image_tokens=32,
@@ -107,14 +107,14 @@ def test_the_trust_ratio_is_real(bits: Any) -> None:
     assert moved[1] == pytest.approx(100 * moved[0], rel=1e-3)
 
 
-def test_weights_of_zero_can_leave_it() -> None:
+def test_weights_of_zero_can_change() -> None:
     p = nn.Parameter(torch.zeros(5))
     p.grad = torch.ones(5)
     Lamb([p], state_bits=32, max_grad_norm=None).step()
     torch.testing.assert_close(p.detach(), torch.full((5,), -2.5e-3 * 0.1 / (0.2 + 1e-6)))
 
 
-def test_gradients_are_clipped_together_and_left_alone() -> None:
+def test_gradients_are_clipped_together_and_not_changed() -> None:
     params = parameters((50,), (70,))
     given = [g.clone() for g in give_gradients(params, 0, scale=1e3)]
     ours = Lamb([{"params": params[:1]}, {"params": params[1:]}], state_bits=32)

@@ -1,4 +1,4 @@
-"""LAMB in checkpoints, schedules and swarms: what it resumes from, what it refuses, and what it works inside."""
+"""The state of LAMB: resuming, refused states, schedules, and use inside hivemind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ttt.train.optimizer import Lamb, linear_schedule
 
 @pytest.mark.parametrize("bits", [8, 32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_resuming_goes_on_as_if_nothing_had_happened(bits: Any, dtype: torch.dtype) -> None:
+def test_resuming_continues_exactly(bits: Any, dtype: torch.dtype) -> None:
     def started() -> tuple[list[nn.Parameter], Lamb, Any]:
         params = parameters(LARGE, (11,), dtype=dtype)
         ours = Lamb(params, state_bits=bits, bias_correction=True)
@@ -64,7 +64,7 @@ def test_resuming_goes_on_as_if_nothing_had_happened(bits: Any, dtype: torch.dty
         (lambda d: d["param_groups"][0]["params"].pop(), "parameters"),
     ],
 )
-def test_state_that_does_not_fit_is_refused_and_changes_nothing(damage: Any, message: str) -> None:
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(damage: Any, message: str) -> None:
     params = parameters(LARGE, (9,))
     ours = Lamb(params)
     give_gradients(params, 0)
@@ -135,7 +135,7 @@ def test_the_schedule_warms_up_and_ends_at_zero() -> None:
             linear_schedule(ours, total_steps=total, warmup_steps=warmup)
 
 
-def test_the_loss_of_a_closure_comes_back() -> None:
+def test_the_loss_of_a_closure_is_returned() -> None:
     (p,) = parameters((4,))
     ours = Lamb([p], state_bits=32)
 
@@ -154,7 +154,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.skipif(sys.platform != "linux", reason="hivemind is for Linux alone")
 def test_it_works_inside_hivemind() -> None:
-    """One peer, offloaded; its state travels as hivemind sends it. In a process of its own, as hivemind needs."""
+    """One peer with an offloaded optimizer, whose state is serialised by hivemind; in a process of its own."""
     command = [sys.executable, "-m", "tests.train.lamb_in_hivemind"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -166,7 +166,7 @@ def test_parts_of_a_batch_are_the_batch() -> None:
     parts = list(split(data, 3))
     assert [len(p.text) for p in parts] == [3, 3, 1]
     assert torch.equal(torch.cat([p.codes for p in parts]), data.codes)
-    with pytest.raises(InvalidInput, match="at least 1"):
+    with pytest.raises(InvalidInput, match="micro_batch must be a whole number of at least 1"):
         list(split(data, 0))
 
 

@@ -10,6 +10,7 @@ import typer
 
 from ttt.data.filters import EncodeSettings
 from ttt.fields import expand_options
+from ttt.text import format_bytes
 
 if TYPE_CHECKING:
     from ttt.data.manifest import DatasetManifest
@@ -75,7 +76,7 @@ def summary(manifest: DatasetManifest, out: Path) -> str:
         lines.append(f"skipped {counts['rows'] - counts['kept']:,} of {counts['rows']:,}: {skipped}")
     ratio = manifest.image_bytes / max(manifest.shard_bytes, 1)
     lines.append(
-        f"images as stored {manifest.image_bytes / 1e6:,.2f} MB, shards with their captions "
-        f"{manifest.shard_bytes / 1e6:,.2f} MB: {ratio:.1f}x less to download"
+        f"images as stored {format_bytes(manifest.image_bytes)}, shards with their captions "
+        f"{format_bytes(manifest.shard_bytes)}: {ratio:.1f}x less to download"
     )
     return "\n".join(lines)

@@ -22,7 +22,7 @@ from time import time
 from typing import IO, TYPE_CHECKING, Any
 
 from ttt.errors import Cancelled
-from ttt.text import error_summary
+from ttt.text import error_summary, format_bytes
 
 if TYPE_CHECKING:
     import httpx2
@@ -132,7 +132,7 @@ class HttpClient:
                 for part in response.iter_bytes():
                     content.extend(part)
                     if len(content) > limit:
-                        raise ValueError(f"{url} is larger than {limit:,} bytes")
+                        raise ValueError(f"{url} is larger than {format_bytes(limit)}")
             return True
 
         self.retrying(url, attempt)
@@ -240,9 +240,8 @@ class HttpFile(io.RawIOBase):
             for part in response.iter_bytes(READ_BYTES):
                 spooled.write(part)
                 if spooled.tell() > self.max_spooled:
-                    raise FileMissing(
-                        f"{self.url} is larger than {self.max_spooled:,} bytes, and its server does not support ranges"
-                    )
+                    limit = format_bytes(self.max_spooled)
+                    raise FileMissing(f"{self.url} is larger than {limit}, and its server does not support ranges")
         except BaseException:
             spooled.close()
             raise

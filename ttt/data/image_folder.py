@@ -163,7 +163,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             return
         text = decode_text(path.read_bytes())
         if text is None:
-            raise ValueError("it is not UTF-8")
+            raise ValueError("it is not UTF-8; save it as UTF-8")
         if path.suffix == ".csv":
             table = csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
             for row in table:

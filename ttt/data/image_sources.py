@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from ttt.bundle import HUB_ID
 from ttt.data.image_archives import ImageArchives
-from ttt.data.image_folder import METADATA_FILES, ImageFolder, visible_files
+from ttt.data.image_folder import METADATA_FILES, ImageFolder, left_out_warning, visible_files
 from ttt.data.image_tables import Columns, ParquetImages, has_images, hub_images
 from ttt.data.images import EXTENSIONS, Pair
 from ttt.errors import InvalidInput
@@ -80,7 +80,8 @@ def _in_folder(folder: Path, columns: Columns) -> ImageSource:
     if tables and (not images or columns.image is not None or any(map(has_images, tables))):
         return _parquet(tables, columns, _endings(set(files) - {*tables}))
     if not images:
-        raise InvalidInput(f"{folder} has no images, archives or Parquet files; {ALLOWED}")
+        found = "".join(f" ({warning})" for warning in left_out_warning(_endings(set(files))))
+        raise InvalidInput(f"{folder} has no images, archives or Parquet files{found}; {ALLOWED}")
     return ImageFolder.read(folder)
 
 

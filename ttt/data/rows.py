@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ttt.data.filters import CAPTION, CODE, HEIGHT, NSFW, WIDTH, Filters
-from ttt.errors import InvalidInput
+from ttt.fields import check_whole_number
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,12 +65,8 @@ class RowCheck:
     report_skip: Callable[[str, str], None] = lambda kind, message: None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_image_tokens <= MAX_CODEBOOK:
-            raise InvalidInput(
-                f"num_image_tokens must be from 1 to {MAX_CODEBOOK} to fit int16, got {self.num_image_tokens}"
-            )
-        if self.image_seq_len < 1:
-            raise InvalidInput(f"image_seq_len must be at least 1, got {self.image_seq_len}")
+        check_whole_number("num_image_tokens", self.num_image_tokens, 1, MAX_CODEBOOK)
+        check_whole_number("image_seq_len", self.image_seq_len, 1)
 
     def __call__(self, batch: pa.RecordBatch, where: str, counts: Counter[str]) -> Rows:
         """Return the valid rows in their order and add every row to `counts`.

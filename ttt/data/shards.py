@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ttt.data.files import READ_BYTES, HttpClient, open_file
 from ttt.errors import Cancelled
-from ttt.text import first_line
+from ttt.text import first_line, format_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -84,4 +84,4 @@ def _check_size(shard: pq.ParquetFile, group: int, columns: tuple[str, ...]) -> 
     chunks = (metadata.column(i) for i in range(metadata.num_columns))
     size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns)
     if size > MAX_BYTES_A_ROW * max(metadata.num_rows, 1):
-        raise ValueError(f"row group {group} would unpack to {size:,} bytes")
+        raise ValueError(f"row group {group} would unpack to {format_bytes(size)}")

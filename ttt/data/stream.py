@@ -14,6 +14,7 @@ from ttt.data.shard_list import ShardSource, find_shards
 from ttt.data.shuffle import INTERLEAVED_SHARDS, Prefetcher, ShuffleCursor, ShuffleReader, ShuffleWindow
 from ttt.data.stream_state import StreamState
 from ttt.errors import DataError, InvalidInput
+from ttt.fields import check_whole_number
 from ttt.types import Batch, BatchStream
 
 if TYPE_CHECKING:
@@ -61,13 +62,11 @@ class CodeStream:
         seed: different for every peer, so that each has an order of its own. token, revision: for a Hub data set.
         codebook: SHA-256 of the model's `vqgan.safetensors`, compared with the data set's `dataset.json` if it has one.
         """
-        for name, value in (("batch_size", batch_size), ("shuffle_buffer", shuffle_buffer)):
-            if type(value) is not int or value < 1:
-                raise InvalidInput(f"{name} must be a whole number from 1, got {value!r}")
         if type(seed) is not int:
             raise InvalidInput(f"seed must be a whole number, got {seed!r}")
-        self.source, self.tokenize, self.batch_size = source, tokenize, batch_size
-        self.seed, self.shuffle_buffer = seed, shuffle_buffer
+        self.source, self.tokenize, self.seed = source, tokenize, seed
+        self.batch_size = check_whole_number("batch_size", batch_size, 1)
+        self.shuffle_buffer = check_whole_number("shuffle_buffer", shuffle_buffer, 1)
         self._warned: set[str] = set()
         self.check = RowCheck(image_seq_len, num_image_tokens, filters or Filters(), _warn_once(self._warned))
         self.token, self.codebook, self.retry = token, codebook, retry or RetryPolicy()

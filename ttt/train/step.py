@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ttt.errors import CheckpointError, InvalidInput
+from ttt.errors import CheckpointError
+from ttt.fields import check_whole_number
 from ttt.hardware import choose_training_dtype
 from ttt.model.dalle import Dalle
 from ttt.types import Batch, BatchStream
@@ -148,7 +149,6 @@ class DalleTask:
 
 def split(batch: Batch, size: int) -> Iterator[Batch]:
     """A batch in parts of at most `size` samples."""
-    if size < 1:
-        raise InvalidInput(f"a micro-batch has at least 1 sample, got {size}")
+    check_whole_number("micro_batch", size, 1)
     for text, codes in zip(batch.text.split(size), batch.codes.split(size), strict=True):
         yield Batch(text, codes)

@@ -29,6 +29,12 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         write_run_file(path, settings)
 
 
+def test_a_run_file_saved_on_windows_is_read(tmp_path: Path) -> None:
+    """With a byte-order mark and the line ends of Windows."""
+    (tmp_path / "run.toml").write_bytes(b'\xef\xbb\xbf[run]\r\nname = "cats"\r\n')
+    assert read_run_file(tmp_path / "run.toml").run.name == "cats"
+
+
 def test_sample_images_may_still_be_called_pictures(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text("[pictures]\nkeep = 7\n")
     assert read_run_file(tmp_path / "run.toml").sample_images.keep == 7

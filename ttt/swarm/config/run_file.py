@@ -93,7 +93,7 @@ def _text(source: str | Path) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InvalidInput(f"{path} is larger than {MAX_BYTES} bytes: not a run file")
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # Notepad writes a byte-order mark
     except FileNotFoundError:
         raise InvalidInput(f"{path} is not there; `python -m ttt run new {path}` writes one") from None
     except (OSError, UnicodeDecodeError) as error:
