@@ -196,16 +196,17 @@ def test_a_dropped_png_fills_the_form_with_its_settings(context: Any, slow_serve
     )
     assert field(other, "number input for Candidates") == "12"
     assert other.get_by_label("Keep this seed").is_checked()
-    other.get_by_role("button", name="Generate", exact=True).click()
-    result = result_of(other, "to be made again")
-    assert result.locator("#shown-seed").inner_text() == str(seed)
-    again = httpx2.get(slow_server.url + str(result.locator("figure a").first.get_attribute("href"))).content
-    assert again == png
 
     drop(other, "foreign.png", png[:60])
     other.get_by_role("alert").wait_for()
     assert "PNG" in other.get_by_role("alert").inner_text()
     assert field(other, "Prompt") == "to be made again"
+
+    other.get_by_role("button", name="Generate", exact=True).click()
+    result = result_of(other, "to be made again")
+    assert result.locator("#shown-seed").inner_text() == str(seed)
+    again = httpx2.get(slow_server.url + str(result.locator("figure a").first.get_attribute("href"))).content
+    assert again == png
 
 
 def drop(page: Page, name: str, content: bytes) -> None:
