@@ -45,7 +45,7 @@ def report_errors() -> Iterator[None]:
     try:
         yield
     except TTTError as error:
-        _print_error(f"Error: {error}")
+        _print_error(f"Error: {error}" + (f"\n{error.hint}" if error.hint else ""))
         raise typer.Exit(WRONG_INPUT) from None
     except KeyboardInterrupt:
         _print_error("Stopped.")

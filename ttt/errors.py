@@ -16,7 +16,14 @@ from __future__ import annotations
 
 
 class TTTError(Exception):
-    """Base of all errors that may be shown to a user as they are."""
+    """Base of all errors that may be shown to a user as they are.
+
+    hint: what the user can do, where that is longer than the message should be; shown below it.
+    """
+
+    def __init__(self, *args: object, hint: str = "") -> None:
+        super().__init__(*args)
+        self.hint = hint
 
 
 class InvalidInput(TTTError, ValueError):

@@ -103,7 +103,6 @@ def add_commands(app: typer.Typer, errors_told: ErrorsTold) -> None:
                 announce=tuple(announce or ()),
                 initial_peers=tuple(initial_peer or ()),
             )
-            options.check()
             run_coordinator(options, settings)
 
     @app.command()

@@ -1,4 +1,4 @@
-"""The launcher and its supervisor with real peers that cannot even begin: back-off, reasons, limits, one at a time."""
+"""The launcher and its supervisor, with peers that fail at once: back-off, reasons, limits, one at a time."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ if sys.platform != "linux":
     pytest.skip("a peer needs Linux", allow_module_level=True)
 
 from ttt.errors import InvalidInput
-from ttt.swarm.process import control_files as files
-from ttt.swarm.process.control_files import Contribution, DesiredState, SupervisorState
+from ttt.swarm.config.options import JoinOptions
+from ttt.swarm.process import control_files
+from ttt.swarm.process.control_files import Contribution, DesiredState, Phase, SupervisorState
 from ttt.swarm.process.launcher import Launcher, start_ticks, tail
 from ttt.swarm.process.status import PeerStatus, write_status
-from ttt.swarm.process.supervisor import SECRETS, Supervisor, command
+from ttt.swarm.process.supervisor import HEALTHY_SECONDS, SECRETS, Supervisor, peer_command
 
 ADDRESS = "/ip4/127.0.0.1/tcp/1/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
 
@@ -45,24 +46,132 @@ def until(true: Callable[[], object], what: str, seconds: float = 90.0) -> None:
         time.sleep(0.1)
 
 
-def test_a_peer_that_dies_is_tried_again_with_back_off_and_the_reason_is_told(
-    launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class Clock:
+    """A clock that stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = time.time()
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def tick_until(supervisor: Supervisor, phase: Phase) -> None:
+    """Tick as `Supervisor.run` does; the clock of the supervisor does not move."""
+    deadline = time.monotonic() + 90
+    while supervisor.state.phase != phase:
+        assert time.monotonic() < deadline, f"not {phase}: {supervisor.state}"
+        supervisor.tick()
+        time.sleep(0.05)
+
+
+def run_instead_of_a_peer(monkeypatch: pytest.MonkeyPatch, script: str) -> list[int]:
+    """Let supervisors start this Python script; returns the micro-batch limits of all starts so far."""
+    limits: list[int] = []
+
+    def fast_command(desired: DesiredState, folder: Path, micro_batch_limit: int = 0) -> list[str]:
+        limits.append(micro_batch_limit)
+        return [sys.executable, "-S", "-c", script, str(folder)]
+
+    monkeypatch.setattr("ttt.swarm.process.supervisor.peer_command", fast_command)
+    return limits
+
+
+def test_a_peer_that_fails_is_restarted_with_back_off_and_shows_the_reason(
+    launcher: Launcher, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(SECRETS[0], "a secret of the app")
-    launcher.start(order(tmp_path))
-    until(lambda: launcher.view().restarts >= 1, "the first failure")
+    control_files.write(launcher.folder, order(tmp_path))
+    supervisor = Supervisor(launcher.folder, clock=clock, back_off=(2.0, 5.0, 7.0))
+    tick_until(supervisor, "waiting")  # a real peer
     view = launcher.view()
     assert "absent.toml is not there" in view.reason
+    assert any("absent.toml" in line for line in view.log)
     with pytest.raises(InvalidInput, match="runs already"):
         launcher.start(order(tmp_path))
-    until(lambda: launcher.view().restarts >= 2 and launcher.view().phase == "waiting", "the second failure")
-    view = launcher.view()
-    assert view.next_attempt is not None and view.next_attempt - time.time() > 2  # more than after the first
-    assert any("absent.toml" in line for line in view.log)
+    run_instead_of_a_peer(monkeypatch, "raise ValueError('it broke')")
+    waits = []
+    for restarts in range(1, 5):
+        view = launcher.view()
+        assert view.restarts == restarts and view.next_attempt is not None
+        waits.append(view.next_attempt - clock.now)
+        clock.now = view.next_attempt - 0.01
+        supervisor.tick()
+        assert supervisor.state.phase == "waiting", "it did not wait"
+        clock.now = view.next_attempt
+        supervisor.tick()
+        assert supervisor.state.phase == "starting"
+        tick_until(supervisor, "waiting")
+        assert "it broke" in launcher.view().reason
+    assert waits == pytest.approx([2.0, 5.0, 7.0, 7.0])
     launcher.stop()
-    assert launcher.wait_until_off(60)
+    assert supervisor.tick()
+    assert supervisor.state.phase == "off" and supervisor.state.reason == "stopped by the owner"
+
+
+def test_a_peer_that_was_healthy_restarts_the_back_off(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_instead_of_a_peer(monkeypatch, "import sys; sys.exit(3)")
+    control_files.write(tmp_path, order(tmp_path))
+    supervisor = Supervisor(tmp_path, clock=clock)
+    for expected in (2.0, 5.0, 2.0):
+        supervisor.tick()
+        if expected == 2.0:
+            clock.now += HEALTHY_SECONDS + 1
+        tick_until(supervisor, "waiting")
+        assert supervisor.state.next_attempt == pytest.approx(clock.now + expected)
+        clock.now += expected
+
+
+def test_secrets_of_the_app_do_not_reach_the_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SECRETS:
+        monkeypatch.setenv(name, "a secret of the app")
+    monkeypatch.setenv("HF_TOKEN", "for the data set")
+    run_instead_of_a_peer(monkeypatch, "import os; raise ValueError('Error ' + ','.join(sorted(os.environ)))")
+    control_files.write(tmp_path, order(tmp_path))
+    supervisor = Supervisor(tmp_path)
+    tick_until(supervisor, "waiting")
+    assert "HF_TOKEN" in supervisor.state.reason
+    assert not [name for name in SECRETS if name in supervisor.state.reason]
+
+
+KILL_ITSELF = """
+import json, os, signal, sys, time
+status = {"state": "computing", "pid": os.getpid(), "started": time.time(), "time": time.time(), "micro_batch": 6}
+open(sys.argv[1] + "/status.json", "w").write(json.dumps(status))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_after_an_out_of_memory_kill_the_peer_restarts_with_half_the_micro_batch(
+    launcher: Launcher, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = run_instead_of_a_peer(monkeypatch, KILL_ITSELF)
+    control_files.write(launcher.folder, order(tmp_path))
+    supervisor = Supervisor(launcher.folder, clock=clock)
+    tick_until(supervisor, "starting")
+    tick_until(supervisor, "waiting")
     view = launcher.view()
-    assert view.phase == "off" and view.reason == "stopped by its owner" and not view.active
+    assert "out of memory" in view.reason and "micro-batch of 3 instead of 6" in view.hint
+    clock.now += 10
+    tick_until(supervisor, "starting")
+    tick_until(supervisor, "waiting")
+    assert limits == [0, 3]
+    launcher.stop()
+    supervisor.tick()
+
+
+@pytest.mark.parametrize(("chosen", "limit", "given"), [(0, 0, []), (0, 3, [3]), (8, 0, [8]), (8, 3, [3]), (2, 3, [2])])
+def test_a_micro_batch_is_given_to_the_peer_only_if_chosen_or_limited(
+    tmp_path: Path, chosen: int, limit: int, given: list[int]
+) -> None:
+    line = peer_command(order(tmp_path, micro_batch=chosen), tmp_path, limit)
+    assert [int(line[i + 1]) for i, word in enumerate(line) if word == "--micro-batch"] == given
 
 
 def test_the_launcher_of_another_process_finds_it_and_may_stop_it(launcher: Launcher, tmp_path: Path) -> None:
@@ -74,22 +183,38 @@ def test_the_launcher_of_another_process_finds_it_and_may_stop_it(launcher: Laun
     other.pause()
     until(lambda: launcher.view().phase == "paused", "paused")
     launcher.resume()
-    until(lambda: launcher.view().phase != "paused", "it goes on")
+    until(lambda: launcher.view().phase != "paused", "resumed")
     other.stop()
     assert other.wait_until_off(60)
 
 
-def test_it_ends_at_its_time_and_with_the_process_it_belongs_to(launcher: Launcher, tmp_path: Path) -> None:
-    launcher.start(order(tmp_path, stop_at=time.time() + 5))
-    assert launcher.wait_until_off(60)
-    assert launcher.view().reason == "the time it was given is over"
+def test_it_ends_at_the_chosen_time(launcher: Launcher, tmp_path: Path, clock: Clock) -> None:
+    control_files.write(launcher.folder, order(tmp_path, stop_at=clock.now + 5, desired="pause"))
+    supervisor = Supervisor(launcher.folder, clock=clock)
+    assert not supervisor.tick()
+    clock.now += 5
+    assert supervisor.tick()
+    assert supervisor.state.reason == "the chosen time to stop has come"
+
+
+def test_it_ends_with_the_process_it_belongs_to(launcher: Launcher, tmp_path: Path) -> None:
     companion = subprocess.Popen(["sleep", "600"])
     launcher.start(order(tmp_path, exit_with_pid=companion.pid))
     assert launcher.view().active
     companion.kill()
     companion.wait()
     assert launcher.wait_until_off(60)
-    assert launcher.view().reason == "the program it belonged to has ended"
+    assert launcher.view().reason == "the program that it belongs to has ended"
+
+
+def test_a_pause_ends_at_its_time(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_instead_of_a_peer(monkeypatch, "")
+    control_files.write(tmp_path, order(tmp_path, desired="pause", pause_until=clock.now + 60))
+    supervisor = Supervisor(tmp_path, clock=clock)
+    tick_until(supervisor, "paused")
+    clock.now += 60
+    tick_until(supervisor, "starting")
+    tick_until(supervisor, "waiting")
 
 
 def test_a_time_that_has_passed_starts_nothing(launcher: Launcher, tmp_path: Path) -> None:
@@ -99,7 +224,7 @@ def test_a_time_that_has_passed_starts_nothing(launcher: Launcher, tmp_path: Pat
 
 
 def test_what_is_not_running_cannot_be_paused(launcher: Launcher) -> None:
-    with pytest.raises(InvalidInput, match="no peer runs here"):
+    with pytest.raises(InvalidInput, match="no peer is running"):
         launcher.pause()
     launcher.stop()
 
@@ -113,7 +238,9 @@ def test_a_pause_has_a_length(launcher: Launcher, hours: float) -> None:
 def test_a_pid_of_another_process_is_not_taken_for_ours(launcher: Launcher) -> None:
     mine = start_ticks(os.getpid())
     assert mine is not None
-    files.write(launcher.folder, SupervisorState(pid=os.getpid(), start_ticks=mine - 1, phase="running", peer_pid=5))
+    control_files.write(
+        launcher.folder, SupervisorState(pid=os.getpid(), start_ticks=mine - 1, phase="running", peer_pid=5)
+    )
     view = launcher.view()
     assert view.phase == "off" and view.peer_pid == 0 and "supervisor was killed" in view.reason
     assert start_ticks(2**22 + 5) is None
@@ -124,46 +251,48 @@ def test_work_is_counted_once_over_processes_and_supervisors(launcher: Launcher)
     launcher.folder.mkdir()
     write_status(launcher.folder, status)
     accumulated = Contribution(samples=5, steps=1, seconds=40.0)
-    files.write(launcher.folder, SupervisorState(peer_pid=77, accumulated=accumulated))
+    control_files.write(launcher.folder, SupervisorState(peer_pid=77, accumulated=accumulated))
     assert launcher.view().contribution == Contribution(samples=15, steps=3, sent_bytes=3, seconds=100.0)
-    assert Supervisor(launcher.folder).now.accumulated.samples == 15  # its predecessor was killed before it had counted
-    files.write(launcher.folder, SupervisorState(peer_pid=0, accumulated=launcher.view().contribution))
+    assert (
+        Supervisor(launcher.folder).state.accumulated.samples == 15
+    )  # its predecessor was killed before it had counted
+    control_files.write(launcher.folder, SupervisorState(peer_pid=0, accumulated=launcher.view().contribution))
     assert launcher.view().contribution.samples == 15
-    assert Supervisor(launcher.folder).now.accumulated.samples == 15
+    assert Supervisor(launcher.folder).state.accumulated.samples == 15
 
 
 def test_a_folder_that_takes_nothing_ends_no_supervisor(tmp_path: Path) -> None:
-    files.write(tmp_path, order(tmp_path, desired="pause"))
+    control_files.write(tmp_path, order(tmp_path, desired="pause"))
     obstacle = tmp_path / "supervisor.json"
     obstacle.mkdir()
     supervisor = Supervisor(tmp_path)
     supervisor._set_phase("starting")
-    assert not supervisor._turn() and supervisor.now.phase == "paused"
+    assert not supervisor.tick() and supervisor.state.phase == "paused"
     obstacle.rmdir()
-    assert not supervisor._turn()
-    told = files.read(SupervisorState, tmp_path)
+    assert not supervisor.tick()
+    told = control_files.read(SupervisorState, tmp_path)
     assert told is not None and told.phase == "paused"
 
 
 def test_a_peer_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
-    files.write(tmp_path, order(tmp_path))
+    control_files.write(tmp_path, order(tmp_path))
     (tmp_path / "log").mkdir()
     supervisor = Supervisor(tmp_path)
-    assert not supervisor._turn()
-    assert supervisor.now.phase == "waiting" and "could not be started" in supervisor.now.reason
+    assert not supervisor.tick()
+    assert supervisor.state.phase == "waiting" and "could not be started" in supervisor.state.reason
 
 
 def test_a_stranger_with_the_pid_of_a_peer_keeps_nobody_waiting(tmp_path: Path) -> None:
     mine = start_ticks(os.getpid())
     assert mine is not None
-    files.write(tmp_path, order(tmp_path))
+    control_files.write(tmp_path, order(tmp_path))
     (tmp_path / "log").mkdir()  # nothing is really started
     for its_birth, waits in ((mine, True), (mine - 1, False)):
-        files.write(tmp_path, SupervisorState(peer_pid=os.getpid(), peer_start_ticks=its_birth))
+        control_files.write(tmp_path, SupervisorState(peer_pid=os.getpid(), peer_start_ticks=its_birth))
         supervisor = Supervisor(tmp_path)
         supervisor._set_phase("starting")
-        supervisor._turn()
-        assert (supervisor.now.phase == "starting") is waits
+        supervisor.tick()
+        assert (supervisor.state.phase == "starting") is waits
 
 
 def test_files_that_are_torn_or_odd_are_no_files(launcher: Launcher) -> None:
@@ -174,17 +303,33 @@ def test_files_that_are_torn_or_odd_are_no_files(launcher: Launcher) -> None:
         assert launcher.view().phase == "off" and launcher.view().desired_state is None
 
 
-def test_the_command_of_a_peer_is_one_of_the_command_line(tmp_path: Path) -> None:
+def test_the_command_of_a_peer_passes_every_option_on(tmp_path: Path) -> None:
     import typer.main
 
     from ttt.__main__ import app
 
-    line = command(order(tmp_path, client=True, name="--odd name"), tmp_path)
+    chosen = {
+        "run": "run.toml", "initial_peers": (ADDRESS, ADDRESS + "x"), "coordinator": ADDRESS[-46:], "name": "--odd name",
+        "device": "cpu", "precision": "float32", "micro_batch": 3, "limit": 2.5, "host": "127.0.0.1", "port": 4001,
+        "announce": ("/dns4/example.org/tcp/80",), "client": True, "relay": False, "until": 7, "seed": 11, "plain": True,
+    }  # fmt: skip
+    line = peer_command(DesiredState.model_validate(chosen), tmp_path)
     assert line[1:4] == ["-m", "ttt", "peer"]
     peer = typer.main.get_command(app).commands["peer"]  # type: ignore[attr-defined]
-    context = peer.make_context("peer", line[4:])
-    assert context.params["client"] is True and context.params["name"] == "--odd name"
-    assert context.params["initial_peer"] == [ADDRESS]
+    given = peer.make_context("peer", line[4:]).params
+    given = {"initial_peers": given.pop("initial_peer", None), "relay": not given.pop("no_relay", False), **given}
+    for name, value in chosen.items():
+        assert tuple(given[name]) == value if isinstance(value, tuple) else given[name] == value, name
+    only_auxiliary = {"auxiliary"}
+    assert set(chosen) | only_auxiliary == set(JoinOptions.model_fields), "an option is not tested"
+    assert "--auxiliary" in peer_command(order(tmp_path, auxiliary=True), tmp_path)
+
+
+def test_a_desired_state_is_checked_like_the_options_of_the_command_line(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="--coordinator must be the end of its address"):
+        DesiredState(run="run.toml", initial_peers=(ADDRESS,), coordinator="the organiser")
+    with pytest.raises(InvalidInput, match="micro_batch must be a whole number from 0"):
+        DesiredState(run="run.toml", initial_peers=(ADDRESS,), micro_batch=-1)
 
 
 def test_the_end_of_a_log(tmp_path: Path) -> None:
@@ -195,11 +340,11 @@ def test_the_end_of_a_log(tmp_path: Path) -> None:
 
 def test_a_second_supervisor_of_a_folder_goes_at_once(launcher: Launcher, tmp_path: Path) -> None:
     launcher.start(order(tmp_path))
-    first = files.read(SupervisorState, launcher.folder)
+    first = control_files.read(SupervisorState, launcher.folder)
     line = [sys.executable, "-m", "ttt.swarm.process.supervisor", str(launcher.folder)]
     assert subprocess.run(line, timeout=60).returncode == 0
-    second = files.read(SupervisorState, launcher.folder)
+    second = control_files.read(SupervisorState, launcher.folder)
     assert first is not None and second is not None and first.pid == second.pid
     os.kill(first.pid, signal.SIGTERM)
     assert launcher.wait_until_off(60)
-    assert launcher.view().reason == "asked to stop by the system"
+    assert launcher.view().reason == "stopped by the system (SIGTERM)"

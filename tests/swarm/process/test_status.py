@@ -13,7 +13,7 @@ import pytest
 
 from ttt.errors import SwarmError
 from ttt.swarm.process import lifecycle as processes
-from ttt.swarm.process.reporter import Reporter, explain
+from ttt.swarm.process.reporter import Reporter, describe_round
 from ttt.swarm.process.status import (
     PeerStatus,
     RoundRecord,
@@ -66,7 +66,7 @@ def test_rounds_are_counted_and_those_that_were_not_clean_explained(tmp_path: Pa
     assert [one.complete for one in read_rounds(tmp_path)] == [True, False, False, False, False]
     for told, part in zip(status.problems, ["50%", "75%", "NaN", "matchmaking_time"], strict=True):
         assert part in told
-    assert "chunk_timeout" in explain(bad[0])
+    assert "chunk_timeout" in describe_round(bad[0])
 
 
 def test_the_last_line_of_a_killed_process_is_passed_over(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_the_desired_state_of_a_form() -> None:
     desired = desired_state_of(
         PeerForm(**{**vars(FORM), "hours": 2, "gpu_gib": 7.5, "limit": 3}), T4, FITS, exit_with_pid=7
     )
-    assert desired.run == "run.toml" and desired.initial_peers == [ADDRESS] and desired.name == "me"
+    assert desired.run == "run.toml" and desired.initial_peers == (ADDRESS,) and desired.name == "me"
     assert desired.limit == 3 and desired.exit_with_pid == 7
     assert desired.gpu_fraction == pytest.approx(0.5)
     assert desired.stop_at == pytest.approx(time.time() + 7200, abs=60)

@@ -46,9 +46,9 @@ def test_a_space_connects_only_to_its_ports() -> None:
     connectivity = check_connectivity(SPACE, [ADDRESS, closed])
     assert connectivity.client and not connectivity.unreachable
     assert (connectivity.reachable_addresses, connectivity.blocked_addresses) == ((ADDRESS,), (closed,))
-    assert desired_state_of(PeerForm(run="r", initial_peers=f"{closed} {ADDRESS}"), SPACE, FITS).initial_peers == [
-        ADDRESS
-    ]
+    assert desired_state_of(PeerForm(run="r", initial_peers=f"{closed} {ADDRESS}"), SPACE, FITS).initial_peers == (
+        ADDRESS,
+    )
     assert check_connectivity(SPACE, [closed]).unreachable
     with pytest.raises(InvalidInput, match="80, 443 and 8080"):
         desired_state_of(PeerForm(run="r", initial_peers=closed), SPACE, FITS)

@@ -1,91 +1,147 @@
-"""What a volunteer and an organiser choose beside the run file. The command line reads the helps; knows no network."""
+"""What the user of a peer and the organiser of a run choose beside the run file. Independent of the network.
+
+The command line, the web page and the supervisor of a peer read names, defaults, ranges and descriptions from here.
+"""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
-from ttt.errors import InvalidInput
+from pydantic import Field, model_validator
+
+from ttt.fields import CheckedModel
 from ttt.swarm.config.run_config import check_host
 
+MAX_ADDRESSES = 16
 PEER_ID = r"[1-9A-HJ-NP-Za-km-z]{40,64}"
 
+Address = Annotated[str, Field(min_length=1, max_length=1000)]
 
-@dataclass(frozen=True, kw_only=True)
-class PeerOptions:
-    """What a volunteer chooses; InvalidInput from `check` where it cannot work."""
 
-    run: str
-    """Run file, or its URL."""
-    initial_peers: tuple[str, ...]
-    """Addresses to join at."""
-    coordinator: str = ""
-    """libp2p id of the coordinator, or its address; empty: the initial peers are the coordinator, or know it."""
-    folder: Path
-    """For status, identity and backup."""
-    name: str = ""
-    device: str = "auto"
-    precision: str = "auto"
-    micro_batch: int = 0
-    """Samples at once; 0: what fits."""
-    limit: float = 0.0
-    """Samples per second not to exceed; 0: as fast as possible."""
-    host: str = "0.0.0.0"
-    port: int = 0
-    announce: tuple[str, ...] = ()
-    client: bool = False
-    relay: bool = True
-    auxiliary: bool = False
-    until: int = 0
-    """Leave after this step; 0: stay."""
-    seed: int | None = None
-    backup_seconds: float = 300.0
-    plain: bool = False
-    """Lines of text even on a terminal."""
+class JoinOptions(CheckedModel):
+    """How a peer joins a run and trains; InvalidInput if these options cannot work together."""
+
+    run: str = Field(min_length=1, max_length=1000, description="The run file, or its URL.")
+    initial_peers: tuple[Address, ...] = Field(
+        default=(),
+        max_length=MAX_ADDRESSES,
+        description="Address at which to join: the one that the coordinator prints, or that of any peer of the run. Can "
+        "be given several times.",
+        json_schema_extra={"option": "--initial-peer"},
+    )
+    coordinator: str = Field(
+        default="",
+        max_length=1000,
+        description="Id or address of the coordinator. Default: the initial peers are trusted, and the coordinators that they "
+        "name.",
+    )
+    name: str = Field(default="", max_length=100, description="Your name on the leaderboard.")
+    device: str = Field(default="auto", max_length=20, description="auto, cpu, cuda or cuda:1.")
+    precision: str = Field(default="auto", max_length=20, description="auto, float32, bfloat16 or float16.")
+    micro_batch: int = Field(
+        default=0, ge=0, le=1 << 24, description="Samples to compute at once; 0: as many as fit in memory."
+    )
+    limit: float = Field(default=0.0, ge=0, le=1e6, description="Samples a second not to exceed; 0: no limit.")
+    host: str = Field(default="0.0.0.0", max_length=100, description="IPv4 address to listen on.")
+    port: int = Field(default=0, ge=0, le=65_535, description="TCP port to listen on; 0: any free port.")
+    announce: tuple[Address, ...] = Field(
+        default=(),
+        max_length=MAX_ADDRESSES,
+        description="Address under which other peers reach this one, such as /ip4/203.0.113.5/tcp/8080. Default: the "
+        "addresses of this machine.",
+    )
+    client: bool = Field(
+        default=False, description="Only connect to others, do not listen: for peers behind a NAT or in a Space."
+    )
+    relay: bool = Field(default=True, description="Let other peers relay connections where no direct one works.")
+    auxiliary: bool = Field(
+        default=False, description="Only average for other peers, without training; needs no GPU, but an open port."
+    )
+    until: int = Field(default=0, ge=0, description="Leave after this step; 0: stay.")
+    seed: int | None = Field(
+        default=None, ge=0, le=2**63 - 1, description="Order of this peer's data. Default: random."
+    )
+    plain: bool = Field(default=False, description="Print lines of text even to a terminal that can show more.")
 
     @property
     def coordinators(self) -> list[str]:
-        """libp2p ids of those whose announcements of the run count, as do those of the coordinators that they name."""
-        known = (self.coordinator,) if self.coordinator else self.initial_peers
-        return [address.rpartition("/p2p/")[2] for address in known]
+        """Ids of the peers whose announcements of the run are trusted, as are the coordinators that they name."""
+        trusted = (self.coordinator,) if self.coordinator else self.initial_peers
+        return [address.rpartition("/p2p/")[2] for address in trusted]
 
-    def check(self) -> None:
+    @model_validator(mode="after")
+    def _check_together(self) -> JoinOptions:
         if not self.initial_peers:
-            raise InvalidInput("--initial-peer is needed: the address that the coordinator prints")
-        if self.coordinator and not all(re.fullmatch(PEER_ID, coordinator) for coordinator in self.coordinators):
-            raise InvalidInput(
-                f"--coordinator must be the end of its address, after /p2p/, such as Qm... (46 characters); "
+            raise ValueError("--initial-peer is needed: the address that the coordinator prints")
+        if self.coordinator and not re.fullmatch(PEER_ID, self.coordinators[0]):
+            raise ValueError(
+                "--coordinator must be the end of its address, after /p2p/, such as Qm... (46 characters); "
                 f"got {self.coordinator!r}"
             )
-        if self.micro_batch < 0:
-            raise InvalidInput(f"--micro-batch must be at least 1, or 0 for what fits; got {self.micro_batch}")
         if not self.client:
             _check_host_option(self.host)
         if self.client and self.auxiliary:
-            raise InvalidInput("--auxiliary needs to be reachable by others: leave --client out")
+            raise ValueError("--auxiliary needs an open port that other peers can reach: leave --client out")
+        return self
 
 
-@dataclass(frozen=True, kw_only=True)
-class CoordinatorOptions:
-    """What an organiser chooses beside the run file."""
+class PeerOptions(JoinOptions):
+    """All options of a running peer."""
 
-    run: str
-    folder: Path
-    host: str = ""
-    port: int = 0
-    announce: tuple[str, ...] = ()
-    initial_peers: tuple[str, ...] = ()
-    """Of a network that exists already; usually none."""
+    folder: Path = Field(description="Folder for the identity, status and backup of the peer.")
+    backup_seconds: float = Field(default=300.0, ge=0, description="Seconds between two backups of the state.")
 
-    def check(self) -> None:
-        """InvalidInput where it cannot work."""
+
+class CoordinatorOptions(CheckedModel):
+    """What the organiser of a run chooses beside the run file."""
+
+    run: str = Field(min_length=1, max_length=1000, description="The run file, or its URL.")
+    folder: Path = Field(description="Folder for checkpoints, history, identity and status.")
+    host: str = Field(
+        default="", max_length=100, description="IPv4 address to listen on. Default: the one in the run file."
+    )
+    port: int = Field(default=0, ge=0, le=65_535, description="TCP port to listen on; 0: the one in the run file.")
+    announce: tuple[Address, ...] = Field(
+        default=(),
+        max_length=MAX_ADDRESSES,
+        description="Address under which peers reach the coordinator. Default: those in the run file.",
+    )
+    initial_peers: tuple[Address, ...] = Field(
+        default=(),
+        max_length=MAX_ADDRESSES,
+        description="Address of a network that exists already; usually none.",
+        json_schema_extra={"option": "--initial-peer"},
+    )
+
+    @model_validator(mode="after")
+    def _check_listening(self) -> CoordinatorOptions:
         if self.host:
             _check_host_option(self.host)
+        return self
+
+
+def option_arguments(options: JoinOptions) -> list[str]:
+    """The arguments of `ttt peer` that give these options; those with their default value are left out."""
+    arguments: list[str] = []
+    for name, field in JoinOptions.model_fields.items():
+        value: Any = getattr(options, name)
+        if value == field.default:
+            continue
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        flag = str(extra.get("option", f"--{name.replace('_', '-')}"))
+        if isinstance(value, bool):
+            arguments.append(flag if value else f"--no-{flag.removeprefix('--')}")
+        elif isinstance(value, tuple):
+            arguments += [word for item in value for word in (flag, item)]
+        else:
+            arguments += [flag, str(value)]
+    return arguments
 
 
 def _check_host_option(host: str) -> None:
     try:
         check_host(host)
-    except InvalidInput as error:
-        raise InvalidInput(f"--host {error}, got {host!r}") from None
+    except ValueError as error:
+        raise ValueError(f"--host {error}, got {host!r}") from None

@@ -66,7 +66,6 @@ def run_peer(options: PeerOptions, settings: RunSettings, access: AccessPolicy |
     """
     check_machine()
     check_hivemind()
-    options.check()
     leave = LeaveRequest()
     with swarm_session(
         options, settings, name=options.name, role="auxiliary" if options.auxiliary else "peer"

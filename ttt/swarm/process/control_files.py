@@ -1,6 +1,6 @@
-"""What a volunteer asks of a peer, and what became of it, as two small files in its folder. Knows no processes.
+"""The two files that control the peer of a folder: what its user wants, and what its supervisor does.
 
-desired.json        DesiredState, written by whoever presses the buttons
+desired.json     DesiredState, written by a `Launcher` (page, script, command line)
 supervisor.json  SupervisorState, written by the supervisor (`supervisor.py`)
 """
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ttt.atomic import write_atomically
 from ttt.errors import InvalidInput
+from ttt.swarm.config.options import JoinOptions
 from ttt.swarm.process.status import PeerStatus
 
 DESIRED_STATE_FILE, SUPERVISOR_STATE_FILE = "desired.json", "supervisor.json"
@@ -22,44 +23,25 @@ MAX_HOURS = 24 * 365.0
 
 Desired = Literal["run", "pause", "stop"]
 Phase = Literal["off", "starting", "running", "stopping", "paused", "waiting", "finished"]
-"""waiting: for the next try after the peer died; finished: the run, or what was asked for, is complete."""
+"""waiting: the peer failed and will be restarted; finished: the run, or the peer's share of it, is complete."""
 
 
-class _File(BaseModel):
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+class DesiredState(JoinOptions):
+    """What the peer should do, and with which options. It holds no secret: tokens reach a peer by its environment."""
 
+    model_config = ConfigDict(extra="ignore")
 
-class DesiredState(_File):
-    """What the peer is to do. It holds no secret: tokens reach a peer by its environment alone."""
-
-    run: str = Field(min_length=1, max_length=1000)
-    """Run file, or its URL."""
-    initial_peers: list[str] = Field(min_length=1, max_length=16)
-    """Addresses to join at."""
-    name: str = Field(default="", max_length=100)
-    """On the leaderboard."""
-    device: str = Field(default="auto", max_length=20)
-    micro_batch: int = Field(default=0, ge=0, le=4096)
-    """0: what fits."""
-    limit: float = Field(default=0.0, ge=0, le=1e6)
-    """Samples per second not to exceed; 0: none."""
-    client: bool = False
-    """Others cannot reach this machine."""
-    host: str = Field(default="0.0.0.0", max_length=100)
-    port: int = Field(default=0, ge=0, le=65_535)
-    gpu_fraction: float = Field(default=1.0, gt=0, le=1)
-    """Of the GPU's memory that the peer may take."""
-    stop_at: float | None = None
-    """Unix time."""
+    gpu_fraction: float = Field(default=1.0, gt=0, le=1, description="Share of the GPU's memory that the peer may use.")
+    stop_at: float | None = Field(default=None, description="Unix time at which the peer stops.")
     desired: Desired = "run"
-    pause_until: float | None = None
-    """Unix time; None: until told to go on."""
-    exit_with_pid: int = Field(default=0, ge=0)
-    """Stop when the process of this id has ended; 0: outlive everything."""
+    pause_until: float | None = Field(default=None, description="Unix time; None: until resumed.")
+    exit_with_pid: int = Field(
+        default=0, ge=0, description="Stop when the process with this id has ended; 0: outlive every process."
+    )
 
 
-class Contribution(_File):
-    """What peers of this folder did, all their processes together."""
+class Contribution(BaseModel):
+    """Work and traffic of all processes that ran in this folder."""
 
     samples: int = 0
     steps: int = 0
@@ -68,6 +50,7 @@ class Contribution(_File):
     seconds: float = 0.0
 
     def plus(self, status: PeerStatus) -> Contribution:
+        """Add the counts of one process, which start at 0 with it."""
         return Contribution(
             samples=self.samples + status.samples,
             steps=self.steps + status.steps_done,
@@ -77,34 +60,39 @@ class Contribution(_File):
         )
 
 
-class SupervisorState(_File):
-    """What the supervisor does just now."""
+class SupervisorState(BaseModel):
+    """What the supervisor is doing."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     pid: int = 0
     start_ticks: int = 0
-    """When the kernel started it, in clock ticks since the machine's start: a pid alone may be another's by now."""
+    """When the kernel started it, in clock ticks since boot: the pid alone may belong to another process by now."""
     phase: Phase = "off"
     reason: str = Field(default="", max_length=4000)
-    """Why the peer is off, waits or was started again."""
+    """Why the peer is off, waits or was restarted."""
+    hint: str = Field(default="", max_length=4000)
+    """What the user can do about it, if known."""
     peer_pid: int = 0
-    """Process id of the peer, which leads a session of its own; 0 while there is none."""
+    """Process id of the peer, which leads a session of its own; 0 without a peer."""
     peer_start_ticks: int = 0
-    """When the kernel started it."""
     since: float = 0.0
-    """Unix time of the phase's beginning."""
+    """Unix time at which the phase began."""
     next_attempt: float | None = None
-    """Unix time at which it is started again."""
+    """Unix time of the next restart."""
     restarts: int = 0
-    """After failures, since Start."""
+    """Restarts after failures since the user pressed Start."""
+    micro_batch_limit: int = 0
+    """Largest micro-batch for the next process, after one ran out of memory; 0: no limit."""
     accumulated: Contribution = Contribution()
-    """By the processes that have ended."""
+    """Of the processes that have ended."""
 
 
-Kept = TypeVar("Kept", DesiredState, SupervisorState)
+File = TypeVar("File", DesiredState, SupervisorState)
 
 
-def read(kind: type[Kept], folder: Path) -> Kept | None:
-    """None where there is no readable file."""
+def read(kind: type[File], folder: Path) -> File | None:
+    """Return None if there is no readable file."""
     try:
         with (folder / _name(kind)).open("rb") as file:
             return kind.model_validate_json(file.read(MAX_BYTES))
@@ -112,11 +100,11 @@ def read(kind: type[Kept], folder: Path) -> Kept | None:
         return None
 
 
-def write(folder: Path, kept: DesiredState | SupervisorState) -> None:
-    """InvalidInput where the folder cannot be written."""
+def write(folder: Path, content: DesiredState | SupervisorState) -> None:
+    """Replace the file of this kind. Raises InvalidInput if the folder cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / _name(type(kept)), kept.model_dump_json().encode())
+        write_atomically(folder / _name(type(content)), content.model_dump_json().encode())
     except OSError as error:
         raise InvalidInput(f"{folder} cannot be written: {error}; choose another folder for the peer") from None
 

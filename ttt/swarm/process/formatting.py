@@ -1,4 +1,4 @@
-"""A peer's state and counts in words, alike for a page and a terminal. Pure functions; knows neither."""
+"""A peer's state and counts as text, the same for the page and the terminal. Pure functions."""
 
 from __future__ import annotations
 
@@ -9,72 +9,77 @@ from ttt.text import format_bytes, format_duration
 STATE_LABELS: dict[State, str] = {
     "starting": "Starting",
     "connecting": "Connecting to the swarm",
-    "waiting for a donor": "Waiting for someone who gives the model's state",
+    "waiting for a donor": "Waiting for a peer that offers the model's state",
     "downloading": "Downloading the state from other peers",
     "computing": "Computing gradients",
     "averaging": "Averaging with other peers",
-    "assisting": "Helping others to average",
+    "assisting": "Averaging for other peers",
     "watching": "Watching the run",
-    "restoring": "Restoring the state of the swarm",
+    "restoring": "Restoring the state from the swarm",
     "stopping": "Leaving the swarm",
     "stopped": "Off",
     "failed": "Off",
 }
 STATE_DETAILS: dict[State, str] = {
-    "computing": "On its own share of the data, at its own pace.",
-    "averaging": "Gradients go to and fro; then everybody takes the same step.",
-    "assisting": "It averages for peers that cannot reach each other, and trains nothing itself.",
+    "computing": "This peer trains on its own share of the data, at its own pace.",
+    "averaging": "Peers exchange gradients; then all of them take the same step.",
+    "assisting": "It averages for peers that cannot reach each other, and does not train.",
 }
-"""A sentence for the states that last, where the peer has nothing else to say."""
+"""Shown in states that last, if the peer has no message of its own."""
 WORKING_STATES: tuple[State, ...] = ("computing", "averaging", "assisting")
 UNKNOWN = "–"
 
 
 def status_rows(
-    work: Contribution, live: PeerStatus | None, *, gpu: str = "", share: float | None = None
+    contribution: Contribution, running: PeerStatus | None, *, gpu: str = "", share: float | None = None
 ) -> list[tuple[str, str, str]]:
-    """(name, label, value) of the numbers; what is not known yet is a dash.
+    """Return (name, label, value) of each number; an unknown value is a dash.
 
-    live: of the running process; gpu: its memory, where the peer does not tell it itself.
+    running: status of the running process, if any. gpu: memory in use, for a peer that does not report it. share: this
+    peer's share of the last step, 0 to 1.
     """
+    speed = running.samples_per_second if running else 0.0
+    loss = running.loss if running else None
     return [
-        ("samples", "Samples contributed", f"{work.samples:,}"),
-        ("steps", "Steps taken part in", f"{work.steps:,}"),
-        ("time", "Time given", format_duration(work.seconds)),
-        ("pace", "Samples a second", f"{live.samples_per_second:.2f}" if live and live.samples_per_second else UNKNOWN),
-        ("loss", "Loss", f"{live.loss:.3f}" if live and live.loss is not None else UNKNOWN),
-        ("share", "Share of the last step", f"{share:.0%}" if share is not None and live else UNKNOWN),
-        ("step", "Step of the run", _step(live)),
-        ("peers", "Peers training", f"{live.peers:,}" if live and live.peers else UNKNOWN),
-        ("averaged", "Averaged last with", _averaged(live)),
-        ("sent", "Sent", format_bytes(work.sent_bytes)),
-        ("received", "Received", format_bytes(work.received_bytes)),
-        ("gpu", "GPU memory", _gpu(live) or gpu or UNKNOWN),
+        ("samples", "Samples contributed", f"{contribution.samples:,}"),
+        ("steps", "Steps contributed to", f"{contribution.steps:,}"),
+        ("time", "Time contributed", format_duration(contribution.seconds)),
+        ("pace", "Samples a second", f"{speed:.2f}" if speed else UNKNOWN),
+        ("loss", "Loss", UNKNOWN if loss is None else f"{loss:.3f}"),
+        ("share", "Share of the last step", f"{share:.0%}" if share is not None and running else UNKNOWN),
+        ("step", "Step of the run", _step(running)),
+        ("peers", "Peers training", f"{running.peers:,}" if running and running.peers else UNKNOWN),
+        ("averaged", "Last averaged with", _last_group(running)),
+        ("sent", "Sent", format_bytes(contribution.sent_bytes)),
+        ("received", "Received", format_bytes(contribution.received_bytes)),
+        ("gpu", "GPU memory", _gpu_memory(running) or gpu or UNKNOWN),
     ]
 
 
 def step_progress(status: PeerStatus | None) -> tuple[float, str] | None:
-    """(0 to 1, in words) of the swarm's work for its next step; None for a peer that is not in it."""
+    """Progress of the swarm towards its next step, as a fraction and as text; None for a peer outside the swarm."""
     if status is None or not status.global_batch or status.state not in WORKING_STATES:
         return None
-    # A peer averages once it heard that there are enough; the number that it heard of lags behind.
-    gathered = status.global_batch if status.state == "averaging" else min(status.swarm_samples, status.global_batch)
+    # A peer starts to average when it hears that the batch is full; the number that it last heard lags behind.
+    samples = status.global_batch if status.state == "averaging" else min(status.swarm_samples, status.global_batch)
     return (
-        gathered / status.global_batch,
-        f"{gathered:,} of {status.global_batch:,} samples towards step {status.step + 1:,}",
+        samples / status.global_batch,
+        f"{samples:,} of {status.global_batch:,} samples towards step {status.step + 1:,}",
     )
 
 
-def _step(live: PeerStatus | None) -> str:
-    return f"{live.step:,}" if live and live.state not in ("starting", "connecting") else UNKNOWN
+def _step(running: PeerStatus | None) -> str:
+    return f"{running.step:,}" if running and running.state not in ("starting", "connecting") else UNKNOWN
 
 
-def _averaged(live: PeerStatus | None) -> str:
-    if live is None or not live.group_size:
+def _last_group(running: PeerStatus | None) -> str:
+    if running is None or not running.group_size:
         return UNKNOWN
-    partly = live.results_received is not None and live.results_received < 1
-    return f"{live.group_size} peers" + (f", {live.results_received:.0%}" if partly else "")
+    partial = running.results_received is not None and running.results_received < 1
+    return f"{running.group_size} peers" + (f", {running.results_received:.0%}" if partial else "")
 
 
-def _gpu(live: PeerStatus | None) -> str:
-    return f"{format_bytes(live.gpu_bytes)} of {format_bytes(live.gpu_total)}" if live and live.gpu_total else ""
+def _gpu_memory(running: PeerStatus | None) -> str:
+    if running is None or not running.gpu_total:
+        return ""
+    return f"{format_bytes(running.gpu_bytes)} of {format_bytes(running.gpu_total)}"

@@ -1,7 +1,7 @@
-"""Starts, finds, pauses and stops the peer of a folder from any process of this machine. Knows no pages.
+"""Starts, observes, pauses and stops the peer of a folder, from any process of this machine.
 
-The peer belongs to a supervisor in a session of its own: a page that closes or a web app that dies leaves both alone,
-and the next launcher of the same folder finds them by pid and start time.
+The peer belongs to a supervisor in a session of its own. A page that is closed or a web app that crashes leaves both
+alone, and the next launcher of the same folder finds them by process id and start time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ttt.errors import InvalidInput, SwarmError
-from ttt.swarm.process import control_files as files
+from ttt.swarm.process import control_files
 from ttt.swarm.process.control_files import (
     LOG_FILE,
     MAX_HOURS,
@@ -31,34 +31,38 @@ from ttt.swarm.process.status import PeerStatus, read_status
 
 ROOT = Path(__file__).resolve().parents[3]
 LOG_LINES, TAIL_BYTES = 40, 1 << 16
-BIRTH_SECONDS = 30.0
-"""How long a supervisor may take to write its first word."""
+START_SECONDS = 30.0
+"""Time that a supervisor may take to write its state for the first time."""
 
 
 @dataclass(frozen=True)
 class PeerView:
-    """All that can be said of a folder's peer."""
+    """Everything known about the peer of a folder at one time."""
 
     phase: Phase = "off"
     reason: str = ""
+    hint: str = ""
+    """What the user can do about `reason`, if known."""
     status: PeerStatus | None = None
-    """Of the living process, or of the last one."""
+    """Of the running process, or of the last one."""
     desired_state: DesiredState | None = None
     contribution: Contribution = field(default_factory=Contribution)
-    """By all processes of this folder."""
+    """Of all processes of this folder."""
     restarts: int = 0
     next_attempt: float | None = None
+    """Unix time of the next restart."""
     peer_pid: int = 0
+    """0 without a running peer."""
     log: tuple[str, ...] = ()
 
     @property
     def active(self) -> bool:
-        """Whether Stop has something to stop."""
+        """True if there is something to stop."""
         return self.phase not in ("off", "finished")
 
 
 class Launcher:
-    """The peer of one folder."""
+    """Controls the peer of one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
@@ -66,42 +70,48 @@ class Launcher:
         self._children: list[subprocess.Popen[bytes]] = []
 
     def view(self) -> PeerView:
-        """Reads four small files; never waits."""
+        """Read the state of the peer from four small files, without waiting."""
         for child in self._children:
-            child.poll()  # no zombies
-        supervision, desired = files.read(SupervisorState, self.folder), files.read(DesiredState, self.folder)
-        status = read_status(self.folder)
-        now = supervision or SupervisorState()
-        alive = self._supervisor(supervision) is not None
-        unbanked = status is not None and status.pid == now.peer_pid and now.peer_pid > 0
+            child.poll()  # reaps zombies
+        state = control_files.read(SupervisorState, self.folder) or SupervisorState()
+        desired, status = control_files.read(DesiredState, self.folder), read_status(self.folder)
+        alive = _is_alive(state)
+        known = alive or state.phase in ("off", "finished")
+        accumulated = state.accumulated
+        if status is not None and status.pid == state.peer_pid and state.peer_pid > 0:
+            accumulated = accumulated.plus(status)  # of a process whose end the supervisor has not seen yet
         return PeerView(
-            phase=now.phase if alive or now.phase in ("off", "finished") else "off",
-            reason=now.reason if alive or now.phase in ("off", "finished") else _abandoned(now),
+            phase=state.phase if known else "off",
+            reason=state.reason if known else _abandoned(state),
+            hint=state.hint if known else "",
             status=status,
             desired_state=desired,
-            contribution=now.accumulated.plus(status) if unbanked and status is not None else now.accumulated,
-            restarts=now.restarts,
-            next_attempt=now.next_attempt if alive else None,
-            peer_pid=now.peer_pid if alive else 0,
+            contribution=accumulated,
+            restarts=state.restarts,
+            next_attempt=state.next_attempt if alive else None,
+            peer_pid=state.peer_pid if alive else 0,
             log=tuple(tail(self.folder / LOG_FILE, LOG_LINES)),
         )
 
-    def start(self, order: DesiredState) -> None:
-        """Begin under this order. SwarmError where that is impossible."""
+    def start(self, desired: DesiredState) -> None:
+        """Start a supervisor for this desired state. Raises SwarmError or InvalidInput if that is not possible."""
         if sys.platform != "linux":
             raise SwarmError("a peer needs Linux; on other systems use WSL 2, a container, or a Space")
-        if order.stop_at is not None and order.stop_at <= time.time():
+        if desired.stop_at is not None and desired.stop_at <= time.time():
             raise InvalidInput("the time to stop has passed already; choose a later one, or none")
         with self._lock:
             view = self.view()
             if view.phase == "stopping":
-                raise InvalidInput("the peer is just leaving; start it again when it is off")
+                raise InvalidInput("the peer is still leaving the swarm; start it again when it is off")
             if view.active:
                 raise InvalidInput("the peer runs already; stop it first to start it with other settings")
-            if not self.wait_until_off(BIRTH_SECONDS):
-                raise SwarmError("the last supervisor does not end; look at its log, or stop it by hand")
-            files.write(self.folder, order.model_copy(update={"desired": "run", "pause_until": None}))
-            self._begin_supervisor()
+            if not self.wait_until_off(START_SECONDS):
+                raise SwarmError(
+                    f"the previous supervisor is still shutting down; try again later, or see its log: "
+                    f"{self.folder / SUPERVISOR_LOG}"
+                )
+            control_files.write(self.folder, desired.model_copy(update={"desired": "run", "pause_until": None}))
+            self._start_supervisor()
 
     def pause(self, hours: float | None = None) -> None:
         """Leave the swarm for some hours, or until `resume`."""
@@ -110,38 +120,33 @@ class Launcher:
             if not 0 < hours <= MAX_HOURS:
                 raise InvalidInput(f"a pause lasts more than 0 and at most {MAX_HOURS:.0f} hours, got {hours:g}")
             until = time.time() + 3600 * hours
-        self._wish(desired="pause", pause_until=until)
+        self._update(desired="pause", pause_until=until)
 
     def resume(self) -> None:
-        self._wish(desired="run", pause_until=None)
+        """Join the swarm again after `pause`."""
+        self._update(desired="run", pause_until=None)
 
     def stop(self) -> None:
-        """Finish the round of averaging and leave. Nothing happens where no peer runs."""
+        """Finish the averaging round and leave the swarm; does nothing without a running peer."""
         if self.view().active:
-            self._wish(desired="stop", pause_until=None)
+            self._update(desired="stop", pause_until=None)
 
     def wait_until_off(self, seconds: float) -> bool:
-        """Whether the peer and its supervisor have ended in time."""
+        """Return True once peer and supervisor have exited, False after `seconds`."""
         deadline = time.monotonic() + seconds
-        while self._supervisor(files.read(SupervisorState, self.folder)) is not None:
+        while _is_alive(control_files.read(SupervisorState, self.folder)):
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.1)
         return True
 
-    def _wish(self, **fields: object) -> None:
-        order = files.read(DesiredState, self.folder)
-        if order is None or not self.view().active:
-            raise InvalidInput("no peer runs here; start it first")
-        files.write(self.folder, order.model_copy(update=fields))
+    def _update(self, **fields: object) -> None:
+        desired = control_files.read(DesiredState, self.folder)
+        if desired is None or not self.view().active:
+            raise InvalidInput("no peer is running; start it first")
+        control_files.write(self.folder, desired.model_copy(update=fields))
 
-    def _supervisor(self, supervision: SupervisorState | None) -> int | None:
-        """Pid of the living supervisor."""
-        if supervision is None or not supervision.pid:
-            return None
-        return supervision.pid if start_ticks(supervision.pid) == supervision.start_ticks else None
-
-    def _begin_supervisor(self) -> None:
+    def _start_supervisor(self) -> None:
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
         with (self.folder / SUPERVISOR_LOG).open("wb") as log:
             child = subprocess.Popen(
@@ -149,21 +154,21 @@ class Launcher:
                 stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": path}, start_new_session=True,
             )  # fmt: skip
         self._children.append(child)
-        deadline = time.monotonic() + BIRTH_SECONDS
+        deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
-            if self._supervisor(files.read(SupervisorState, self.folder)) is not None:
+            if _is_alive(control_files.read(SupervisorState, self.folder)):
                 return
             if child.poll() is not None:
                 break
             time.sleep(0.05)
         with contextlib.suppress(ProcessLookupError):
             child.send_signal(signal.SIGTERM)
-        said = " ".join(tail(self.folder / SUPERVISOR_LOG, 1))
-        raise SwarmError(f"the peer's supervisor did not start; its log is {self.folder / SUPERVISOR_LOG}. {said}")
+        output = " ".join(tail(self.folder / SUPERVISOR_LOG, 1))
+        raise SwarmError(f"the peer's supervisor did not start; its log is {self.folder / SUPERVISOR_LOG}. {output}")
 
 
 def start_ticks(pid: int) -> int | None:
-    """When a living process was started, in clock ticks since the machine's start; None where there is none."""
+    """When a running process was started, in clock ticks since boot; None if there is no such process."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):
@@ -172,7 +177,7 @@ def start_ticks(pid: int) -> int | None:
 
 
 def tail(path: Path, lines: int) -> list[str]:
-    """The last lines of a file of any size."""
+    """The last lines of a file of any size that are not empty; none if it cannot be read."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
@@ -182,5 +187,9 @@ def tail(path: Path, lines: int) -> list[str]:
     return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
 
 
-def _abandoned(now: SupervisorState) -> str:
-    return f"its supervisor was killed while the peer was {now.phase}; the peer left the swarm then"
+def _is_alive(supervisor: SupervisorState | None) -> bool:
+    return supervisor is not None and supervisor.pid > 0 and start_ticks(supervisor.pid) == supervisor.start_ticks
+
+
+def _abandoned(state: SupervisorState) -> str:
+    return f"the supervisor was killed while the peer was {state.phase}; the peer then left the swarm"

@@ -1,4 +1,4 @@
-"""What peer and coordinator have in common: a folder of their own, a status, signals, a clean end. Knows no work."""
+"""The frame in which a peer or a coordinator runs: a locked folder, a status, signals and a clean shutdown."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from ttt.errors import Cancelled
+from ttt.errors import Cancelled, TTTError
 from ttt.swarm.config.options import CoordinatorOptions, PeerOptions
 from ttt.swarm.config.run_config import RunSettings
 from ttt.swarm.process.lifecycle import locked_folder, private_socket_folder, skip_compiler_import
 from ttt.swarm.process.reporter import Reporter, quiet_hivemind
-from ttt.swarm.process.terminal import outlet
+from ttt.swarm.process.terminal import open_output
 from ttt.types import Batch, BatchStream
+
+STOP_POLL_SECONDS = 0.2
 
 
 @contextmanager
@@ -26,34 +28,40 @@ def swarm_session(
     name: str,
     role: Literal["peer", "auxiliary", "coordinator"],
 ) -> Iterator[Reporter]:
-    """A folder locked for this process and a reporter in it, which tells how the block ended if it did not itself."""
+    """Lock the folder and yield a reporter, which records how the block ended unless the block does that itself."""
     quiet_hivemind()
     skip_compiler_import()
     plain = not isinstance(options, PeerOptions) or options.plain
-    with locked_folder(options.folder), private_socket_folder(), outlet(plain=plain) as out:
+    with locked_folder(options.folder), private_socket_folder(), open_output(plain=plain) as output:
         reporter = Reporter(
-            options.folder, out, run=settings.run.name, name=name, role=role, global_batch=settings.batch.global_batch
+            options.folder,
+            output,
+            run=settings.run.name,
+            name=name,
+            role=role,
+            global_batch=settings.batch.global_batch,
         )
         try:
             yield reporter
         except Cancelled:
             reporter.close("stopped", "asked to stop")
         except BaseException as error:
-            reporter.close("failed", str(error) or type(error).__name__)
+            hint = error.hint if isinstance(error, TTTError) else ""
+            reporter.close("failed", str(error) or type(error).__name__, hint)
             raise
 
 
 def batches_until(stop: threading.Event, stream: BatchStream) -> Iterator[Batch]:
-    """The stream's batches until asked to stop, which also ends the wait for data that does not come."""
+    """Yield the stream's batches until `stop` is set, which also interrupts a wait for data that does not arrive."""
     close, done = getattr(stream, "close", lambda: None), threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.2):
+        while not done.wait(STOP_POLL_SECONDS):
             if stop.is_set():
-                close()  # again and again: a stream that is asked for more opens itself
+                close()  # repeatedly: a stream that is asked for the next batch opens itself again
 
-    watching = threading.Thread(target=watch, daemon=True, name="data")
-    watching.start()
+    watcher = threading.Thread(target=watch, daemon=True, name="data")
+    watcher.start()
     try:
         for batch in stream:
             yield batch
@@ -64,20 +72,20 @@ def batches_until(stop: threading.Event, stream: BatchStream) -> Iterator[Batch]
             raise
     finally:
         done.set()
-        watching.join()
+        watcher.join()
         close()
 
 
 @contextmanager
 def signals(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and Ctrl-C ask for a clean end; a second Ctrl-C does not wait for it."""
+    """SIGTERM and Ctrl-C set `stop`; a second Ctrl-C exits at once."""
 
-    def ask(number: int, _frame: Any) -> None:
+    def request_stop(number: int, _frame: Any) -> None:
         if stop.is_set() and number == signal.SIGINT:
             os._exit(130)
         stop.set()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:

@@ -1,8 +1,8 @@
-"""What a running peer or coordinator tells others on its machine, as small files in its folder. Knows no network.
+"""The files by which a running peer or coordinator reports to other programs of its machine.
 
 status.json     PeerStatus, replaced once a second; read it with `read_status`
-rounds.jsonl    one RoundRecord a line: every averaging round, as it really went; the newest few thousand
-steps.jsonl    one StepRecord a line: every optimizer step of the whole swarm that this peer took part in; likewise
+rounds.jsonl    one RoundRecord a line: the newest few thousand averaging rounds, as measured by this peer
+steps.jsonl     one StepRecord a line: the newest few thousand optimizer steps that this peer took part in
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ STATUS_FILE, ROUNDS_FILE, STEPS_FILE = "status.json", "rounds.jsonl", "steps.jso
 MAX_STATUS_BYTES = 1 << 18
 MAX_MESSAGE, MAX_ADDRESSES, MAX_PROBLEMS = 2000, 64, 20
 MAX_RECORDS, KEPT_RECORDS = 16 << 20, 8 << 20
-"""Bytes that a file of records may reach, and that stay of it then: a few thousand of the newest."""
+"""Bytes at which a file of records is cut, and bytes that remain."""
 STALE_SECONDS = 15.0
-"""A status that is older than this comes from a process that hangs or was killed."""
+"""An older status comes from a process that hangs or was killed."""
 
 State = Literal[
     "starting", "connecting", "waiting for a donor", "downloading", "computing", "averaging", "assisting", "watching",
     "restoring", "stopping", "stopped", "failed",
 ]  # fmt: skip
-"""helping: an auxiliary peer, which averages and does not compute; watching: the coordinator."""
+"""assisting: an auxiliary peer, which averages and does not compute; watching: the coordinator."""
 RUNNING: tuple[str, ...] = State.__args__[:-2]  # type: ignore[attr-defined]
 
 
@@ -40,16 +40,18 @@ class _Record(BaseModel):
 
 
 class PeerStatus(_Record):
-    """What a peer does just now; all counts are since its process started unless they say otherwise."""
+    """What a peer is doing. Counts are those of the running process unless stated otherwise."""
 
     state: State = "starting"
     message: str = Field(default="", max_length=MAX_MESSAGE)
-    """The state in a sentence: what is awaited, what failed and what to do."""
+    """The state as a sentence: what is awaited, or what failed."""
+    hint: str = Field(default="", max_length=MAX_MESSAGE)
+    """What the user can do about a failure, if known."""
     role: Literal["peer", "auxiliary", "coordinator"] = "peer"
     run: str = ""
     """Name of the run."""
     name: str = ""
-    """How this peer calls itself on the leaderboard."""
+    """This peer's name on the leaderboard."""
     peer_id: str = ""
     pid: int = 0
     started: float = 0.0
@@ -64,46 +66,46 @@ class PeerStatus(_Record):
     """Training samples that this process computed."""
     samples_per_second: float = 0.0
     swarm_samples: int = 0
-    """Of the global batch, by all peers together, in the current step."""
+    """Samples of the current step so far, of all peers."""
     global_batch: int = 0
     micro_batch: int = 0
-    """Samples that this peer computes at once."""
+    """Samples per forward and backward pass."""
     gpu_bytes: int = 0
-    """Of the GPU's memory, what this process holds; 0 without one."""
+    """GPU memory that this process holds; 0 without a GPU."""
     gpu_total: int = 0
     loss: float | None = None
-    """Mean of this peer's micro-batches in the last whole step."""
+    """Mean over this peer's micro-batches in the last complete step."""
     learning_rate: float | None = None
     peers: int = 0
-    """Peers that train, this one included."""
+    """Peers that train, including this one."""
     group_size: int = 0
-    """Peers in the last round of averaging gradients, this one included; 0 before the first."""
+    """Peers in the last round that averaged gradients, including this one; 0 before the first."""
     results_received: float | None = None
-    """Share of what the last round of gradients should have brought, 0 to 1; less than 1 is a partial round."""
+    """Share of the averaged gradients that arrived in the last round, 0 to 1; less than 1 in a partial round."""
     rounds: int = 0
-    """Rounds of averaging, gradients and state."""
+    """Averaging rounds, of gradients and of state."""
     complete_rounds: int = 0
     """Rounds in which every part of every tensor arrived."""
     sent_bytes: int = 0
-    """Tensors sent to other peers, gradients and state (not the overhead of the network)."""
+    """Bytes of tensors sent to other peers, gradients and state, without the overhead of the network."""
     received_bytes: int = 0
     restored: int = 0
-    """Times that NaN, infinity or a lost step made it take the state from the swarm or its own backup."""
+    """How often this peer loaded the state again, after NaN, infinity or a missed step."""
     checkpoint: str = ""
     """Newest checkpoint of this folder."""
     addresses: list[str] = Field(default_factory=list, max_length=MAX_ADDRESSES)
-    """Where others reach this peer (multiaddr); empty for a client."""
+    """Multiaddrs at which others reach this peer; empty for a client peer."""
     problems: list[str] = Field(default_factory=list, max_length=MAX_PROBLEMS)
-    """The last warnings, newest last, each with a hint."""
+    """The last warnings, newest last, each with what to do."""
 
     @property
     def running(self) -> bool:
-        """Whether the process that wrote it still lives."""
+        """True while the process that wrote it is alive and reports."""
         return self.state in RUNNING and time.time() - self.time < STALE_SECONDS and _is_alive(self.pid)
 
 
 class RoundRecord(_Record):
-    """One round of averaging, seen from inside: how large its group was and what share of it arrived."""
+    """One averaging round, as measured by this peer: its group, and the shares of the data that arrived."""
 
     kind: Literal["gradients", "state"]
     step: int
@@ -111,21 +113,22 @@ class RoundRecord(_Record):
     seconds: float
     group_size: int
     results_received: float
-    """Share of the averages that arrived, 0 to 1."""
+    """Share of the averages that this peer received, 0 to 1."""
     inputs_received: float
-    """Share of the others' parts that reached this peer for averaging, 0 to 1 (1 for a peer that averages nothing)."""
+    """Share of the inputs that this peer received for the parts that it averages, 0 to 1; 1 if it averages none."""
     sent_bytes: int
     received_bytes: int
     peers: list[str] = Field(default_factory=list)
     weights: dict[str, float] = Field(default_factory=dict)
-    """What each groupmate's parts weighed (samples) in the averages that this peer made."""
+    """Weight (samples) of each member of the group in the averages that this peer computed."""
     refused: list[str] = Field(default_factory=list)
-    """"PEER: REASON" of everything unusable that came; it counts as received, with weight 0."""
+    """"PEER: REASON" for every input that was refused; it counts as received, with weight 0."""
     failed: str = ""
-    """Why there was no average at all; empty where there was."""
+    """Why the round produced no average; empty if it did."""
 
     @property
     def complete(self) -> bool:
+        """True if every part of every tensor arrived and was used."""
         return not self.failed and not self.refused and self.results_received == 1 and self.inputs_received == 1
 
 
@@ -133,11 +136,11 @@ class StepRecord(_Record):
     """One optimizer step."""
 
     step: int
-    """The number of steps done, this one included."""
+    """Steps of the run, including this one."""
     time: float
     seconds: float
     samples: int
-    """By this peer."""
+    """Computed by this peer."""
     loss: float | None
     group_size: int
     results_received: float
@@ -145,16 +148,16 @@ class StepRecord(_Record):
     norm: float
     """Euclidean norm of all parameters."""
     fingerprint: list[float]
-    """Of the parameters; two peers' distance is estimated by `fingerprint.distance`."""
+    """Of the parameters; `training_state.fingerprint_distance` estimates the distance of two peers."""
 
 
 def write_status(folder: Path, status: PeerStatus) -> None:
-    """Replace the status file so that a reader sees the old one or the new one."""
+    """Replace the status file; a reader sees either the old or the new one."""
     write_atomically(folder / STATUS_FILE, status.model_dump_json().encode())
 
 
 def read_status(folder: Path) -> PeerStatus | None:
-    """None where there is no readable status yet."""
+    """Return None if there is no readable status yet."""
     try:
         with (folder / STATUS_FILE).open("rb") as file:
             return PeerStatus.model_validate_json(file.read(MAX_STATUS_BYTES))
@@ -163,15 +166,15 @@ def read_status(folder: Path) -> PeerStatus | None:
 
 
 def append_record(folder: Path, record: RoundRecord | StepRecord) -> None:
-    """Where the disk takes it; a full one is no reason to leave the swarm. The oldest go where there are too many."""
+    """Append a record and drop the oldest ones of a long file. A full disk is ignored: it must not stop the peer."""
     path = folder / (ROUNDS_FILE if isinstance(record, RoundRecord) else STEPS_FILE)
     with contextlib.suppress(OSError):
         with path.open("a", encoding="utf-8") as file:
             file.write(record.model_dump_json() + "\n")
             full = file.tell() > MAX_RECORDS
         if full:
-            kept = path.read_bytes()[-KEPT_RECORDS:]
-            write_atomically(path, kept[kept.index(b"\n") + 1 :])
+            end = path.read_bytes()[-KEPT_RECORDS:]
+            write_atomically(path, end[end.index(b"\n") + 1 :])
 
 
 def read_rounds(folder: Path) -> list[RoundRecord]:
@@ -188,7 +191,7 @@ def _lines(path: Path) -> Iterator[dict[str, object]]:
             try:
                 yield json.loads(line)
             except ValueError:
-                continue  # the last line of a process that was killed
+                continue  # a killed process may leave half a line
 
 
 def _is_alive(pid: int) -> bool:

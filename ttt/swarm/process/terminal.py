@@ -1,6 +1,6 @@
-"""A peer in the terminal: a block that is drawn anew every second, or plain lines. Knows a status, no swarm.
+"""A peer in the terminal: a panel that is redrawn every second, or plain lines.
 
-The same facts as on the page (`words.py`). What others have written into them cannot steer the terminal.
+It shows the same facts as the page (`formatting.py`). Text from other peers cannot control the terminal.
 """
 
 from __future__ import annotations
@@ -21,49 +21,49 @@ from ttt.swarm.process.text import clean_text
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-LONGEST_LINE = 2000
-TWO_COLUMNS = 76
-"""Characters of a line from which on figures stand side by side."""
-ELSEWHERE = ("share",)
-"""Figures that only the page knows."""
+MAX_LINE = 2000
+TWO_COLUMN_WIDTH = 76
+"""Width of the terminal from which on the numbers are shown in two columns."""
+ONLY_ON_PAGE = ("share",)
+"""Rows that only the page has values for."""
 COLORS = {"computing": "green", "averaging": "green", "assisting": "green", "failed": "red", "restoring": "red"}
 
 
-class Outlet(Protocol):
-    """Where a running process speaks to a person."""
+class Output(Protocol):
+    """Where a running process shows its user what happens."""
 
     def line(self, text: str) -> None:
-        """Something happened."""
+        """Print an event."""
 
     def show(self, status: PeerStatus) -> None:
-        """How things stand; about once a second."""
+        """Show the current status; called about once a second."""
 
 
-class Lines:
-    """For logs, pipes, and whoever has text read to them."""
+class PlainOutput:
+    """Lines on stderr: for logs, pipes and screen readers."""
 
     def line(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
     def show(self, status: PeerStatus) -> None:
-        """The lines told it."""
+        """No-op: `line` has already reported the change."""
 
 
-class Screen:
-    """Lines that scroll, and below them the block."""
+class LiveOutput:
+    """Lines that scroll, and below them the status panel."""
 
     def __init__(self, console: Console) -> None:
         from rich.live import Live
 
-        # Nothing is redirected and no thread draws: hivemind forks this process, and a lock of rich's that happened to
-        # be held would be held in the child for ever.
+        # No redirection and no refresh thread: hivemind forks this process, and a lock of rich that is held at that
+        # moment would stay locked in the child.
         self._live = Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
         self._console = console
 
     @contextmanager
-    def shown(self) -> Iterator[Screen]:
+    def shown(self) -> Iterator[LiveOutput]:
         with self._live:
-            self._console.show_cursor(True)  # a process that is killed cannot bring it back
+            self._console.show_cursor(True)  # rich hides it, and a killed process could not bring it back
             yield self
 
     def line(self, text: str) -> None:
@@ -72,46 +72,49 @@ class Screen:
         self._console.print(Text(text))
 
     def show(self, status: PeerStatus) -> None:
-        self._live.update(block(status, self._console.width), refresh=True)
+        self._live.update(status_panel(status, self._console.width), refresh=True)
 
 
 @contextmanager
-def outlet(*, plain: bool) -> Iterator[Outlet]:
-    """The block where a person sits at a terminal that can draw it and has not asked for plain lines."""
+def open_output(*, plain: bool) -> Iterator[Output]:
+    """Yield a `LiveOutput` if stdout is a terminal that can draw it and `plain` is not set, else a `PlainOutput`."""
     if plain or not (sys.stdout.isatty() and sys.stderr.isatty()) or os.environ.get("TERM", "dumb") == "dumb":
-        yield Lines()
+        yield PlainOutput()
         return
     from rich.console import Console
 
-    with Screen(Console(file=sys.stderr, highlight=False)).shown() as screen:
-        yield screen
+    with LiveOutput(Console(file=sys.stderr, highlight=False)).shown() as output:
+        yield output
 
 
-def block(status: PeerStatus, width: int) -> RenderableType:
-    """State, progress, figures and the last problem, for a terminal `width` characters wide."""
+def status_panel(status: PeerStatus, width: int) -> RenderableType:
+    """State, progress, numbers and the last problem, for a terminal `width` characters wide."""
     from rich.console import Group
     from rich.panel import Panel
     from rich.text import Text
 
-    head = Text(STATE_LABELS[status.state], style=f"bold {COLORS.get(status.state, 'yellow')}")
-    parts: list[RenderableType] = [head]
-    if said := status.message or STATE_DETAILS.get(status.state, ""):
-        parts.append(Text(clean_text(said, LONGEST_LINE), style="dim"))
-    parts += [*_progress(status), Text(""), _table(status, 2 if width >= TWO_COLUMNS else 1), *_problem(status)]
-    who = " as " + clean_text(status.name, 40) if status.name else ""
-    return Panel(Group(*parts), title=Text(f"{status.run}{who}"), title_align="left", padding=(0, 1))
+    state = Text(STATE_LABELS[status.state], style=f"bold {COLORS.get(status.state, 'yellow')}")
+    parts: list[RenderableType] = [state]
+    if detail := status.message or STATE_DETAILS.get(status.state, ""):
+        parts.append(Text(clean_text(detail, MAX_LINE), style="dim"))
+    if status.hint:
+        parts.append(Text(clean_text(status.hint, MAX_LINE), style="dim"))
+    parts += [*_progress(status), Text(""), _table(status, 2 if width >= TWO_COLUMN_WIDTH else 1), *_problem(status)]
+    name = " as " + clean_text(status.name, 40) if status.name else ""
+    return Panel(Group(*parts), title=Text(f"{status.run}{name}"), title_align="left", padding=(0, 1))
 
 
 def _progress(status: PeerStatus) -> list[RenderableType]:
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
-    towards = step_progress(status)
-    if towards is None:
+    progress = step_progress(status)
+    if progress is None:
         return []
+    fraction, text = progress
     lines = Table.grid(expand=True)
-    lines.add_row(ProgressBar(total=1.0, completed=towards[0], complete_style="green"))
-    lines.add_row(towards[1])
+    lines.add_row(ProgressBar(total=1.0, completed=fraction, complete_style="green"))
+    lines.add_row(text)
     return [lines]
 
 
@@ -119,8 +122,11 @@ def _table(status: PeerStatus, columns: int) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    told = [one for one in status_rows(Contribution().plus(status), status) if one[0] not in ELSEWHERE]
-    cells = [(Text(label, style="dim"), Text(value, style="bold")) for _, label, value in told]
+    cells = [
+        (Text(label, style="dim"), Text(value, style="bold"))
+        for name, label, value in status_rows(Contribution().plus(status), status)
+        if name not in ONLY_ON_PAGE
+    ]
     rows = -(-len(cells) // columns)
     table = Table.grid(padding=(0, 2))
     for row in range(rows):
@@ -129,18 +135,18 @@ def _table(status: PeerStatus, columns: int) -> RenderableType:
 
 
 def _problem(status: PeerStatus) -> list[RenderableType]:
-    """The last one, with what it means and what to try where that is known."""
+    """The last problem; one of a library comes with its likely cause and remedy."""
     from rich.text import Text
 
     if not status.problems:
         return []
     last = clean_text(status.problems[-1], 400)
     text = Text("\nLast problem: ", style="yellow").append(last, style="default")
-    for _, complaint in recent_issues([last]):
-        text.append(f"\n{complaint.cause} {complaint.remedy}", style="dim")
+    for _, issue in recent_issues([last]):
+        text.append(f"\n{issue.cause} {issue.remedy}", style="dim")
     return [text]
 
 
-def stamped(text: str) -> str:
-    """One line with the clock before it, fit for any terminal."""
-    return f"{time.strftime('%H:%M:%S')}  {clean_text(text, LONGEST_LINE)}"
+def timestamped(text: str) -> str:
+    """One line that begins with the time, without control characters."""
+    return f"{time.strftime('%H:%M:%S')}  {clean_text(text, MAX_LINE)}"

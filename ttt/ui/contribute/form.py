@@ -111,7 +111,7 @@ def desired_state_of(
     _check_memory(form, host, estimate)
     return DesiredState(
         run=form.run,
-        initial_peers=list(connectivity.reachable_addresses) or peers,
+        initial_peers=tuple(connectivity.reachable_addresses) or tuple(peers),
         name=form.name,
         # Only what the owner typed: the peer plans within the memory that is free when it starts, but takes a number
         # as an order, and would insist on it after running out of memory.
