@@ -310,8 +310,8 @@ def test_the_command_of_a_peer_passes_every_option_on(tmp_path: Path) -> None:
 
     chosen = {
         "run": "run.toml", "initial_peers": (ADDRESS, ADDRESS + "x"), "coordinator": ADDRESS[-46:],
-        "name": "--odd name", "device": "cpu", "precision": "float32", "micro_batch": 3, "limit": 2.5, "host": "127.0.0.1", "port": 4001,
-        "announce": ("/dns4/example.org/tcp/80",), "client": True, "relay": False,
+        "name": "--odd name", "device": "cpu", "precision": "float32", "micro_batch": 3, "limit": 2.5,
+        "host": "127.0.0.1", "port": 4001, "announce": ("/dns4/example.org/tcp/80",), "client": True, "relay": False,
         "until": 7, "seed": 11, "plain": True,
     }  # fmt: skip
     line = peer_command(DesiredState.model_validate(chosen), tmp_path)
