@@ -20,8 +20,9 @@ from ttt.errors import InvalidInput
 from ttt.swarm.config.options import PeerOptions
 from ttt.swarm.config.run_file import new_settings, read_run_file, render
 from ttt.swarm.history.export import Example
+from ttt.swarm.history.schema import HISTORY_FILE
 from ttt.swarm.history.types import Event
-from ttt.swarm.history.writer import HISTORY_FILE, HistoryWriter
+from ttt.swarm.history.writer import HistoryWriter
 
 ADDRESS = f"/ip4/203.0.113.5/tcp/8080/p2p/{ID['ada']}"
 

@@ -131,7 +131,7 @@ def _check_version(config: dict[str, Any], path: Path) -> None:
         )
 
 
-def checked_config(cls: type[_Config], values: dict[str, Any], path: Path) -> _Config:
+def checked_config(cls: type[_Config], values: dict[str, Any], path: str | Path) -> _Config:
     """A configuration read from a file, with types and sizes checked."""
     defaults = {field.name: field.default for field in fields(cls)}
     for name, value in values.items():
@@ -154,7 +154,7 @@ def _is_number(value: Any, low: float, high: float) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
 
 
-def _check_list(value: Any, kind: type, name: str, path: Path) -> None:
+def _check_list(value: Any, kind: type, name: str, path: str | Path) -> None:
     if (
         not isinstance(value, (list, tuple))
         or len(value) > MAX_LIST

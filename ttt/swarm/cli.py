@@ -69,7 +69,7 @@ def add_commands(app: typer.Typer, errors_told: ErrorsTold) -> None:
             from ttt.errors import InvalidInput
             from ttt.swarm.history.export import export as write
             from ttt.swarm.history.reader import HistoryReader
-            from ttt.swarm.history.writer import HISTORY_FILE
+            from ttt.swarm.history.schema import HISTORY_FILE
 
             with HistoryReader(folder / HISTORY_FILE) as history:
                 try:

@@ -22,8 +22,9 @@ from ttt.swarm.coordinator.checkpoints import CheckpointStore, damaged, load_sta
 from ttt.swarm.coordinator.generations import FILE, newest_generation, read_generation, roll_back, write_generation
 from ttt.swarm.dht.announcement import Announcement
 from ttt.swarm.history.reader import HistoryReader
+from ttt.swarm.history.schema import HISTORY_FILE
 from ttt.swarm.history.types import CheckpointEntry as Row
-from ttt.swarm.history.writer import HISTORY_FILE, HistoryWriter
+from ttt.swarm.history.writer import HistoryWriter
 from ttt.swarm.peer.recovery import load_backup, save_backup
 from ttt.swarm.process.lifecycle import locked_folder
 from ttt.swarm.process.status import PeerStatus, write_status

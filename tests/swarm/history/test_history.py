@@ -15,8 +15,9 @@ import pytest
 from ttt.errors import InvalidInput, SwarmError
 from ttt.swarm.history.export import Example, export, restore
 from ttt.swarm.history.reader import HistoryReader
+from ttt.swarm.history.schema import HISTORY_FILE
 from ttt.swarm.history.types import CheckpointEntry, Contributor, Event, Point, SampleImage, Snapshot
-from ttt.swarm.history.writer import DAY, HISTORY_FILE, HOUR, THINNING, HistoryWriter
+from ttt.swarm.history.writer import DAY, HOUR, THINNING, HistoryWriter
 
 START = 1_760_000_000.0
 

@@ -89,7 +89,7 @@ def test_a_peer_that_fails_is_restarted_with_back_off_and_shows_the_reason(
     supervisor = Supervisor(launcher.folder, clock=clock, back_off=(2.0, 5.0, 7.0))
     tick_until(supervisor, "waiting")  # a real peer
     view = launcher.view()
-    assert "absent.toml is not there" in view.reason
+    assert "absent.toml does not exist" in view.reason
     assert any("absent.toml" in line for line in view.log)
     with pytest.raises(InvalidInput, match="runs already"):
         launcher.start(order(tmp_path))

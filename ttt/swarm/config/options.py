@@ -27,15 +27,15 @@ class JoinOptions(CheckedModel):
     initial_peers: tuple[Address, ...] = Field(
         default=(),
         max_length=MAX_ADDRESSES,
-        description="Address at which to join: the one that the coordinator prints, or that of any peer of the run. Can "
-        "be given several times.",
+        description="Address at which to join: the one that the coordinator prints, or that of any peer of the run. "
+        "Can be given several times.",
         json_schema_extra={"option": "--initial-peer"},
     )
     coordinator: str = Field(
         default="",
         max_length=1000,
-        description="Id or address of the coordinator. Default: the initial peers are trusted, and the coordinators that they "
-        "name.",
+        description="Id or address of the coordinator. Default: the initial peers are trusted, and the coordinators "
+        "that they name.",
     )
     name: str = Field(default="", max_length=100, description="Your name on the leaderboard.")
     device: str = Field(default="auto", max_length=20, description="auto, cpu, cuda or cuda:1.")

@@ -1,13 +1,12 @@
-"""What a run is: every setting with its default, range and help. Knows neither files nor hivemind.
+"""The settings of a run, each with its default, range and description. Independent of hivemind.
 
-The run file, its comments, the documentation and the command line all read these fields; a default stands here alone.
-All peers of a run need the same values, but for [network], which each may override on its command line.
+The run file and its comments are generated from these fields. All peers of a run need the same values, except those in
+[network], which are the coordinator's.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -20,16 +19,18 @@ from ttt.tokenizer import check_prompt
 
 NAME = r"[a-z0-9][a-z0-9-]{0,62}"
 MOST_BATCHES = 2
-"""Global batches that one peer can honestly claim for one step: all of it, and what it did not know to be enough."""
+"""Upper bound, in global batches, on the samples a peer may report per step: the whole batch plus overshoot."""
 Compression = Literal["8-bit", "blockwise-8-bit", "16-bit", "none"]
 
 
 def check_host(host: str) -> str:
-    """The address to listen on; InvalidInput where it is none."""
+    """Return the address to listen on; raise InvalidInput if it is not an IPv4 address."""
     try:
         ipaddress.IPv4Address(host)
     except ValueError:
-        raise InvalidInput("must be an IPv4 address, such as 0.0.0.0 (all of this machine's) or 127.0.0.1") from None
+        raise InvalidInput(
+            "must be an IPv4 address, such as 0.0.0.0 (all addresses of this machine) or 127.0.0.1"
+        ) from None
     return host
 
 
@@ -38,32 +39,35 @@ class _Section(BaseModel):
 
 
 class RunSection(_Section):
-    """What the run is called."""
+    """Name of the run."""
 
     name: str = Field(
         default="my-run",
         pattern=f"^{NAME}$",
-        description="Unique among the runs of a network: lower-case letters, digits and hyphens.",
+        description="Unique in its network; lower-case letters, digits and hyphens.",
     )
-    title: str = Field(default="", max_length=200, description="Shown to volunteers; empty: the name.")
-    seed: int = Field(default=0, ge=0, lt=2**31, description="Of the first weights, which the coordinator makes.")
+    title: str = Field(default="", max_length=200, description="Shown to contributors; empty: the name.")
+    seed: int = Field(
+        default=0, ge=0, lt=2**31, description="Seed of the initial weights, which the coordinator creates."
+    )
 
 
 class ModelSection(_Section):
-    """What is trained."""
+    """The model to train."""
 
     bundle: str = Field(
         default="demo",
         min_length=1,
         max_length=500,
-        description='"demo", a bundle folder or a Hub id (owner/name): image codec, tokenizer, CLIP and configuration.',
+        description='"demo", a bundle folder or a Hub id (owner/name); provides image codec, tokenizer, CLIP and '
+        "configuration.",
     )
     from_bundle: bool = Field(
-        default=False, description="Begin with the bundle's transformer; false: with random weights."
+        default=False, description="Start from the bundle's transformer; false: from random weights."
     )
     dalle: dict[str, Any] = Field(
         default_factory=dict,
-        description="Fields of DalleConfig that differ from the bundle's, such as { dim = 256, depth = 17 }.",
+        description="Fields of DalleConfig that differ from the bundle's, for example { dim = 256, depth = 17 }.",
     )
 
     @model_validator(mode="after")
@@ -72,41 +76,45 @@ class ModelSection(_Section):
         if wrong := sorted(set(self.dalle) - known):
             raise ValueError(f"dalle has no field {', '.join(wrong)}; known: {', '.join(sorted(known))}")
         if self.from_bundle and self.dalle:
-            raise ValueError("dalle changes the transformer, so that from_bundle must be false")
+            raise ValueError("dalle changes the transformer, so from_bundle must be false")
         return self
 
 
 class DataSection(_Section):
-    """What it is trained on; each peer reads the data for itself."""
+    """The training data, which each peer reads itself."""
 
     source: str = Field(
         default="scenes",
         min_length=1,
         max_length=1000,
-        description='"scenes" (drawn on the fly), a folder or URL of encoded shards, or a Hub data set (owner/name).',
+        description='"scenes" (generated on the fly), a folder or URL of shards, or a Hub data set (owner/name).',
     )
 
 
 class OptimizerSection(_Section):
-    """How parameters follow from averaged gradients."""
+    """How averaged gradients update the parameters."""
 
     name: Literal["lamb8bit", "lamb", "adamw"] = Field(
-        default="lamb8bit", description="lamb8bit (statistics in 8 bits, as in 2021), lamb or adamw."
+        default="lamb8bit", description="lamb8bit (8-bit statistics, as in 2021), lamb or adamw."
     )
-    learning_rate: float = Field(default=2.5e-3, gt=0, le=1, description="At its peak.")
+    learning_rate: float = Field(default=2.5e-3, gt=0, le=1, description="Peak learning rate.")
     warmup_steps: int = Field(default=3125, ge=0, description="Steps over which the learning rate rises to its peak.")
-    total_steps: int = Field(default=31_250, ge=1, description="Step at which it has fallen to 0.")
-    beta1: float = Field(default=0.9, ge=0, lt=1, description="Memory of the gradients' mean.")
-    beta2: float = Field(default=0.96, ge=0, lt=1, description="Memory of the gradients' square.")
-    weight_decay: float = Field(default=0.045, ge=0, le=1, description="Of all but norms and biases.")
-    max_grad_norm: float = Field(default=4.0, gt=0, description="Longer gradients are scaled down to this norm.")
+    total_steps: int = Field(
+        default=31_250, ge=1, description="Last step of the run, at which the learning rate reaches 0."
+    )
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the running mean of the gradients.")
+    beta2: float = Field(default=0.96, ge=0, lt=1, description="Decay of the running mean of their squares.")
+    weight_decay: float = Field(
+        default=0.045, ge=0, le=1, description="Applied to all parameters except norms and biases."
+    )
+    max_grad_norm: float = Field(default=4.0, gt=0, description="Gradients are clipped to this global norm.")
     bias_correction: bool = Field(
-        default=False, description="Of LAMB's means, which the 2021 run left out; runs of few steps need it."
+        default=False, description="Bias correction of LAMB's means. The 2021 run had none; short runs need it."
     )
 
     @property
     def eight_bit(self) -> bool:
-        """Whether its statistics take one byte each, and not four."""
+        """True if the optimizer stores its statistics in one byte each instead of four."""
         return self.name == "lamb8bit"
 
     @model_validator(mode="after")
@@ -117,70 +125,75 @@ class OptimizerSection(_Section):
 
 
 class BatchSection(_Section):
-    """How much the swarm computes between two steps of the optimizer."""
+    """Work of the swarm between two optimizer steps."""
 
     global_batch: int = Field(
         default=4096,
         ge=1,
         le=1 << 24,
-        description="Samples of all peers together per step. Too small: peers spend their time on averaging.",
+        description="Samples per step, of all peers together. If it is too small, peers spend their time averaging.",
     )
 
 
 class AveragingSection(_Section):
-    """How peers exchange gradients and state."""
+    """How peers exchange gradients and parameters."""
 
     gradients: Compression = Field(
         default="8-bit",
-        description="Of tensors from 65,536 elements on; smaller ones are sent in 16 bits. 8-bit, blockwise-8-bit, "
-        "16-bit or none.",
+        description="Compression of gradients with at least 65,536 elements; smaller tensors are sent in 16 bits. "
+        "8-bit, blockwise-8-bit, 16-bit or none.",
     )
     state: Compression = Field(
         default="16-bit",
-        description="The same for parameters. 8 bits leave peers about 1 % of a weight's deviation apart.",
+        description="The same for parameters. 8-bit leaves peers about 1 % of the weights' deviation apart.",
     )
     power_sgd_rank: int = Field(
-        default=0, ge=0, le=1024, description="Send gradients as factors of this rank (PowerSGD); 0: whole."
+        default=0,
+        ge=0,
+        le=1024,
+        description="Send gradients as factors of this rank (PowerSGD); 0: uncompressed by rank.",
     )
     state_every: int = Field(
-        default=5, ge=1, le=10_000, description="Steps between two averagings of the parameters themselves."
+        default=5, ge=1, le=10_000, description="Steps between two rounds that average the parameters themselves."
     )
     delayed: bool = Field(
         default=False,
-        description="Go on computing while gradients travel; they are applied one step late. Needs steps of at least "
-        "four matchmaking times.",
+        description="Continue to compute while gradients are averaged, and apply them one step late. Needs steps of at "
+        "least four times matchmaking_time.",
     )
     group_size: int = Field(
         default=0,
         ge=0,
         le=4096,
-        description="Peers that average together; a group that is full does not wait for others. "
-        "At least 2, or 0: all.",
+        description="Peers that average together; a full group starts at once. At least 2, or 0: all peers.",
     )
     matchmaking_time: float = Field(
-        default=15.0, gt=0.1, le=600, description="Seconds in which peers find each other before a round."
+        default=15.0, gt=0.1, le=600, description="Seconds that peers have to form a group before a round."
     )
     request_timeout: float = Field(
-        default=5.0, gt=0, le=600, description="Seconds to wait for one peer's answer; less than matchmaking_time."
+        default=5.0, gt=0, le=600, description="Seconds to wait for the answer of one peer; less than matchmaking_time."
     )
     chunk_timeout: float = Field(
         default=30.0,
         gt=0,
         le=3600,
-        description="Seconds without data after which a peer counts as gone; more than a micro-batch takes.",
+        description="Seconds without data after which a peer counts as lost; longer than a micro-batch takes.",
     )
     averaging_timeout: float = Field(
-        default=120.0, gt=0, le=7200, description="Seconds after which a round is given up: the longest stall."
+        default=120.0,
+        gt=0,
+        le=7200,
+        description="Seconds after which a round is abandoned: the longest stall of a peer.",
     )
     progress_lifetime: float = Field(
-        default=45.0, gt=1, le=3600, description="Seconds that a silent peer still counts as present."
+        default=45.0, gt=1, le=3600, description="Seconds for which a silent peer still counts as present."
     )
 
     @field_validator("group_size")
     @classmethod
     def _a_group(cls, size: int) -> int:
         if size == 1:
-            raise ValueError("must be at least 2, as nobody averages alone, or 0 for all")
+            raise ValueError("must be at least 2, because one peer cannot average alone, or 0 for all")
         return size
 
     @model_validator(mode="after")
@@ -198,19 +211,19 @@ class NetworkSection(_Section):
     """Where the coordinator listens."""
 
     host: str = Field(
-        default="0.0.0.0", min_length=1, max_length=100, description="Address on which the coordinator listens."
+        default="0.0.0.0", min_length=1, max_length=100, description="IPv4 address on which the coordinator listens."
     )
     port: int = Field(
         default=8080,
         ge=1,
         le=65_535,
-        description="Its TCP port. Peers in Spaces reach only 80, 443 and 8080.",
+        description="TCP port of the coordinator. Peers in Spaces reach only 80, 443 and 8080.",
     )
     announce: list[str] = Field(
         default_factory=list,
         max_length=16,
-        description='Addresses under which others reach it, such as "/ip4/203.0.113.5/tcp/8080" or '
-        '"/dns4/example.org/tcp/8080"; empty: those of this machine.',
+        description='Addresses under which peers reach it, such as "/ip4/203.0.113.5/tcp/8080" or '
+        '"/dns4/example.org/tcp/8080"; empty: the addresses of its machine.',
     )
 
     @field_validator("host")
@@ -220,12 +233,18 @@ class NetworkSection(_Section):
 
 
 class CheckpointSection(_Section):
-    """How the coordinator keeps the run."""
+    """When the coordinator saves the run, and which checkpoints it keeps."""
 
-    every_seconds: float = Field(default=600.0, ge=1, description="Seconds between checkpoints: what can be lost.")
-    keep_last: int = Field(default=3, ge=1, le=10_000, description="Newest checkpoints to keep.")
-    keep_hourly: int = Field(default=24, ge=0, le=10_000, description="And the last of each of so many hours.")
-    keep_daily: int = Field(default=30, ge=0, le=10_000, description="And the last of each of so many days.")
+    every_seconds: float = Field(
+        default=600.0, ge=1, description="Seconds between checkpoints: the most training that can be lost."
+    )
+    keep_last: int = Field(default=3, ge=1, le=10_000, description="Number of newest checkpoints to keep.")
+    keep_hourly: int = Field(
+        default=24, ge=0, le=10_000, description="Also keep the last checkpoint of each hour, for this many hours."
+    )
+    keep_daily: int = Field(
+        default=30, ge=0, le=10_000, description="Also keep the last checkpoint of each day, for this many days."
+    )
     hub_repo: str = Field(
         default="", max_length=200, description="Hub model (owner/name) to upload to; empty: none. Needs HF_TOKEN."
     )
@@ -234,14 +253,13 @@ class CheckpointSection(_Section):
     @field_validator("hub_repo")
     @classmethod
     def _a_hub_id(cls, repo: str) -> str:
-
         if repo and not HUB_ID.fullmatch(repo):
             raise ValueError("must be owner/name, such as anna/cats, or empty")
         return repo
 
 
 class MetricsSection(_Section):
-    """What peers report."""
+    """What peers report to the coordinator."""
 
     every_seconds: float = Field(default=20.0, ge=1, le=3600, description="Seconds between two reports of a peer.")
 
@@ -276,13 +294,15 @@ class SampleImagesSection(_Section):
 
 
 class JoinSection(_Section):
-    """Who may take part."""
+    """Who may join."""
 
-    mode: Literal["open"] = Field(default="open", description="open: whoever has this file. There is no other way yet.")
+    mode: Literal["open"] = Field(
+        default="open", description="open: everybody who has this file. There is no other mode yet."
+    )
 
 
 class RunSettings(_Section):
-    """One run; the sections of its file."""
+    """All settings of a run, by section of the run file."""
 
     run: RunSection = RunSection()
     model: ModelSection = ModelSection()
@@ -301,15 +321,15 @@ class RunSettings(_Section):
 
 
 def dalle_config(settings: RunSettings, of_bundle: DalleConfig) -> DalleConfig:
-    """The transformer's configuration: the bundle's, with the run's changes; InvalidInput where they do not fit."""
+    """Return the bundle's transformer configuration with the run's changes. Raises InvalidInput if they do not fit."""
     try:
-        config = checked_config(DalleConfig, {**of_bundle.to_dict(), **settings.model.dalle}, Path("[model] dalle"))
+        config = checked_config(DalleConfig, {**of_bundle.to_dict(), **settings.model.dalle}, "[model] dalle")
     except BundleError as error:
         raise InvalidInput(str(error)) from None
     for field in ("image_fmap_size", "num_image_tokens", "num_text_tokens"):
         if getattr(config, field) != getattr(of_bundle, field):
             raise InvalidInput(
-                f"[model] dalle.{field} must be {getattr(of_bundle, field)}, as image codec and tokenizer of the "
-                f"bundle {settings.model.bundle!r} need it; got {getattr(config, field)}"
+                f"[model] dalle.{field} must be {getattr(of_bundle, field)}, because the image codec and tokenizer of "
+                f"the bundle {settings.model.bundle!r} require it; got {getattr(config, field)}"
             )
     return config

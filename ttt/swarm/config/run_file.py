@@ -1,4 +1,4 @@
-"""The run file: settings as TOML that explains itself. Knows no network but the one GET of a run file's URL."""
+"""Reads and writes the run file: the settings of a run as TOML with comments. Its URL is fetched with one GET."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from ttt.swarm.config.run_config import NAME, RunSettings
 
 MAX_BYTES = 1 << 16
 _HEADER = """\
-# A run: what {name} trains, and how its peers work together. Everybody who takes part needs this file as it is.
+# The run {name}: what is trained, and how its peers work together. All peers need this file unchanged.
 #
-#   python -m ttt coordinator --run FILE     on one machine that all others reach; it prints the line for volunteers
-#   python -m ttt peer --run FILE --initial-peer ADDRESS
+#   ttt coordinator --run FILE                    on one machine that all peers can reach; it prints its address
+#   ttt peer --run FILE --initial-peer ADDRESS    on every machine that trains
 #
-# Every value below is the default unless you change it; a line may be left out.
+# Change what you like. A line that is left out has its default.
 """
 
 
 def new_settings(name: str) -> RunSettings:
-    """Defaults under a name that is made to fit."""
-    return RunSettings.model_validate({"run": {"name": _fitting(name)}})
+    """Return the default settings, under a valid name that is close to this one."""
+    return RunSettings.model_validate({"run": {"name": _similar_name(name)}})
 
 
 def check_name(name: str) -> str:
-    """The name of a run; InvalidInput proposes another where it is none."""
+    """Return the name if it is valid for a run, else raise InvalidInput with a similar one that is."""
     if not re.fullmatch(NAME, name):
         raise InvalidInput(
-            f"--name {name!r} cannot be used: a run's name has lower-case letters a-z, digits and hyphens, begins "
-            f"with no hyphen and has at most 63 characters; for example --name {_fitting(name)}"
+            f"--name {name!r} cannot be used: the name of a run has at most 63 lower-case letters a-z, digits and "
+            f"hyphens, and does not start with a hyphen; for example --name {_similar_name(name)}"
         )
     return name
 
 
-def _fitting(name: str) -> str:
+def _similar_name(name: str) -> str:
     plain = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
     return re.sub(r"[^a-z0-9-]+", "-", plain.lower()).strip("-")[:63] or "my-run"
 
 
 def write_run_file(path: Path, settings: RunSettings | None = None, *, overwrite: bool = False) -> None:
-    """Write every setting with its help; InvalidInput where the file exists, or where none can be."""
+    """Write every setting with its description. Raises InvalidInput if the file exists or cannot be written."""
     try:
         if path.is_dir():
             raise InvalidInput(f"{path} is a folder; name a file in it, such as {path / 'run.toml'}")
@@ -63,6 +63,7 @@ def write_run_file(path: Path, settings: RunSettings | None = None, *, overwrite
 
 
 def render(settings: RunSettings) -> str:
+    """Return the text of a run file with these settings."""
     lines = [_HEADER.format(name=settings.run.name)]
     for name in type(settings).model_fields:
         section: BaseModel = getattr(settings, name)
@@ -74,7 +75,7 @@ def render(settings: RunSettings) -> str:
 
 
 def read_run_file(source: str | Path) -> RunSettings:
-    """Settings from a file or an http(s) URL; InvalidInput names file, line and field."""
+    """Read settings from a file or an http(s) URL. Raises InvalidInput with file, line and field of each mistake."""
     text, name = _text(source), str(source)
     try:
         values = tomllib.loads(text)
@@ -83,24 +84,24 @@ def read_run_file(source: str | Path) -> RunSettings:
     try:
         return RunSettings.model_validate(values)
     except ValidationError as error:
-        raise InvalidInput("\n".join(_told(name, text, values, one) for one in error.errors()[:5])) from None
+        raise InvalidInput("\n".join(_describe(name, text, mistake) for mistake in error.errors()[:5])) from None
 
 
 def _text(source: str | Path) -> str:
     if re.match(r"https?://", str(source)):
-        return _fetched(str(source))
+        return _fetch(str(source))
     path = Path(source)
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InvalidInput(f"{path} is larger than {MAX_BYTES} bytes: not a run file")
         return path.read_text(encoding="utf-8-sig")  # Notepad writes a byte-order mark
     except FileNotFoundError:
-        raise InvalidInput(f"{path} is not there; `python -m ttt run new {path}` writes one") from None
+        raise InvalidInput(f"{path} does not exist; `ttt run new {path}` writes one") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path} cannot be read: {error}") from None
 
 
-def _fetched(url: str) -> str:
+def _fetch(url: str) -> str:
     import httpx2
 
     try:
@@ -116,7 +117,7 @@ def _fetched(url: str) -> str:
         raise InvalidInput(f"{url} cannot be read: {error}") from None
 
 
-def _told(name: str, text: str, values: dict[str, Any], error: Any) -> str:
+def _describe(name: str, text: str, error: Any) -> str:
     where = [str(part) for part in error["loc"]]
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
@@ -131,23 +132,23 @@ def _told(name: str, text: str, values: dict[str, Any], error: Any) -> str:
 
 
 def _line(text: str, where: list[str]) -> int | None:
-    """Line of a key, or of its section's head."""
-    section, head = "", None
+    """Return the line of a key, or of its section's heading."""
+    section, heading = "", None
     for number, line in enumerate(text.splitlines(), start=1):
         if match := re.match(r"\s*\[([^\]]+)\]", line):
             section = match[1].strip()
             if where and section == where[0]:
-                head = number
+                heading = number
         elif len(where) > 1 and section == where[0] and re.match(rf"\s*\"?{re.escape(where[1])}\"?\s*=", line):
             return number
-    return head
+    return heading
 
 
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)  # TOML's basic strings are JSON's
+        return json.dumps(value, ensure_ascii=False)  # every JSON string is a basic string of TOML
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_toml, value)) + "]"
     if isinstance(value, dict):

@@ -15,8 +15,9 @@ from ttt.errors import SwarmError
 from ttt.swarm.config.run_config import RunSettings
 from ttt.swarm.coordinator.checkpoints import FOLDER, Checkpoint, CheckpointStore, damaged
 from ttt.swarm.dht.announcement import Announcement
+from ttt.swarm.history.schema import HISTORY_FILE
 from ttt.swarm.history.types import Event
-from ttt.swarm.history.writer import HISTORY_FILE, HistoryWriter
+from ttt.swarm.history.writer import HistoryWriter
 from ttt.swarm.process.lifecycle import locked_folder
 
 FILE = "generation.json"

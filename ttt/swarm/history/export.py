@@ -1,4 +1,4 @@
-"""A run's history as one compact JSON file, to ship with a finished run, and back. Knows neither SQL nor pages."""
+"""Exports a run's history as one compact JSON file, and imports it again. Independent of SQL and of pages."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, Va
 
 from ttt.errors import InvalidInput
 from ttt.swarm.history.reader import COLUMNS, HistoryReader
+from ttt.swarm.history.schema import HISTORY_FILE
 from ttt.swarm.history.summary import downsample_min_max
 from ttt.swarm.history.types import CheckpointEntry, Contributor, Event, Point, SampleImage, Snapshot
 from ttt.swarm.history.writer import HistoryWriter
@@ -48,7 +49,7 @@ class _Export(BaseModel):
 
 
 def export(history: HistoryReader, path: Path, *, points: int = 2000, events: int = 500) -> int:
-    """Write at most so many points, the extremes of the loss kept; returns the bytes written."""
+    """Write at most so many points and events, preserving the extremes of the loss; return the bytes written."""
     about, columns = history.about(), history.points()
     loss = columns["loss"].copy()
     loss[[math.isnan(value) for value in loss]] = 0.0
@@ -72,7 +73,7 @@ def export(history: HistoryReader, path: Path, *, points: int = 2000, events: in
 
 
 def restore(source: Path, path: Path) -> None:
-    """Make a history file from an export; InvalidInput says what is wrong with it, or that `path` exists."""
+    """Create a history file from an export. Raises InvalidInput if the export is not valid, or if `path` exists."""
     if path.exists():
         raise InvalidInput(f"{path} exists; choose another name, or move it away")
     content = _read(source)
@@ -95,11 +96,11 @@ def restore(source: Path, path: Path) -> None:
 
 
 class Example(HistoryReader):
-    """A shipped history: a reader of an export, through a file that goes when it is closed."""
+    """A reader of an export, by way of a temporary history file that is deleted on `close`."""
 
     def __init__(self, source: Path) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="ttt-history-")
-        path = Path(self._folder.name) / "history.sqlite"
+        path = Path(self._folder.name) / HISTORY_FILE
         restore(source, path)
         super().__init__(path)
 

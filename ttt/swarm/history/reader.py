@@ -1,4 +1,4 @@
-"""Reads a run's history while its writer writes, or one that was shipped. Knows neither hivemind nor pages."""
+"""Reads a run's history, also while it is written. Independent of hivemind and of pages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _Row = TypeVar("_Row", Snapshot, Contributor, Event, CheckpointEntry, SampleImag
 
 @dataclass(frozen=True)
 class About:
-    """The run that a history is of."""
+    """The run that a history belongs to."""
 
     run: str
     title: str
@@ -41,7 +41,7 @@ class About:
 
 
 class HistoryReader:
-    """One per page is enough: all threads may use it. SwarmError where the file is missing, damaged or not ours."""
+    """A reader that all threads may share. Raises SwarmError if the file is missing, damaged or not a history."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -66,7 +66,7 @@ class HistoryReader:
         return About(rows.get("run", ""), rows.get("title", ""), _int(rows.get("target_batch_size")), first, count)
 
     def snapshot(self) -> Snapshot | None:
-        """The newest state of the swarm; None before the first reading."""
+        """Return the newest state of the swarm; None before the first reading."""
         rows = self._rows(select(tables.about.c.value).where(tables.about.c.key == "now"))
         try:
             return self._checked(Snapshot, [json.loads(row.value) for row in rows])[0] if rows else None
@@ -74,9 +74,9 @@ class HistoryReader:
             raise self._malformed(error) from None
 
     def points(self) -> dict[str, np.ndarray]:
-        """All points by column (`COLUMNS`), in the order of time; NaN where there is no value. Do not write to them.
+        """Return all points by column (`COLUMNS`), sorted by time, NaN for missing values. Do not modify the arrays.
 
-        Only what is new since the last call is read from the file.
+        Only rows that were added since the last call are read from the file.
         """
         points = tables.points.c
         with self._lock:
@@ -94,14 +94,14 @@ class HistoryReader:
             return dict(self._columns)
 
     def peers(self, limit: int = MAX_PEERS) -> list[Contributor]:
-        """By credited computing time, then samples."""
+        """Return contributors by credited computing time, then by samples."""
         table = tables.peers
         order = (table.c.seconds.desc(), table.c.samples.desc(), table.c.first_seen, table.c.peer_id)
         rows = self._rows(select(table).order_by(*order).limit(limit))
         return self._checked(Contributor, [row._asdict() for row in rows])
 
     def contributed_since(self, start: float) -> dict[str, tuple[float, float]]:
-        """Peer id -> (samples, seconds) credited since the hour of `start` began."""
+        """Return peer id -> (samples, seconds) credited since the start of the hour that contains `start`."""
         table = tables.contributions.c
         rows = self._rows(
             select(table.peer_id, func.sum(table.samples), func.sum(table.seconds))
@@ -111,16 +111,16 @@ class HistoryReader:
         return {peer_id: (samples, seconds) for peer_id, samples, seconds in rows}
 
     def contributors(self) -> int:
-        """Peers that were ever credited anything."""
+        """Count the peers that were credited any samples."""
         return int(self._rows(select(func.count()).where(tables.peers.c.samples > 0))[0][0])
 
     def events(self, limit: int = 100) -> list[Event]:
-        """Newest first."""
+        """Return the newest ones, newest first."""
         rows = self._rows(select(tables.events).order_by(tables.events.c.time.desc()).limit(limit))
         return self._checked(Event, [row._asdict() for row in rows])
 
     def checkpoints(self, limit: int = 200) -> list[CheckpointEntry]:
-        """Newest first."""
+        """Return the newest ones, newest first."""
         rows = self._rows(select(tables.checkpoints).order_by(tables.checkpoints.c.time.desc()).limit(limit))
         return self._checked(CheckpointEntry, [row._asdict() for row in rows])
 
@@ -144,7 +144,7 @@ class HistoryReader:
         return {name: table[:, index] for index, name in enumerate(COLUMNS)}
 
     def _checked(self, kind: type[_Row], rows: list[dict[str, Any]]) -> list[_Row]:
-        """Rows as dataclasses: SQLite keeps any value in any column, and the file may be a stranger's."""
+        """Validate rows: SQLite stores any type in any column, and the file may come from a stranger."""
         try:
             return _ADAPTERS[kind].validate_python(rows)
         except ValidationError as error:

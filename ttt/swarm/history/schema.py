@@ -1,7 +1,7 @@
-"""The tables of a run's history and how its file is opened and recognised. Knows neither who writes nor who reads.
+"""The tables of a run's history, and how its file is opened and checked.
 
-One SQLite file per run, in WAL mode: readers go on while the one writer writes. A file that is not ours, is damaged or
-is newer than this program is an error and stays as it is.
+One SQLite file per run, in WAL mode: readers are not blocked while the one writer writes. A file of another program, a
+damaged file or one of a newer version is an error, and is left unchanged.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from sqlalchemy.types import TypeEngine
 
 from ttt.errors import SwarmError
 
+HISTORY_FILE = "history.sqlite"
+"""Name of a history in the folder of its coordinator."""
 APPLICATION_ID = 0x74747468  # "ttth"
 SCHEMA_VERSION = 3
 RENAMED_TABLES_VERSION = 2
@@ -37,7 +39,7 @@ metadata = MetaData()
 
 
 def _required(name: str, kind: type[TypeEngine[Any]], default: str | float | None = None) -> Column[Any]:
-    """A column that is never NULL; without a default every row names it."""
+    """A column that is never NULL; without a default, every inserted row must have a value."""
     return Column(name, kind, nullable=False, default=default)
 
 
@@ -119,11 +121,11 @@ sample_images = Table(
 
 
 def open_file(path: Path, *, write: bool) -> Engine:
-    """An engine on a history; the writer's makes the file where there is none. SwarmError says what is wrong."""
+    """Open a history; a writer creates the file if it does not exist. Raises SwarmError if it cannot be used."""
     path = path.absolute()
     fresh = not path.exists() or path.stat().st_size == 0
     if fresh and not write:
-        raise SwarmError(f"{path} is not there yet: the coordinator of a run writes it")
+        raise SwarmError(f"{path} does not exist yet: the coordinator of a run writes it")
     if not fresh:
         _recognise(path)
     url = f"sqlite:///{path}" if write else f"sqlite:///file:{_quoted(path)}?mode=ro&uri=true"
@@ -139,12 +141,12 @@ def open_file(path: Path, *, write: bool) -> Engine:
 
 
 def damaged(path: Path, error: Exception) -> SwarmError:
-    """What a user reads about a history that SQLite cannot work with."""
+    """Return the error for a history that SQLite cannot use."""
     cause = str(getattr(error, "orig", None) or error)
     if any(word in cause for word in ("malformed", "not a database", "corrupt", "no such", "disorder", "row ")):
-        todo = "Move it away (with its -wal and -shm), and a new history begins; or put a backup in its place"
+        todo = "Move it away (with its -wal and -shm files) to start a new history, or restore a backup"
     else:
-        todo = "See that the disk has room and that this user may write there"
+        todo = "Check that the disk has room and that this user may write there"
     return SwarmError(f"the history {path} cannot be used: {cause}. Nothing was deleted. {todo}")
 
 
@@ -153,7 +155,7 @@ def _recognise(path: Path) -> None:
         with path.open("rb") as file:
             magic = file.read(len(_MAGIC))
         if magic != _MAGIC:
-            raise SwarmError(f"{path} is not a history: it is no SQLite file. Choose another folder, or move it away")
+            raise SwarmError(f"{path} is not a history (no SQLite file). Choose another folder, or move it away")
         with sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True, timeout=20.0) as connection:
             application = connection.execute("PRAGMA application_id").fetchone()[0]
             version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -181,7 +183,7 @@ def _prepare_writer(connection: sqlite3.Connection, _record: object) -> None:
         connection.execute("CREATE INDEX sample_images_by_prompt ON sample_images (prompt, step)")
     for pragma in (
         "journal_mode = WAL",
-        "synchronous = NORMAL",  # a power cut may cost the last seconds, never the file
+        "synchronous = NORMAL",  # a power cut may lose the last seconds, but not the file
         f"application_id = {APPLICATION_ID}",
         f"user_version = {SCHEMA_VERSION}",
     ):

@@ -1,6 +1,7 @@
-"""What a dashboard shows of a run: small plain values made from its history. Knows neither pages nor SQL.
+"""Summaries of a run's history for the dashboard and its API. Independent of pages and of SQL.
 
-Every function takes a `HistoryReader` and returns dataclasses, lists and dicts, a few kilobytes however long the run.
+Every function takes a `HistoryReader` and returns a few kilobytes of dataclasses, lists and dicts, for runs of any
+length.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from ttt.swarm.process.text import MAX_NAME, clean_text, safe_name
 Axis = Literal["time", "samples"]
 Series = Literal["loss", "peers", "samples_per_second", "learning_rate", "step"]
 ACTIVE_SECONDS = 120.0
-"""A swarm that was not heard of for longer is shown as silent."""
+"""A swarm without news for longer than this is shown as silent."""
 DAY = 86_400.0
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a plot; `low` and `high` bound the middle half of the peers, where that is known."""
+    """One line of a plot; `low` and `high` are the quartiles over peers, if known."""
 
     x: list[float]
     y: list[float]
@@ -36,7 +37,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Progress:
-    """Towards the next optimizer step."""
+    """Progress towards the next optimizer step."""
 
     step: int
     samples_accumulated: int
@@ -44,9 +45,9 @@ class Progress:
     fraction: float
     """0 to 1."""
     eta_seconds: float | None
-    """None while the swarm stands still or is silent."""
+    """None while no samples are computed or the swarm is silent."""
     active: bool
-    """Whether the monitor wrote within the last two minutes."""
+    """True if the monitor wrote within the last two minutes."""
     peers: int
     auxiliary_peers: int
     samples_per_second: float | None
@@ -58,34 +59,34 @@ class Progress:
 
 @dataclass(frozen=True)
 class LeaderboardEntry:
-    """One line of the leaderboard."""
+    """One row of the leaderboard."""
 
     rank: int
     peer: str
     """The last 12 characters of its libp2p id."""
     name: str
-    """As the peer wrote it, cleaned; not escaped."""
+    """Written by the peer, cleaned but not escaped."""
     html_name: str
-    """The same for HTML and Markdown."""
+    """The name, escaped for HTML and Markdown."""
     device: str
     seconds: float
-    """Of computing, credited."""
+    """Computing time, credited."""
     samples: int
-    """Credited."""
+    """Credited samples."""
     samples_today: int
-    """Credited in the last 24 hours."""
+    """Samples credited in the last 24 hours."""
     share: float
-    """Of all credited samples, 0 to 1."""
+    """Share of all credited samples, 0 to 1."""
     first_seen: float
     last_seen: float
     active: bool
     auxiliary: bool
     unverified: bool
-    """It claims more than half again of what others can confirm."""
+    """The peer claims over 1.5 times the samples that others confirm."""
 
 
 def curve(history: HistoryReader, series: Series, *, over: Axis = "time", points: int = 300) -> Curve:
-    """A series over time (Unix) or samples, in at most `points` points that keep its extremes."""
+    """Return a series over Unix time or samples, reduced to at most `points` points that preserve its extremes."""
     columns = history.points()
     known = ~np.isnan(columns[series])
     x, y = columns[over][known], columns[series][known]
@@ -96,21 +97,21 @@ def curve(history: HistoryReader, series: Series, *, over: Axis = "time", points
 
 
 def downsample_min_max(x: np.ndarray, y: np.ndarray, points: int) -> np.ndarray:
-    """Indices of at most `points` samples: the least and the greatest of each stretch of x, the first and the last."""
+    """Return the indices of at most `points` points: minimum and maximum per interval of x, first and last point."""
     if len(x) <= points:
         return np.arange(len(x))
-    stretches = max(1, (points - 2) // 2)
+    intervals = max(1, (points - 2) // 2)
     first, last = float(x.min()), float(x.max())
-    width = (last - first) / stretches or 1.0
-    stretch = np.minimum(((x - first) / width).astype(int), stretches - 1)
-    by_value = np.lexsort((y, stretch))  # in each stretch from the least to the greatest
-    bounds = np.flatnonzero(np.diff(stretch[by_value]))
-    least, greatest = np.append(0, bounds + 1), np.append(bounds, len(x) - 1)
-    return np.unique(np.concatenate([by_value[least], by_value[greatest], [0, len(x) - 1]]))
+    width = (last - first) / intervals or 1.0
+    interval = np.minimum(((x - first) / width).astype(int), intervals - 1)
+    by_value = np.lexsort((y, interval))  # sorted by y within each interval
+    bounds = np.flatnonzero(np.diff(interval[by_value]))
+    lowest, highest = np.append(0, bounds + 1), np.append(bounds, len(x) - 1)
+    return np.unique(np.concatenate([by_value[lowest], by_value[highest], [0, len(x) - 1]]))
 
 
 def progress(history: HistoryReader, *, at: float | None = None) -> Progress | None:
-    """Where the swarm is; None before the first reading. `at`: Unix time, now by default."""
+    """Return the current progress; None before the first reading. at: Unix time, now by default."""
     now = history.snapshot()
     if now is None:
         return None
@@ -134,14 +135,14 @@ def progress(history: HistoryReader, *, at: float | None = None) -> Progress | N
 
 
 def leaderboard(history: HistoryReader, *, limit: int = 100, at: float | None = None) -> list[LeaderboardEntry]:
-    """Who contributed most, by credited computing time."""
+    """Return the contributors with the most credited computing time."""
     at = time.time() if at is None else at
-    now = history.snapshot()  # first: who is heard while the rest is read has been heard since
+    now = history.snapshot()  # read first: a peer that reports while the rest is read still counts as active
     peers, today = history.peers(), history.contributed_since(at - DAY)
-    heard = now.time if now is not None and at - now.time < ACTIVE_SECONDS else math.inf  # in the newest reading
+    latest = now.time if now is not None and at - now.time < ACTIVE_SECONDS else math.inf
     total = sum(peer.samples for peer in peers) or 1.0
-    waiting = 2 * history.about().target_batch_size  # claims that are not yet settled
-    counted = [peer for peer in peers if peer.samples > 0 or peer.auxiliary][:limit]
+    unsettled = 2 * history.about().target_batch_size  # claims of the last steps, not credited yet
+    shown = [peer for peer in peers if peer.samples > 0 or peer.auxiliary][:limit]
     return [
         LeaderboardEntry(
             rank=rank,
@@ -155,21 +156,21 @@ def leaderboard(history: HistoryReader, *, limit: int = 100, at: float | None = 
             share=round(peer.samples / total, 4),
             first_seen=peer.first_seen,
             last_seen=peer.last_seen,
-            active=peer.last_seen >= heard,
+            active=peer.last_seen >= latest,
             auxiliary=peer.auxiliary,
-            unverified=peer.claimed_samples > 1.5 * peer.samples + waiting,
+            unverified=peer.claimed_samples > 1.5 * peer.samples + unsettled,
         )
-        for rank, peer in enumerate(counted, start=1)
+        for rank, peer in enumerate(shown, start=1)
     ]
 
 
 def checkpoints(history: HistoryReader, *, limit: int = 50) -> list[CheckpointEntry]:
-    """Newest first."""
+    """Return the newest ones, newest first."""
     return history.checkpoints(limit)
 
 
 def events(history: HistoryReader, *, limit: int = 50) -> list[Event]:
-    """Newest first."""
+    """Return the newest ones, newest first."""
     return history.events(limit)
 
 
@@ -182,7 +183,7 @@ def sample_images(history: HistoryReader, *, per_prompt: int = 12) -> dict[str, 
 
 
 def swarm_status(history: HistoryReader, *, at: float | None = None) -> dict[str, Any]:
-    """For the endpoint of that name: numbers, words and ISO dates."""
+    """Return the status for the endpoint of this name: numbers, text and ISO dates."""
     about, state, newest = history.about(), progress(history, at=at), history.checkpoints(1)
     status: dict[str, Any] = {
         "run": about.run,
@@ -219,5 +220,5 @@ def _short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.5g}")
 
 
-def _iso(moment: float | None) -> str | None:
-    return None if moment is None else datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
+def _iso(unix_time: float | None) -> str | None:
+    return None if unix_time is None else datetime.fromtimestamp(unix_time, UTC).isoformat(timespec="seconds")

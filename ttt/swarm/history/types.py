@@ -1,4 +1,4 @@
-"""The rows of a run's history as plain dataclasses. Knows neither SQL nor the network."""
+"""The rows of a run's history as dataclasses. Independent of SQL and of the network."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field
 
 UnixTime = Annotated[float, Field(ge=0, le=253_402_300_799)]
-"""Unix time, up to the year 9999: what can be shown as a date."""
+"""Unix time up to the year 9999, the last that can be shown as a date."""
 EventKind = Literal["started", "joined", "left", "rollback", "problem"]
 
 
 @dataclass(frozen=True)
 class Point:
-    """The swarm at one time."""
+    """The swarm at one time, a point of the curves."""
 
     time: UnixTime
     """Unix time."""
     step: int
     samples: int
-    """Samples behind the parameters: steps times the global batch, plus what is gathered for the next."""
+    """Samples trained on: steps times the global batch, plus those accumulated for the next step."""
     loss: float | None
-    """Median of the peers' mean losses; None while nobody reports one."""
+    """Median of the peers' mean losses; None if no peer reports one."""
     loss_low: float | None
-    """Quarter of the peers lie below, and above `loss_high`; the least and largest of merged points."""
+    """Lower quartile over peers, as `loss_high` is the upper one; minimum and maximum in merged points."""
     loss_high: float | None
     peers: float
     """Peers that train."""
@@ -34,7 +34,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The swarm just now, for the progress bar."""
+    """The newest state of the swarm, for the progress bar."""
 
     time: UnixTime
     step: int
@@ -48,34 +48,36 @@ class Snapshot:
     loss: float | None
     learning_rate: float | None
     refused_records: int = 0
-    """Records of the last reading that were dropped."""
+    """Records of the last reading that were refused."""
 
 
 @dataclass(frozen=True)
 class Contributor:
-    """One peer's contribution as credited, beside what it claims."""
+    """A peer's credited contribution, and what it claims itself."""
 
     peer_id: str
     name: str
-    """As the peer wrote it: escape it where it is shown (`names.safe_name`)."""
+    """Written by the peer: escape it before it is shown (`process.text.safe_name`)."""
     device: str
     first_seen: UnixTime
     last_seen: UnixTime
     step: int
     samples: float
     seconds: float
-    """Of computing."""
+    """Computing time, credited."""
     claimed_samples: float
     claimed_seconds: float
     samples_per_second: float
     client_mode: bool
     auxiliary: bool
     cursor: str = ""
-    """Where the ledger stands with this peer (`leaderboard.Cursor`), so that it goes on after a restart."""
+    """State of crediting this peer (`coordinator.credit`), so that it continues after a restart."""
 
 
 @dataclass(frozen=True)
 class Event:
+    """Something that happened to the run."""
+
     time: UnixTime
     kind: EventKind
     peer_id: str = ""
@@ -84,6 +86,8 @@ class Event:
 
 @dataclass(frozen=True)
 class CheckpointEntry:
+    """A saved checkpoint."""
+
     time: UnixTime
     step: int
     samples: int
@@ -91,9 +95,9 @@ class CheckpointEntry:
     path: str
     """Relative to the history's folder."""
     checksum: str
-    """SHA-256 of its manifest or weights, as the keeper of checkpoints gives it."""
+    """SHA-256 of its manifest or weights."""
     url: str = ""
-    """On the Hub; empty before it is uploaded."""
+    """Of its copy on the Hub; empty until it is uploaded."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""The one writer of a run's history: SQLite beside the checkpoints, thinned as it ages. Knows no hivemind, no pages.
+"""Writes a run's history: one SQLite file beside the checkpoints. Independent of hivemind and of pages.
 
-How it thins (`THINNING`): points stay as they are for a day, then one a minute remains, after a week one in ten
-minutes, after a month one an hour; a merged point keeps the extremes of the loss. Contributions are kept by the hour,
-after a month by the day. Events beyond the newest `MAX_EVENTS` go. Peers stay; checkpoints and sample images
+Old rows are merged (`THINNING`): all points remain for a day, then one per minute, after a week one per ten minutes,
+after a month one per hour; a merged point keeps the extremes of the loss. Contributions are stored by hour, after a
+month by day. Only the newest `MAX_EVENTS` events remain. Contributors remain; checkpoints and sample images
 until their keepers forget them.
 """
 
@@ -23,10 +23,9 @@ from ttt.errors import InvalidInput
 from ttt.swarm.history import schema as tables
 from ttt.swarm.history.types import CheckpointEntry, Contributor, Event, Point, SampleImage, Snapshot
 
-HISTORY_FILE = "history.sqlite"
 HOUR, DAY = 3600, 86_400
 THINNING = ((DAY, 60), (7 * DAY, 600), (30 * DAY, HOUR))
-"""(age, seconds between points that remain)."""
+"""(age in seconds, seconds between the points that remain)."""
 CONTRIBUTIONS_BY_DAY_AFTER = 30 * DAY
 MAX_EVENTS = 20_000
 _MERGE = text("""
@@ -49,11 +48,13 @@ _MERGE_DAYS = text("""
 
 
 class HistoryWriter:
-    """Writes one run's history; a second writer of the same file is refused."""
+    """The one writer of a history; a second writer of the same file is refused."""
 
     def __init__(self, path: Path, run: str, *, title: str = "", target_batch_size: int = 0) -> None:
-        """Open or make the file; SwarmError where it is damaged or not ours, InvalidInput where it is in use or
-        belongs to another run."""
+        """Open or create the file.
+
+        Raises SwarmError if it is damaged or not a history, InvalidInput if it is in use or belongs to another run.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.run = path, run
         self._lock = _exclusive(path)
@@ -76,7 +77,7 @@ class HistoryWriter:
         self._lock.close()
 
     def add_points(self, points: Iterable[Point], *, thin: bool = True) -> None:
-        """Append; once an hour of the points' own time, old ones are merged."""
+        """Append points; once an hour, by the time of the points, old ones are merged."""
         rows = [asdict(point) for point in points]
         if not rows:
             return
@@ -90,15 +91,15 @@ class HistoryWriter:
             _set(connection, "now", json.dumps(asdict(snapshot)))
 
     def credit(self, peers: Iterable[Contributor], *, time: float) -> None:
-        """Replace the peers' rows, and add what they gained since to the hour's contributions."""
+        """Replace the rows of these peers, and add the difference to the contributions of the current hour."""
         rows = [asdict(peer) for peer in peers]
         if not rows:
             return
         with self._writing() as connection:
-            before = {row.peer_id: row for row in connection.execute(select(tables.peers))}
-            changed = [row for row in rows if row["peer_id"] not in before or row != before[row["peer_id"]]._asdict()]
+            stored = {row.peer_id: row for row in connection.execute(select(tables.peers))}
+            changed = [row for row in rows if row["peer_id"] not in stored or row != stored[row["peer_id"]]._asdict()]
             gained = [
-                {"start": int(time) // HOUR * HOUR, "peer_id": row["peer_id"], **_gain(row, before.get(row["peer_id"]))}
+                {"start": int(time) // HOUR * HOUR, "peer_id": row["peer_id"], **_gain(row, stored.get(row["peer_id"]))}
                 for row in changed
             ]
             if changed:
@@ -115,17 +116,17 @@ class HistoryWriter:
             connection.execute(insert(tables.checkpoints), [asdict(checkpoint)])
 
     def set_checkpoint_url(self, path: str, url: str) -> None:
-        """The checkpoint of this path lies on the Hub now."""
+        """Record that the checkpoint at this path was uploaded to the Hub."""
         with self._writing() as connection:
             connection.execute(update(tables.checkpoints).where(tables.checkpoints.c.path == path).values(url=url))
 
     def checkpoints(self) -> set[str]:
-        """Paths of those that were written down."""
+        """Return the paths of all recorded checkpoints."""
         with self._writing() as connection:
             return set(connection.execute(select(tables.checkpoints.c.path)).scalars())
 
     def remove_checkpoints(self, paths: Iterable[str]) -> None:
-        """These were deleted by the keeper's policy."""
+        """Remove checkpoints whose files were deleted."""
         if rows := [{"gone": path} for path in paths]:
             with self._writing() as connection:
                 gone = delete(tables.checkpoints).where(tables.checkpoints.c.path == bindparam("gone"))
@@ -136,7 +137,7 @@ class HistoryWriter:
             connection.execute(insert(tables.sample_images), [asdict(image)])
 
     def sample_images(self) -> list[SampleImage]:
-        """All that were kept."""
+        """Return all recorded sample images."""
         columns = [column for column in tables.sample_images.c if column.name != "id"]
         with self._writing() as connection:
             return [SampleImage(**row._asdict()) for row in connection.execute(select(*columns))]
@@ -149,12 +150,12 @@ class HistoryWriter:
                 connection.execute(gone, rows)
 
     def peers(self) -> dict[str, Contributor]:
-        """What the ledger starts from."""
+        """Return all contributors by id, from which crediting continues."""
         with self._writing() as connection:
             return {row.peer_id: _peer(row._asdict()) for row in connection.execute(select(tables.peers))}
 
     def thin(self, now: float) -> None:
-        """Merge what is old; see the head of this file."""
+        """Merge old rows, see the head of this file."""
         self._thinned = now
         with self._writing() as connection:
             for age, bucket in THINNING:
@@ -173,7 +174,7 @@ class HistoryWriter:
             known = {row.key: row.value for row in connection.execute(select(tables.about))}
             if known.get("run", run) != run:
                 raise InvalidInput(
-                    f"{self.path} is the history of the run {known['run']!r}, not of {run!r}; use another folder"
+                    f"{self.path} is the history of the run {known['run']!r}, not of {run!r}; choose another folder"
                 )
             for key, value in {"run": run, "title": title, "target_batch_size": str(target_batch_size)}.items():
                 _set(connection, key, value)
@@ -188,17 +189,17 @@ class HistoryWriter:
 
 
 def _exclusive(path: Path) -> IO[str]:
-    """Hold a lock beside the file for as long as the writer lives."""
+    """Lock a file beside the history for the lifetime of the writer."""
     lock = path.with_name(f"{path.name}.lock").open("w")
     try:
         import fcntl
-    except ImportError:  # Windows, where no coordinator runs: only a shipped history is unpacked there
+    except ImportError:  # Windows: no coordinator runs there, only exports are unpacked
         return lock
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         lock.close()
-        raise InvalidInput(f"{path} is written by another coordinator; stop that one, or use another folder") from None
+        raise InvalidInput(f"{path} is written by another coordinator; stop it, or choose another folder") from None
     return lock
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from ttt.swarm.history.schema import HISTORY_FILE
 from ttt.swarm.history.types import CheckpointEntry, Contributor, Event, Point, SampleImage, Snapshot
 from ttt.ui.dashboard.plots import evenly
-from ttt.ui.dashboard.runs import HISTORY_FILE
 from ttt.ui.fake_images import draw_image
 
 PROMPTS = ("a red circle above a blue square", "a small green star on a white background", "a big orange heart")

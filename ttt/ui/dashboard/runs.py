@@ -13,10 +13,11 @@ from typing import Any, Protocol
 from ttt.errors import InvalidInput, TTTError
 from ttt.swarm.history import summary
 from ttt.swarm.history.reader import HistoryReader
+from ttt.swarm.history.schema import HISTORY_FILE
 from ttt.swarm.history.summary import Axis, Curve, LeaderboardEntry, Progress, Series
 from ttt.swarm.history.types import CheckpointEntry, Event, SampleImage
 
-HISTORY_FILE, EXPORT_FILE = "history.sqlite", "history.json"
+EXPORT_FILE = "history.json"
 FOLDERS = ("", "*/", "*/*/")
 """A run's folder, a folder of runs, or one of runs with a coordinator's folder in each, as `ttt coordinator` makes."""
 MAX_RUNS = 100
