@@ -23,7 +23,7 @@ Address = Annotated[str, Field(min_length=1, max_length=1000)]
 class JoinOptions(CheckedModel):
     """How a peer joins a run and trains; InvalidInput if these options cannot work together."""
 
-    run: str = Field(min_length=1, max_length=1000, description="The run file, or its URL.")
+    run: str = Field(max_length=1000, description="The run file, or its URL.")
     initial_peers: tuple[Address, ...] = Field(
         default=(),
         max_length=MAX_ADDRESSES,
