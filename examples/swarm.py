@@ -1,11 +1,11 @@
-"""A whole swarm on this machine: a coordinator, three peers of different speed, and the app to watch them.
+"""Runs a whole swarm on this machine: a coordinator, three peers of different speeds, and the app to watch them.
 
     make swarm                                    or: python -m examples.swarm --port 7860
-    make swarm ARGS="--folder runs"               keeps the run; otherwise it is gone with the script
+    make swarm ARGS="--folder runs"               keeps the run, which is otherwise deleted at the end
 
-The demo's transformer is trained on captioned scenes from random weights. Open the page: Dashboard shows the loss
-falling and who contributes; Contribute adds this machine once more. End one peer (its pid is printed) and the curve
-goes on. Ctrl-C ends everything.
+The demo's transformer is trained from random weights on captioned scenes. Open the page: Dashboard shows the falling
+loss and the contributors; Contribute adds this machine as a fourth peer. Kill one peer (its pid is printed), and the
+others continue. Ctrl-C stops everything.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from ttt.swarm.process.status import PeerStatus, read_status
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = {"fast": 4.0, "steady": 2.0, "slow": 1.0}
-"""Name -> samples a second at most, so that they differ wherever this runs."""
-ADDRESS_SECONDS, END_SECONDS = 180.0, 60.0
+"""Name -> limit in samples a second, so that speeds differ on every machine."""
+ADDRESS_SECONDS, STOP_SECONDS = 180.0, 60.0
 
 
 def settings(port: int) -> RunSettings:
-    """Short steps: everything happens on one machine."""
+    """Settings with short steps, as all peers are on one machine."""
     return RunSettings.model_validate(
         {
             "run": {"name": "demo-swarm", "title": "A swarm on one machine"},
@@ -55,25 +55,25 @@ def settings(port: int) -> RunSettings:
 
 
 class Swarm:
-    """Its processes, each of which ends with this one."""
+    """The processes of the swarm, each of which ends with this one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.run = folder / "demo-swarm", folder / "demo-swarm" / "run.toml"
-        self.volunteer = Launcher(self.folder / "volunteer")
-        self.members: dict[str, subprocess.Popen[bytes]] = {}
+        self.launcher = Launcher(self.folder / "volunteer")
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, *command: str, log: bool = True) -> None:
-        parent, where = os.getpid(), self.folder / name
-        where.mkdir(parents=True, exist_ok=True)
+        parent, folder = os.getpid(), self.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        with (where / "log").open("wb") as file:
+        with (folder / "log").open("wb") as file:
             output = file if log else None
-            self.members[name] = subprocess.Popen(
+            self.processes[name] = subprocess.Popen(
                 [sys.executable, *command], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output,
                 stderr=output, start_new_session=True, preexec_fn=lambda: die_with_parent(parent),
             )  # fmt: skip
 
-    def member(self, name: str, command: str, *options: str) -> None:
+    def start_command(self, name: str, command: str, *options: str) -> None:
         folder = str(self.folder / name)
         self.start(name, "-m", "ttt", command, "--run", str(self.run), "--folder", folder, *options)
 
@@ -81,39 +81,39 @@ class Swarm:
         return read_status(self.folder / name) or PeerStatus()
 
     def address(self) -> str:
-        """Of the coordinator, once it has founded the run."""
+        """Wait until the coordinator has started the run; return its address."""
         deadline = time.monotonic() + ADDRESS_SECONDS
         while self.status("coordinator").state != "watching":
-            if self.members["coordinator"].poll() is not None or time.monotonic() > deadline:
+            if self.processes["coordinator"].poll() is not None or time.monotonic() > deadline:
                 raise SystemExit((self.folder / "coordinator" / "log").read_text(errors="replace"))
             time.sleep(0.2)
         return self.status("coordinator").addresses[0]
 
-    def end(self) -> None:
-        """In order, then at once."""
+    def stop(self) -> None:
+        """Let every process leave in order; kill those that take too long."""
         with contextlib.suppress(Exception):
-            self.volunteer.stop()
-        for process in self.members.values():
+            self.launcher.stop()
+        for process in self.processes.values():
             process.terminate()
-        deadline = time.monotonic() + END_SECONDS
-        for process in self.members.values():
+        deadline = time.monotonic() + STOP_SECONDS
+        for process in self.processes.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.1, deadline - time.monotonic()))
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-        self.volunteer.wait_until_off(END_SECONDS)
+        self.launcher.wait_until_off(STOP_SECONDS)
 
 
 @contextlib.contextmanager
-def kept_or_passing(folder: Path | None) -> Iterator[Path]:
+def run_folder(folder: Path | None) -> Iterator[Path]:
     if folder is not None:
         yield folder.absolute()
         return
-    passing = tempfile.mkdtemp(prefix="ttt-swarm-")
+    temporary = tempfile.mkdtemp(prefix="ttt-swarm-")
     try:
-        yield Path(passing)
+        yield Path(temporary)
     finally:
-        shutil.rmtree(passing, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def free_port() -> int:
@@ -123,52 +123,57 @@ def free_port() -> int:
 
 
 def watch(swarm: Swarm) -> None:
-    """One line whenever the swarm has made a step, or somebody has left; ends when the app has ended."""
-    shown, there = -1, {"coordinator", *PEERS}
-    while swarm.members["app"].poll() is None:
-        now = swarm.status("coordinator")
-        for name in sorted(there):
-            if swarm.members[name].poll() is not None:
-                there.remove(name)
+    """Print a line at every step of the swarm and whenever a process has ended; return when the app has ended."""
+    shown, running = -1, {"coordinator", *PEERS}
+    while swarm.processes["app"].poll() is None:
+        status = swarm.status("coordinator")
+        for name in sorted(running):
+            if swarm.processes[name].poll() is not None:
+                running.remove(name)
                 print(f"{name} has ended; its log: {swarm.folder / name / 'log'}", flush=True)
-        if now.step != shown:
-            shown = now.step
+        if status.step != shown:
+            shown = status.step
             each = ", ".join(f"{name} {swarm.status(name).samples}" for name in PEERS)
             losses = [loss for name in PEERS if (loss := swarm.status(name).loss) is not None]
             loss = f"loss {sum(losses) / len(losses):.3f}, " if losses else ""
-            print(f"step {now.step}: {loss}{now.peers} peers; samples: {each}", flush=True)
+            print(f"step {status.step}: {loss}{status.peers} peers; samples: {each}", flush=True)
         time.sleep(1.0)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A swarm on this machine, to look at.")
-    parser.add_argument("--port", type=int, default=7860, help="of the page (default: %(default)s)")
-    parser.add_argument("--folder", type=Path, help="keeps the run; default: a folder that is removed in the end")
-    chosen = parser.parse_args()
+    parser = argparse.ArgumentParser(description="Run a whole swarm on this machine.")
+    parser.add_argument("--port", type=int, default=7860, help="port of the page (default: %(default)s)")
+    parser.add_argument(
+        "--folder", type=Path, help="where to keep the run; default: a folder that is deleted at the end"
+    )
+    arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with kept_or_passing(chosen.folder) as folder:
+    with run_folder(arguments.folder) as folder:
         swarm = Swarm(folder)
         try:
             write_run_file(swarm.run, settings(free_port()), overwrite=True)
-            print("The coordinator founds the run ...", flush=True)
-            swarm.member("coordinator", "coordinator")
+            print("The coordinator starts the run ...", flush=True)
+            swarm.start_command("coordinator", "coordinator")
             address = swarm.address()
             swarm.start(
-                "app", "app.py", "--port", str(chosen.port), "--runs", str(folder), "--run", str(swarm.run),
-                "--initial-peer", address, "--peer-folder", str(swarm.volunteer.folder),
+                "app", "app.py", "--port", str(arguments.port), "--runs", str(folder), "--run", str(swarm.run),
+                "--initial-peer", address, "--peer-folder", str(swarm.launcher.folder),
                 "--peer-ends-with", str(os.getpid()), log=False,
             )  # fmt: skip
             for name, limit in PEERS.items():
-                swarm.member(name, "peer", "--initial-peer", address, "--host", "127.0.0.1", "--name", name,
+                swarm.start_command(name, "peer", "--initial-peer", address, "--host", "127.0.0.1", "--name", name,
                              "--micro-batch", "2", "--limit", str(limit))  # fmt: skip
-                print(f"peer {name}: pid {swarm.members[name].pid}; try  kill {swarm.members[name].pid}", flush=True)
+                print(
+                    f"peer {name}: pid {swarm.processes[name].pid}; to stop it: kill {swarm.processes[name].pid}",
+                    flush=True,
+                )
             watch(swarm)
         except KeyboardInterrupt:
-            print("Ending ...", flush=True)
+            print("Stopping ...", flush=True)
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            swarm.end()
+            swarm.stop()
 
 
 if __name__ == "__main__":
