@@ -1,4 +1,4 @@
-"""What people copy: notebooks, Dockerfile, local swarm. What cannot run here is checked against formats and options."""
+"""Notebooks, Dockerfile and the local swarm. Those that cannot run here are checked against formats and options."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def python_of(text: str) -> str:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_a_notebook_is_one(path: Path) -> None:
+def test_a_notebook_is_valid(path: Path) -> None:
     import nbformat
 
     notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
@@ -63,7 +63,7 @@ def test_a_notebook_is_one(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_what_a_notebook_runs_exists(path: Path) -> None:
+def test_the_commands_in_a_notebook_exist(path: Path) -> None:
     text = code_of(path)
     shell = [line[1:] for line in text.splitlines() if line.startswith("!")]
     (peer,) = [line for line in shell if line.startswith("python -m ttt ")]
@@ -81,7 +81,7 @@ def test_what_a_notebook_runs_exists(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_a_notebook_whose_placeholders_stand_says_so_before_it_does_anything(path: Path) -> None:
+def test_a_notebook_with_placeholders_stops_before_it_does_anything(path: Path) -> None:
     text = code_of(path)
     assert text.index("raise SystemExit") < text.index("\n!")
     with pytest.raises(SystemExit, match=r"Replace 'https://example.org/run.toml' at the top"):
@@ -101,7 +101,7 @@ def instructions() -> list[tuple[str, str]]:
     return re.findall(r"^([A-Z]+) (.+)$", text, re.MULTILINE)
 
 
-def test_the_dockerfile_installs_what_is_pinned_and_starts_as_nobody_special() -> None:
+def test_the_dockerfile_installs_pinned_packages_and_runs_as_an_ordinary_user() -> None:
     found = instructions()
     kinds = [kind for kind, _ in found]
     known = {"FROM", "RUN", "WORKDIR", "COPY", "USER", "ENV", "VOLUME", "STOPSIGNAL", "ENTRYPOINT", "CMD"}
@@ -114,7 +114,7 @@ def test_the_dockerfile_installs_what_is_pinned_and_starts_as_nobody_special() -
     (install,) = [rest for kind, rest in found if kind == "RUN" and "pip install" in rest]
     assert set(re.findall(r"-[rc] (\S+)", install)) == {"requirements.txt", "constraints.txt"} <= set(copied)
     assert kinds.index("USER") > kinds.index("RUN") and dict(found)["USER"] != "root"
-    assert dict(found)["STOPSIGNAL"] == "SIGTERM"  # which drains a peer
+    assert dict(found)["STOPSIGNAL"] == "SIGTERM"  # a peer leaves in order
     assert json.loads(dict(found)["ENTRYPOINT"]) == ["python", "-m", "ttt"]
     check_line(" ".join(json.loads(dict(found)["CMD"])))
     ignored = (EXAMPLES / "Dockerfile.dockerignore").read_text(encoding="utf-8").split()
@@ -148,7 +148,7 @@ def processes_with(word: str) -> list[int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="hivemind is for Linux alone")
 def test_a_killed_local_swarm_leaves_nothing_behind(tmp_path: Path) -> None:
-    """`kill -9` while it starts: the coordinator that it began ends by itself."""
+    """`kill -9` while it starts: the coordinator that it started ends by itself."""
     script = subprocess.Popen(
         [sys.executable, "-m", "examples.swarm", "--port", "0", "--folder", str(tmp_path)],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""The run file: what it writes it reads, and what is wrong in it is told with line and field."""
+"""The run file: it is read as it was written, and mistakes are reported with line and field."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ttt.swarm.config.run_config import RunSettings, dalle_config
 from ttt.swarm.config.run_file import check_name, new_settings, read_run_file, render, write_run_file
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+def test_a_run_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     settings = RunSettings.model_validate(
         {
             "run": {"name": "cats", "title": 'Cats "and" dogs — ñ'},
@@ -43,19 +43,19 @@ def test_sample_images_may_still_be_called_pictures(tmp_path: Path) -> None:
         read_run_file(tmp_path / "run.toml")
 
 
-def test_every_setting_is_there_with_its_default_and_help() -> None:
+def test_every_setting_has_its_default_and_description() -> None:
     text = render(RunSettings())
     values = tomllib.loads(text)
     defaults = RunSettings().model_dump()
     assert values == defaults
     for name in RunSettings.model_fields:
         for key, field in type(getattr(RunSettings(), name)).model_fields.items():
-            assert field.description, f"[{name}] {key} has no help"
+            assert field.description, f"[{name}] {key} has no description"
             assert f"# {field.description}\n{key} = " in text
 
 
 @pytest.mark.parametrize(
-    ("section", "line", "told"),
+    ("section", "line", "parts"),
     [
         ("network", 'port = "x"', ["line 3", "[network] port", "valid integer", "'x'"]),
         ("averaging", "state_evry = 5", ["line 3", "[averaging] state_evry", "unknown", "state_every"]),
@@ -75,23 +75,23 @@ def test_every_setting_is_there_with_its_default_and_help() -> None:
         ("swarm", "x = 1", ["line 2", "swarm", "unknown", "averaging"]),
     ],
 )
-def test_mistakes_are_told(tmp_path: Path, section: str, line: str, told: list[str]) -> None:
+def test_mistakes_are_reported_with_line_and_field(tmp_path: Path, section: str, line: str, parts: list[str]) -> None:
     path = tmp_path / "run.toml"
     path.write_text(f"# a run\n[{section}]\n{line}\n")
     with pytest.raises(InvalidInput) as error:
         read_run_file(path)
-    for part in [str(path), *told]:
+    for part in [str(path), *parts]:
         assert part in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [("a = [", "not valid TOML"), ("a = " + "[" * 30_000, "not valid TOML"), ("x" * 70_000, "not a run file")],
 )
-def test_what_is_no_run_file(tmp_path: Path, content: str, told: str) -> None:
+def test_a_file_that_is_not_a_run_file_is_refused(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "run.toml"
     path.write_text(content)
-    with pytest.raises(InvalidInput, match=told):
+    with pytest.raises(InvalidInput, match=message):
         read_run_file(path)
     with pytest.raises(InvalidInput, match="run new"):
         read_run_file(tmp_path / "other.toml")
@@ -121,18 +121,18 @@ def test_a_run_file_may_be_a_url(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("given", "name"), [("My Run!", "my-run"), ("run", "run"), ("***", "my-run")])
-def test_a_name_is_made_to_fit(given: str, name: str) -> None:
+def test_an_invalid_name_becomes_a_valid_one(given: str, name: str) -> None:
     assert new_settings(given).run.name == name
 
 
-def test_group_sizes_hosts_and_repositories_that_work_are_kept() -> None:
+def test_valid_group_sizes_hosts_and_repositories_are_accepted() -> None:
     for section, values in (
         ("averaging", {"group_size": 2}), ("network", {"host": "127.0.0.1"}), ("checkpoints", {"hub_repo": "anna/cats"})
     ):  # fmt: skip
         RunSettings.model_validate({section: values})
 
 
-def test_a_name_that_is_none_is_refused_with_one_that_is() -> None:
+def test_an_invalid_name_is_refused_with_a_valid_proposal() -> None:
     for name in ("cats", "7-cats", "a" * 63):
         assert check_name(name) == name == new_settings(name).run.name
     for wrong, proposed in (
@@ -145,7 +145,7 @@ def test_a_name_that_is_none_is_refused_with_one_that_is() -> None:
             check_name(wrong)
 
 
-def test_where_no_file_can_be_is_told(tmp_path: Path) -> None:
+def test_a_run_file_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "run.toml", tmp_path / "file" / "deep" / "run.toml"):
         with pytest.raises(InvalidInput, match=r"cannot be written: .*file; choose a folder"):
@@ -165,7 +165,7 @@ def test_a_run_changes_the_dimensions_that_its_bundle_leaves_free() -> None:
         dalle_config(other_codes, DEMO)
     for values, told in (({"depth": 10**9}, "depth must be"), ({"attention_cycle": 5}, "attention_cycle must be")):
         hostile = RunSettings.model_validate({"model": {"dalle": values}})
-        with pytest.raises(InvalidInput, match=told):
+        with pytest.raises(InvalidInput, match=rf"^\[model\] dalle: {told}"):
             dalle_config(hostile, DEMO)
     with pytest.raises(ValueError, match="from_bundle must be false"):
         RunSettings.model_validate({"model": {"dalle": {"dim": 256}, "from_bundle": True}})

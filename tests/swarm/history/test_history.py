@@ -69,7 +69,7 @@ def test_what_is_written_is_read(path: Path) -> None:
             assert reader.points()["step"].tolist() == [1, 2, 3]
 
 
-def test_it_outlives_a_restart_and_stays_with_its_run(path: Path) -> None:
+def test_a_history_continues_after_a_restart_and_belongs_to_one_run(path: Path) -> None:
     with HistoryWriter(path, "my-run") as history:
         history.add_points([point(START, 1)])
         history.credit([peer("peer-a", 10, 5)], time=START)
@@ -88,7 +88,7 @@ def test_a_second_writer_is_refused(path: Path) -> None:
     HistoryWriter(path, "my-run").close()
 
 
-def test_contributions_of_the_last_hours(path: Path) -> None:
+def test_contributions_are_summed_over_the_last_hours(path: Path) -> None:
     with HistoryWriter(path, "my-run") as history:
         history.credit([peer("a", 10, 5), peer("b", 1, 1)], time=START)
         history.credit([peer("a", 30, 9), peer("b", 1, 1)], time=START + 2 * HOUR)
@@ -104,7 +104,7 @@ def test_contributions_of_the_last_hours(path: Path) -> None:
             assert starts == [(0,)]
 
 
-def test_old_points_are_merged_and_extremes_of_the_loss_stay(path: Path) -> None:
+def test_merged_points_keep_the_extremes_of_the_loss(path: Path) -> None:
     days, every = 40, 600
     times = np.arange(START, START + days * DAY, every)
     losses = 5 - 3 * (times - START) / (days * DAY)
@@ -146,7 +146,7 @@ def _write_forever(path: Path, started: object) -> None:
                 started.set()  # type: ignore[attr-defined]
 
 
-def test_readers_go_on_while_a_writer_is_killed(path: Path) -> None:
+def test_readers_continue_when_the_writer_is_killed(path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     started = context.Event()
     writer = context.Process(target=_write_forever, args=(path, started), daemon=True)
@@ -174,7 +174,7 @@ def test_readers_go_on_while_a_writer_is_killed(path: Path) -> None:
         (b"SQLite format 3\0" + bytes(range(256)) * 64, "cannot be used"),
     ],
 )
-def test_a_damaged_file_is_told_and_kept(path: Path, content: bytes, message: str) -> None:
+def test_a_damaged_file_is_reported_and_left_unchanged(path: Path, content: bytes, message: str) -> None:
     path.parent.mkdir()
     path.write_bytes(content)
     for opened in (lambda: HistoryWriter(path, "my-run"), lambda: HistoryReader(path)):
@@ -183,7 +183,7 @@ def test_a_damaged_file_is_told_and_kept(path: Path, content: bytes, message: st
         assert path.read_bytes() == content
 
 
-def test_a_damaged_page_is_found(path: Path) -> None:
+def test_a_damaged_page_is_reported(path: Path) -> None:
     with HistoryWriter(path, "my-run") as history:
         history.add_points([point(START + i, i) for i in range(5000)])
     data = bytearray(path.read_bytes())
@@ -194,7 +194,7 @@ def test_a_damaged_page_is_found(path: Path) -> None:
     assert path.read_bytes() == bytes(data)
 
 
-def test_a_foreign_or_newer_file_is_left_alone(path: Path) -> None:
+def test_a_foreign_or_newer_file_is_left_unchanged(path: Path) -> None:
     path.parent.mkdir()
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE diary (day TEXT)")
@@ -229,7 +229,7 @@ def test_a_foreign_or_newer_file_is_left_alone(path: Path) -> None:
         ("update checkpoints set step = 'x'", HistoryReader.checkpoints),
     ],
 )
-def test_rows_that_are_none_of_ours_are_told(path: Path, change: str, read: Callable[[HistoryReader], object]) -> None:
+def test_invalid_rows_are_reported(path: Path, change: str, read: Callable[[HistoryReader], object]) -> None:
     with HistoryWriter(path, "my-run") as history:
         history.add_points([point(START, 1)])
         history.credit([peer("a", 1, 1)], time=START)
@@ -286,13 +286,13 @@ def test_an_export_of_version_2_is_read(path: Path, tmp_path: Path) -> None:
         example.close()
 
 
-def test_a_missing_history_is_told(path: Path) -> None:
+def test_a_missing_history_is_reported(path: Path) -> None:
     with pytest.raises(SwarmError, match="not there yet"):
         HistoryReader(path)
     assert not path.exists()
 
 
-def test_checkpoints_are_uploaded_and_forgotten(path: Path) -> None:
+def test_checkpoints_get_their_url_and_can_be_removed(path: Path) -> None:
     with HistoryWriter(path, "my-run") as history:
         for step in range(3):
             history.add_checkpoint(CheckpointEntry(START + step, step, 1, None, f"checkpoints/{step}", "00"))
@@ -302,7 +302,7 @@ def test_checkpoints_are_uploaded_and_forgotten(path: Path) -> None:
         assert [(c.step, c.url) for c in reader.checkpoints()] == [(2, ""), (1, "https://example.org/1")]
 
 
-def test_an_export_comes_back(path: Path, tmp_path: Path) -> None:
+def test_an_export_can_be_imported(path: Path, tmp_path: Path) -> None:
     with HistoryWriter(path, "my-run", title="Mine", target_batch_size=64) as history:
         history.add_points([point(START + 20 * i, i, 5 - i / 5000 + (4 if i == 777 else 0)) for i in range(5000)])
         history.credit([peer("a", 10, 5, cursor="{}")], time=START)
@@ -338,7 +338,7 @@ def test_an_export_comes_back(path: Path, tmp_path: Path) -> None:
         (lambda c: c["points"].update(time=[None]), "in points"),
     ],
 )
-def test_a_bad_export_is_told(path: Path, tmp_path: Path, change: object, message: str) -> None:
+def test_an_invalid_export_is_reported(path: Path, tmp_path: Path, change: object, message: str) -> None:
     with HistoryWriter(path, "my-run") as history:
         history.add_points([point(START, 1)])
     shipped = tmp_path / "history.json"

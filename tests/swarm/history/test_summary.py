@@ -54,7 +54,7 @@ def losses(*values: float, counts: tuple[int, ...] | None = None) -> list[PeerRe
     ]
 
 
-def test_a_liar_does_not_move_the_loss() -> None:
+def test_one_false_report_does_not_move_the_loss() -> None:
     honest = losses(3.0, 3.1, 2.9, 3.05)
     middle, low, high = robust_loss(honest)  # type: ignore[misc]
     assert (middle, low, high) == pytest.approx((3.025, 2.95, 3.075))
@@ -66,7 +66,7 @@ def test_a_liar_does_not_move_the_loss() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-100, 100), st.floats(0.1, 10)), min_size=1, max_size=20), st.floats(0, 1))
-def test_weighted_quantiles_lie_where_the_weight_does(pairs: list[tuple[float, float]], share: float) -> None:
+def test_weighted_quantiles_follow_the_weights(pairs: list[tuple[float, float]], share: float) -> None:
     values, weights = [v for v, _ in pairs], [w for _, w in pairs]
     (found,) = weighted_quantiles(values, weights, [share])
     below = sum(w for v, w in pairs if v < found)
@@ -82,7 +82,7 @@ def test_equal_weights_give_the_ordinary_median() -> None:
     assert weighted_quantiles([1, 2], [0, 5], [0.0, 1.0]) == [2, 2]
 
 
-def test_a_monitor_writes_down_what_it_sees(history: HistoryWriter) -> None:
+def test_a_monitor_records_what_it_reads(history: HistoryWriter) -> None:
     monitor = Monitor(history, TARGET)
     for step in range(10):
         ada = record("ada", step=step, samples_total=50 * step, compute_seconds_total=8.0 * step, loss=3.0 - step / 10,
@@ -110,7 +110,7 @@ def test_a_monitor_writes_down_what_it_sees(history: HistoryWriter) -> None:
         assert [p.active for p in summary.leaderboard(reader, at=START + 101)] == [False, True], "she said goodbye"
 
 
-def test_peers_come_and_go_once(history: HistoryWriter) -> None:
+def test_a_join_and_a_departure_are_recorded_once(history: HistoryWriter) -> None:
     monitor = Monitor(history, TARGET)
     ada = record("ada")
     for at in (0, 10, 20):
@@ -123,7 +123,7 @@ def test_peers_come_and_go_once(history: HistoryWriter) -> None:
         assert [event.kind for event in reversed(reader.events())] == ["joined", "left", "joined"]
 
 
-def test_a_dht_that_is_silent_adds_no_point(history: HistoryWriter) -> None:
+def test_a_silent_dht_adds_no_point(history: HistoryWriter) -> None:
     monitor = Monitor(history, TARGET)
     assert monitor.observe(Reading(answered=False), Seen(3), START) is None  # type: ignore[arg-type]
     assert monitor.observe(reading(), Seen(0, answered=False), START) is None  # type: ignore[arg-type]
@@ -136,7 +136,7 @@ def test_a_dht_that_is_silent_adds_no_point(history: HistoryWriter) -> None:
     assert status["run"] == "my-run" and not status["active"]
 
 
-def test_the_speed_is_measured_not_claimed(history: HistoryWriter) -> None:
+def test_the_speed_is_measured_and_not_taken_from_claims(history: HistoryWriter) -> None:
     monitor = Monitor(history, TARGET)
     boaster = record("eve", samples_per_second=1e9)
     for step in range(60):
@@ -169,7 +169,7 @@ def test_curves_are_short_and_keep_the_extremes(history: HistoryWriter) -> None:
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=400), st.integers(4, 100))
-def test_thinning_a_line_keeps_its_ends_and_extremes(values: list[float], points: int) -> None:
+def test_downsampling_keeps_ends_and_extremes(values: list[float], points: int) -> None:
     y, x = np.array(values), np.cumsum(np.abs(np.array(values)) + 1)
     kept = summary.downsample_min_max(x, y, points)
     assert len(kept) <= max(points, 4) and (np.diff(kept) > 0).all() if len(kept) > 1 else True
@@ -201,7 +201,7 @@ def test_sample_images_are_thinned_evenly(history: HistoryWriter) -> None:
         assert summary.swarm_status(reader)["last_checkpoint"]["step"] == 99
 
 
-def test_who_inflates_is_marked(history: HistoryWriter) -> None:
+def test_unverified_claims_are_marked(history: HistoryWriter) -> None:
     monitor = Monitor(history, TARGET)
     for step in range(10):
         eve = record("eve", samples_total=10_000 * step)

@@ -1,4 +1,4 @@
-"""What peer and coordinator have in common: the end of a wait when somebody asks for it."""
+"""A request to stop interrupts the wait for data."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from ttt.errors import Cancelled, DataError
 from ttt.swarm.process.session import batches_until
 
 
-def test_stop_ends_the_wait_for_data_that_does_not_come(tmp_path: Path) -> None:
+def test_stop_interrupts_the_wait_for_data_that_does_not_arrive(tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", (90, 60, 150))
-    stop, taken = threading.Event(), 0
+    stop, batches = threading.Event(), 0
     with serve_ranges(tmp_path / "shards") as server:
         addresses = [f"{server.url}/{number:05d}.parquet" for number in range(3)]
         for _ in batches_until(stop, open_stream(addresses)):
-            taken += 1
-            if taken == 1:
+            batches += 1
+            if batches == 1:
                 server.delay = 30.0
-                threading.Timer(2.0, stop.set).start()
-        asked = server.requests.total()
-    assert taken >= 1 and asked > 1 and stop.is_set()
+                threading.Timer(0.5, stop.set).start()
+        requests = server.requests.total()
+    assert batches >= 1 and requests > 1 and stop.is_set()
 
 
-def test_what_is_wrong_with_the_data_is_raised(tmp_path: Path) -> None:
+def test_an_error_in_the_data_is_raised(tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", (90,))
     with pytest.raises(DataError), serve_ranges(tmp_path / "elsewhere") as server:
         list(batches_until(threading.Event(), open_stream([f"{server.url}/00000.parquet"])))
 
 
-def test_a_stream_that_is_closed_while_another_thread_waits_says_so(tmp_path: Path) -> None:
+def test_closing_a_stream_cancels_the_thread_that_waits_for_it(tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", (90, 60, 150))
     with serve_ranges(tmp_path / "shards") as server:
         stream = open_stream([f"{server.url}/{number:05d}.parquet" for number in range(3)])
@@ -45,6 +45,6 @@ def test_a_stream_that_is_closed_while_another_thread_waits_says_so(tmp_path: Pa
         ahead = stream._ahead
         assert ahead is not None
         server.delay = 30.0
-        threading.Timer(2.0, ahead.close).start()
+        threading.Timer(0.5, ahead.close).start()
         with pytest.raises(Cancelled):
             all(ahead.next_window() for _ in range(10_000))

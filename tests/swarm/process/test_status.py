@@ -1,4 +1,4 @@
-"""What a peer tells on its machine, and what a peer checks of its machine before it begins."""
+"""The status and the records of a peer, and the checks of its machine before it starts."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def test_a_status_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read_status(tmp_path) is None
 
 
-def test_a_process_that_was_killed_does_not_run() -> None:
+def test_the_status_of_a_killed_process_does_not_count_as_running() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     assert not PeerStatus(state="computing", pid=process.pid, time=time.time()).running
 
 
-def test_rounds_are_counted_and_those_that_were_not_clean_explained(tmp_path: Path) -> None:
+def test_rounds_are_counted_and_incomplete_ones_explained(tmp_path: Path) -> None:
     reporter = Reporter(tmp_path, run="cats")
     bad = [
         record(results_received=0.5),
@@ -64,19 +64,19 @@ def test_rounds_are_counted_and_those_that_were_not_clean_explained(tmp_path: Pa
     assert status is not None
     assert (status.rounds, status.complete_rounds, status.state) == (5, 1, "stopped")
     assert [one.complete for one in read_rounds(tmp_path)] == [True, False, False, False, False]
-    for told, part in zip(status.problems, ["50%", "75%", "NaN", "matchmaking_time"], strict=True):
-        assert part in told
+    for problem, part in zip(status.problems, ["50%", "75%", "NaN", "matchmaking_time"], strict=True):
+        assert part in problem
     assert "chunk_timeout" in describe_round(bad[0])
 
 
-def test_the_last_line_of_a_killed_process_is_passed_over(tmp_path: Path) -> None:
+def test_half_a_line_of_a_killed_process_is_skipped(tmp_path: Path) -> None:
     append_record(tmp_path, record())
     with (tmp_path / "rounds.jsonl").open("a") as file:
         file.write('{"kind": "gra')
     assert len(read_rounds(tmp_path)) == 1
 
 
-def test_a_status_of_long_words_can_be_read(tmp_path: Path) -> None:
+def test_a_status_with_long_texts_can_be_read(tmp_path: Path) -> None:
     reporter = Reporter(tmp_path)
     for number in range(30):
         reporter.report_problem(f"{number} " + "é\n" * 5000)
@@ -88,7 +88,7 @@ def test_a_status_of_long_words_can_be_read(tmp_path: Path) -> None:
     assert status.problems[-1].startswith("29 ")
 
 
-def test_records_do_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_stay_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ttt.swarm.process.status.MAX_RECORDS", 10_000)
     monkeypatch.setattr("ttt.swarm.process.status.KEPT_RECORDS", 5000)
     for step in range(200):
@@ -99,7 +99,7 @@ def test_records_do_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes are Unix's")
-def test_a_full_disk_stops_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_does_not_stop_the_reporter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.support.full_disk import full_disk
 
     reporter = Reporter(tmp_path)
@@ -116,7 +116,7 @@ def test_a_full_disk_stops_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert read_rounds(tmp_path) == []
 
 
-def test_too_little_shared_memory_is_told_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_shared_memory_is_reported_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     need = processes.shared_memory_needed(10**6, trains=True, eight_bit=True)
     assert need == (8 + 6) * 10**6 + (32 << 20), "averaged parameters and gradients, and one state on its way"
     assert processes.shared_memory_needed(10**6, trains=False, eight_bit=False) == (4 + 12) * 10**6 + (32 << 20)

@@ -58,14 +58,14 @@ def test_every_fact_of_the_page_is_in_the_terminal(width: int) -> None:
     assert max(len(line) for line in text.splitlines()) <= width
 
 
-def test_what_is_not_known_is_a_dash_and_what_is_not_so_is_not_said() -> None:
+def test_unknown_numbers_are_dashes_and_empty_parts_are_left_out() -> None:
     text = drawn(PeerStatus(state="connecting", run="cats"))
     assert "Connecting to the swarm" in text
     assert re.search(r"Loss\s+–", text) and re.search(r"GPU memory\s+–", text)
     assert "towards step" not in text and "Last problem" not in text
 
 
-def test_words_of_strangers_do_not_steer_the_terminal(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_text_from_strangers_cannot_control_the_terminal(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     text = drawn(status(name=HOSTILE, message=HOSTILE, problems=[HOSTILE]))
     assert ESCAPE not in text and "\x07" not in text and "\u202e" not in text
     assert "[bold red]x[/]" in text
@@ -88,7 +88,7 @@ def test_lines_scroll_above_the_status_panel() -> None:
     assert text.rindex("\x1b[?25h") > text.index("\x1b[?25l"), "the cursor stays away"
 
 
-def test_a_pipe_gets_lines() -> None:
+def test_a_pipe_gets_plain_lines() -> None:
     with open_output(plain=False) as out:  # pytest's own stdout is none
         assert isinstance(out, PlainOutput)
 

@@ -15,7 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, text, update
+from sqlalchemy import ColumnElement, Connection, Integer, bindparam, case, cast, delete, func, insert, select, update
+from sqlalchemy.dialects.sqlite import Insert
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import DBAPIError
 
@@ -28,23 +29,6 @@ THINNING = ((DAY, 60), (7 * DAY, 600), (30 * DAY, HOUR))
 """(age in seconds, seconds between the points that remain)."""
 CONTRIBUTIONS_BY_DAY_AFTER = 30 * DAY
 MAX_EVENTS = 20_000
-_MERGE = text("""
-    INSERT INTO points
-        (time, step, samples, loss, loss_low, loss_high, peers, samples_per_second, learning_rate, merged)
-    SELECT max(time), max(step), max(samples),
-        sum(loss * merged) / sum(CASE WHEN loss IS NOT NULL THEN merged END), min(loss_low), max(loss_high),
-        sum(peers * merged) / sum(merged), avg(samples_per_second), avg(learning_rate), sum(merged)
-    FROM points WHERE time < :before AND id <= :last
-    GROUP BY CAST(time / :bucket AS INTEGER) HAVING count(*) > 1""")
-_DROP_MERGED = text("""
-    DELETE FROM points WHERE time < :before AND id <= :last AND CAST(time / :bucket AS INTEGER) IN
-    (SELECT CAST(time / :bucket AS INTEGER) FROM points WHERE id > :last)""")
-_MERGE_DAYS = text("""
-    INSERT INTO contributions (start, peer_id, samples, seconds)
-    SELECT start / 86400 * 86400 AS day, peer_id, sum(samples), sum(seconds) FROM contributions
-    WHERE start < :before AND start % 86400 != 0 GROUP BY day, peer_id
-    ON CONFLICT (start, peer_id) DO UPDATE
-    SET samples = samples + excluded.samples, seconds = seconds + excluded.seconds""")
 
 
 class HistoryWriter:
@@ -158,14 +142,9 @@ class HistoryWriter:
         """Merge old rows, see the head of this file."""
         self._thinned = now
         with self._writing() as connection:
-            for age, bucket in THINNING:
-                last = connection.execute(select(func.max(tables.points.c.id))).scalar() or 0
-                values = {"before": (now - age) // bucket * bucket, "bucket": float(bucket), "last": last}
-                connection.execute(_MERGE, values)
-                connection.execute(_DROP_MERGED, values)
-            old = {"before": int(now - CONTRIBUTIONS_BY_DAY_AFTER) // DAY * DAY}
-            connection.execute(_MERGE_DAYS, old)
-            connection.execute(text("DELETE FROM contributions WHERE start < :before AND start % 86400 != 0"), old)
+            for age, seconds in THINNING:
+                _merge_points(connection, before=(now - age) // seconds * seconds, seconds=seconds)
+            _merge_contributions(connection, before=int(now - CONTRIBUTIONS_BY_DAY_AFTER) // DAY * DAY)
             newest = connection.execute(select(func.max(tables.events.c.id))).scalar() or 0
             connection.execute(delete(tables.events).where(tables.events.c.id <= newest - MAX_EVENTS))
 
@@ -203,6 +182,46 @@ def _exclusive(path: Path) -> IO[str]:
     return lock
 
 
+def _merge_points(connection: Connection, *, before: float, seconds: int) -> None:
+    """Replace the points of each interval of so many seconds, up to `before`, by one."""
+    table, points = tables.points, tables.points.c
+    last = connection.execute(select(func.max(points.id))).scalar() or 0
+
+    def interval_of(time: ColumnElement[float]) -> ColumnElement[int]:
+        return cast(time / float(seconds), Integer)
+
+    weight = func.sum(points.merged)  # merged points count as often as the points that they stand for
+    merged = {
+        "time": func.max(points.time),
+        "step": func.max(points.step),
+        "samples": func.max(points.samples),
+        "loss": func.sum(points.loss * points.merged) / func.sum(case((points.loss.is_not(None), points.merged))),
+        "loss_low": func.min(points.loss_low),
+        "loss_high": func.max(points.loss_high),
+        "peers": func.sum(points.peers * points.merged) / weight,
+        "samples_per_second": func.avg(points.samples_per_second),
+        "learning_rate": func.avg(points.learning_rate),
+        "merged": weight,
+    }
+    old = (points.time < before, points.id <= last)
+    several = select(*merged.values()).where(*old).group_by(interval_of(points.time)).having(func.count() > 1)
+    connection.execute(insert(table).from_select(list(merged), several))
+    merged_points = table.alias()
+    replaced = select(interval_of(merged_points.c.time)).where(merged_points.c.id > last)
+    connection.execute(delete(table).where(*old, interval_of(points.time).in_(replaced)))
+
+
+def _merge_contributions(connection: Connection, *, before: int) -> None:
+    """Add the hours of each day up to `before` to one row."""
+    table, hours = tables.contributions, tables.contributions.c
+    day = (hours.start // DAY * DAY).label("day")
+    old = (hours.start < before, hours.start % DAY != 0)
+    days = select(day, hours.peer_id, func.sum(hours.samples), func.sum(hours.seconds)).where(*old)
+    statement = upsert(table).from_select(list(hours.keys()), days.group_by(day, hours.peer_id))
+    connection.execute(_adding(statement))
+    connection.execute(delete(table).where(*old))
+
+
 def _set(connection: Connection, key: str, value: str) -> None:
     _replace(connection, tables.about, [{"key": key, "value": value}])
 
@@ -215,10 +234,13 @@ def _replace(connection: Connection, table: Any, rows: list[dict[str, Any]]) -> 
 
 
 def _add_contributions(connection: Connection, rows: list[dict[str, Any]]) -> None:
-    table = tables.contributions
-    statement = upsert(table)
-    total = {name: table.c[name] + statement.excluded[name] for name in ("samples", "seconds")}
-    connection.execute(statement.on_conflict_do_update(index_elements=["start", "peer_id"], set_=total), rows)
+    connection.execute(_adding(upsert(tables.contributions)), rows)
+
+
+def _adding(statement: Insert) -> Insert:
+    """Add samples and seconds to those of a row with the same start and peer."""
+    total = {name: tables.contributions.c[name] + statement.excluded[name] for name in ("samples", "seconds")}
+    return statement.on_conflict_do_update(index_elements=["start", "peer_id"], set_=total)
 
 
 def _gain(row: dict[str, Any], before: Any) -> dict[str, float]:
