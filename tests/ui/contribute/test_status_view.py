@@ -103,6 +103,15 @@ def test_the_log_is_explained_to_the_owner() -> None:
     assert status_view.trouble_html(PeerView(log=("12:00  computing: training on cpu",))) == ""
 
 
+def test_our_own_problems_are_shown_with_their_hints() -> None:
+    problem = "step 9, averaging state: only 50% of the data arrived from a group of 3. If it is frequent, lower <it>"
+    html = status_view.trouble_html(running(problems=["an old one", problem, problem]))
+    assert html.count(escape(problem)) == 1 and "an old one" in html
+    waiting = PeerView(phase="waiting", reason="the peer was killed by the system (SIGKILL)", hint="Free some memory.")
+    assert "(SIGKILL) Free some memory." in status_view.trouble_html(waiting)
+    assert status_view.trouble_html(PeerView(phase="off", reason="stopped by the owner")) == ""
+
+
 @pytest.mark.parametrize(
     ("line", "cause"),
     [

@@ -8,7 +8,7 @@ from html import escape
 
 from ttt.swarm.process.formatting import STATE_DETAILS, STATE_LABELS, WORKING_STATES, status_rows, step_progress
 from ttt.swarm.process.launcher import PeerView
-from ttt.swarm.process.log_hints import recent_issues
+from ttt.swarm.process.log_hints import find_issue, recent_issues
 from ttt.swarm.process.status import STALE_SECONDS
 from ttt.text import format_bytes, format_duration, plural
 from ttt.ui.contribute.host import HostInfo
@@ -16,6 +16,8 @@ from ttt.ui.contribute.redact import mask, redact
 from ttt.ui.html import progress_bar, sentence
 
 UNRESPONSIVE = "The peer does not respond"
+MAX_PROBLEMS = 3
+"""Of the peer's own problems that are shown at once."""
 
 
 def headline(view: PeerView, now: float) -> tuple[str, str]:
@@ -90,19 +92,24 @@ def _bar(view: PeerView) -> str:
 
 
 def trouble_html(view: PeerView) -> str:
-    """Known issues in the log and in the peer's status, with their remedies; for the owner."""
-    status = view.status
-    problems = status.problems if status is not None else []
-    newest = [view.reason] if view.phase == "waiting" or view.restarts else []
-    issues = recent_issues([*view.log, *problems, *newest])
-    if not issues:
-        return ""
-    items = "".join(
+    """Why the peer was restarted, its last problems, and known issues in its log, with remedies; for the owner."""
+    problems = [(problem, "") for problem in reversed(view.status.problems[-MAX_PROBLEMS:])] if view.status else []
+    if view.reason and (view.phase == "waiting" or view.restarts):
+        problems.insert(0, (view.reason, view.hint))
+    items = [
+        # Our own problems say themselves what to do; those of other programs are explained below.
+        f"<li>{escape(redact(text)[:1000])} {escape(hint)}</li>"
+        for text, hint in dict.fromkeys(problems)
+        if hint or find_issue(text) is None
+    ]
+    items += [
         f"<li><strong>{escape(issue.cause)}</strong> {escape(issue.remedy)}<br>"
         f"<code>{escape(redact(line)[:300])}</code></li>"
-        for line, issue in issues
-    )
-    return f'<div class="ttt-note ttt-trouble"><p>What happened, and what to do</p><ul>{items}</ul></div>'
+        for line, issue in recent_issues([*view.log, *(text for text, hint in reversed(problems) if not hint)])
+    ]
+    if not items:
+        return ""
+    return f'<div class="ttt-note ttt-trouble"><p>What happened, and what to do</p><ul>{"".join(items)}</ul></div>'
 
 
 def log_text(view: PeerView) -> str:
