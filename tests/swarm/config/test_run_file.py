@@ -163,9 +163,9 @@ def test_a_run_changes_the_dimensions_that_its_bundle_leaves_free() -> None:
     other_codes = RunSettings.model_validate({"model": {"dalle": {"image_fmap_size": 32}}})
     with pytest.raises(InvalidInput, match="image_fmap_size must be 8"):
         dalle_config(other_codes, DEMO)
-    for values, told in (({"depth": 10**9}, "depth must be"), ({"attention_cycle": 5}, "attention_cycle must be")):
+    for values, message in (({"depth": 10**9}, "depth must be"), ({"attention_cycle": 5}, "attention_cycle must be")):
         hostile = RunSettings.model_validate({"model": {"dalle": values}})
-        with pytest.raises(InvalidInput, match=rf"^\[model\] dalle: {told}"):
+        with pytest.raises(InvalidInput, match=rf"^\[model\] dalle: {message}"):
             dalle_config(hostile, DEMO)
     with pytest.raises(ValueError, match="from_bundle must be false"):
         RunSettings.model_validate({"model": {"dalle": {"dim": 256}, "from_bundle": True}})

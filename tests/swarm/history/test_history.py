@@ -1,4 +1,4 @@
-"""The history of a run: written by one, read by many, thinned, shipped; broken files are told and kept."""
+"""The history of a run: one writer, many readers, merging, export; broken files are reported and left unchanged."""
 
 from __future__ import annotations
 

@@ -60,8 +60,8 @@ def test_one_false_report_does_not_move_the_loss() -> None:
     assert (middle, low, high) == pytest.approx((3.025, 2.95, 3.075))
     for lie in (-1e6, 0.0, 1e6):
         liar = record("eve", loss=lie, loss_count=10**15)
-        told = robust_loss([*honest, liar])
-        assert told is not None and 2.9 <= told[0] <= 3.1
+        loss = robust_loss([*honest, liar])
+        assert loss is not None and 2.9 <= loss[0] <= 3.1
     assert robust_loss([]) is None and robust_loss([record("ada")]) is None
 
 
@@ -87,8 +87,8 @@ def test_a_monitor_records_what_it_reads(history: HistoryWriter) -> None:
     for step in range(10):
         ada = record("ada", step=step, samples_total=50 * step, compute_seconds_total=8.0 * step, loss=3.0 - step / 10,
                      loss_count=50, learning_rate=1e-3)  # fmt: skip
-        helper = record("dan", auxiliary=True, step=step)
-        point = monitor.observe(reading(ada, helper, dropped=2), Seen(step, 50, 1), START + 10 * step)  # type: ignore[arg-type]
+        auxiliary_record = record("dan", auxiliary=True, step=step)
+        point = monitor.observe(reading(ada, auxiliary_record, dropped=2), Seen(step, 50, 1), START + 10 * step)  # type: ignore[arg-type]
         assert point is not None
     assert (point.samples, point.peers, point.loss, point.learning_rate) == (950, 1, pytest.approx(2.1), 1e-3)
     assert point.samples_per_second == pytest.approx(10.0)
@@ -106,7 +106,7 @@ def test_a_monitor_records_what_it_reads(history: HistoryWriter) -> None:
         assert places[0].active and places[0].share == 1.0 and places[0].samples_today == 450
         later = summary.progress(reader, at=START + 1000)
         assert later is not None and not later.active and later.peers == 0 and later.eta_seconds is None
-        monitor.observe(reading(helper), Seen(9, 50, 0), START + 100)  # type: ignore[arg-type]
+        monitor.observe(reading(auxiliary_record), Seen(9, 50, 0), START + 100)  # type: ignore[arg-type]
         assert [p.active for p in summary.leaderboard(reader, at=START + 101)] == [False, True], "she said goodbye"
 
 

@@ -272,8 +272,8 @@ def test_a_folder_that_cannot_be_written_does_not_stop_the_supervisor(tmp_path: 
     assert not supervisor.tick() and supervisor.state.phase == "paused"
     obstacle.rmdir()
     assert not supervisor.tick()
-    told = control_files.read(SupervisorState, tmp_path)
-    assert told is not None and told.phase == "paused"
+    written = control_files.read(SupervisorState, tmp_path)
+    assert written is not None and written.phase == "paused"
 
 
 def test_a_peer_that_cannot_be_started_is_restarted_later(tmp_path: Path) -> None:

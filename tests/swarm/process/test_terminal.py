@@ -89,7 +89,7 @@ def test_lines_scroll_above_the_status_panel() -> None:
 
 
 def test_a_pipe_gets_plain_lines() -> None:
-    with open_output(plain=False) as out:  # pytest's own stdout is none
+    with open_output(plain=False) as out:  # pytest's stdout is not a terminal
         assert isinstance(out, PlainOutput)
 
 

@@ -297,7 +297,7 @@ class JoinSection(_Section):
     """Who may join."""
 
     mode: Literal["open"] = Field(
-        default="open", description="open: everybody who has this file. There is no other mode yet."
+        default="open", description="open: anyone who has this file. There is no other mode yet."
     )
 
 
