@@ -23,6 +23,7 @@ from ttt.swarm.config.run_config import CheckpointSection, RunSettings, SampleIm
 from ttt.swarm.config.run_file import read_run_file, write_run_file
 from ttt.swarm.coordinator.checkpoints import Checkpoint, CheckpointStore
 from ttt.swarm.coordinator.sample_images import NICENESS, SampleImageRenderer, steps_to_drop
+from ttt.swarm.history.schema import HISTORY_FILE
 from ttt.swarm.history.types import SampleImage
 from ttt.swarm.history.writer import HistoryWriter
 from ttt.ui.dashboard.render_cache import DashboardRenderer
