@@ -86,7 +86,7 @@ def test_a_history_is_exported_and_can_be_shown(tmp_path: Path) -> None:
     assert example.about().title == "Cats" and example.events()[0].text == "to step 5"
     example.close()
     done = CliRunner().invoke(app, [*line[:3], str(tmp_path / "nowhere")])
-    assert done.exit_code == 2 and "is not there yet" in done.output
+    assert done.exit_code == 2 and "does not exist yet" in done.output
     done = CliRunner().invoke(app, [*line[:-1], str(tmp_path)])
     assert done.exit_code == 2 and "cannot be written" in done.output
 

@@ -170,7 +170,7 @@ def test_readers_continue_when_the_writer_is_killed(path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"hello, this is a text file and no data base", "it is no SQLite file"),
+        (b"hello, this is a text file and no data base", "no SQLite file"),
         (b"SQLite format 3\0" + bytes(range(256)) * 64, "cannot be used"),
     ],
 )
@@ -287,7 +287,7 @@ def test_an_export_of_version_2_is_read(path: Path, tmp_path: Path) -> None:
 
 
 def test_a_missing_history_is_reported(path: Path) -> None:
-    with pytest.raises(SwarmError, match="not there yet"):
+    with pytest.raises(SwarmError, match="does not exist yet"):
         HistoryReader(path)
     assert not path.exists()
 

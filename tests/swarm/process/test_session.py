@@ -42,9 +42,9 @@ def test_closing_a_stream_cancels_the_thread_that_waits_for_it(tmp_path: Path) -
     with serve_ranges(tmp_path / "shards") as server:
         stream = open_stream([f"{server.url}/{number:05d}.parquet" for number in range(3)])
         next(iter(stream))
-        ahead = stream._ahead
-        assert ahead is not None
+        prefetcher = stream._prefetcher
+        assert prefetcher is not None
         server.delay = 30.0
-        threading.Timer(0.5, ahead.close).start()
+        threading.Timer(0.5, prefetcher.close).start()
         with pytest.raises(Cancelled):
-            all(ahead.next_window() for _ in range(10_000))
+            all(prefetcher.next_window() for _ in range(10_000))

@@ -151,7 +151,7 @@ def test_a_model_on_the_hub_is_not_downloaded_for_an_estimate(tmp_path: Path) ->
 
 
 def test_a_missing_run_file_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="is not there"):
+    with pytest.raises(InvalidInput, match="does not exist"):
         estimate_resources(str(tmp_path / "absent.toml"), 1 << 30, cuda=False)
 
 
