@@ -131,7 +131,7 @@ def test_a_tracker_that_fails_is_told_once(fake: Fake, told: list[str]) -> None:
         tracker.offer(step, {"loss": 1.0, "peers": None})
     tracker.finish()
     assert fake.begun[0]["project"] == "ours" and fake.logged == [(0, {"loss": 1.0})]
-    assert told == [f"{fake.__name__} failed, the run goes on without it: the server said no"]
+    assert told == [f"{fake.__name__} failed, the run continues without it: the server said no"]
 
 
 def test_a_tracker_that_hangs_holds_nobody_up(fake: Fake, told: list[str]) -> None:

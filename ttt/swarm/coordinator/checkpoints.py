@@ -1,11 +1,11 @@
-"""Checkpoints of a run on the disk: whole or not there, checked, and few. Knows neither the network nor hivemind.
+"""Stores the checkpoints of a run: written atomically, verified, thinned by a policy. Independent of the network.
 
 FOLDER/checkpoints/step-00001200/
     manifest.json            step, time, and the SHA-256 of every file; written last
-    bundle/                  the model: TextToImage.from_pretrained(".../bundle") works while training goes on
+    bundle/                  the model: TextToImage.from_pretrained(".../bundle") works while training continues
     optimizer.safetensors    the optimizer's statistics
-    state.json               numbers of the optimizer; name, generation and settings of the run
-FOLDER/checkpoints/latest    the newest one's name
+    state.json               the step, and numbers of the optimizer
+FOLDER/checkpoints/latest    name of the newest one
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ class CheckpointStore:
         self.root, self.run, self.policy = folder / FOLDER, run, policy
 
     def save(self, state: TrainingState, dalle: Dalle, like: Bundle, generation: int) -> Checkpoint:
-        """Write a checkpoint, then forget those that the policy does not keep. CheckpointError where that fails.
+        """Write a checkpoint, then delete those that the policy does not keep. Raises CheckpointError if that fails.
 
-        One of this step and generation that is as it was written stays as it is.
-        dalle: a model to hold the parameters, which are copied into it; like: the bundle with its other parts.
+        An undamaged checkpoint of the same step and generation is kept. dalle: receives a copy of the parameters, to be
+        saved from it. like: the bundle that supplies the other parts.
         """
         from safetensors import SafetensorError
 
@@ -88,20 +88,20 @@ class CheckpointStore:
             raise CheckpointError(f"{target} could not be written: {error}; free some space") from None
 
     def all(self) -> list[Checkpoint]:
-        """Whole checkpoints, oldest first, whatever the clock said; their content is checked when it is read."""
+        """Return the complete checkpoints, oldest first by generation and step. Files are verified on reading."""
         found = (read_checkpoint(path) for path in sorted(self.root.glob("step-*")))
         whole = (one for one in found if one is not None)
         return sorted(whole, key=lambda one: (one.manifest.generation, one.step))
 
     def newest(self) -> Checkpoint | None:
-        """The newest one whose files are as they were written; damaged ones are passed over."""
+        """Return the newest undamaged checkpoint."""
         for checkpoint in reversed(self.all()):
             if not damaged(checkpoint):
                 return checkpoint
         return None
 
     def at(self, step: int) -> Checkpoint:
-        """CheckpointError names the steps there are."""
+        """Return the checkpoint of a step. CheckpointError lists the steps that exist."""
         kept = {one.step: one for one in self.all()}
         if step not in kept:
             steps = ", ".join(map(str, sorted(kept))) or "none"
@@ -109,37 +109,38 @@ class CheckpointStore:
         return kept[step]
 
     def drop_after(self, step: int) -> None:
-        """Forget what came later: the run goes on from there."""
+        """Delete the checkpoints of later steps."""
         for checkpoint in self.all():
             if checkpoint.step > step:
                 self._drop(checkpoint.path)
 
     def mark(self, checkpoint: Checkpoint, generation: int) -> Checkpoint:
-        """Say that this generation begins with it, so that the checkpoints alone tell the generation."""
+        """Store the generation that starts with it, so that the checkpoints alone suffice to restore the generation."""
         manifest = checkpoint.manifest.model_copy(update={"generation": generation})
         write_atomically(checkpoint.path / MANIFEST, manifest.model_dump_json(indent=1).encode(), durable=True)
         return Checkpoint(checkpoint.path, manifest)
 
     def prune(self, written: Path | None = None) -> None:
-        """Forget what the policy does not keep. written: just now; it stays, whatever damaged ones come after it."""
+        """Delete what the policy does not keep. written: just now; it is kept even if damaged later ones exist."""
         everything = self.all()
-        times = accumulate((one.manifest.time for one in everything), max)  # a clock may have been set back
+        # The maximum so far, as the clock may have been set back.
+        times = accumulate((checkpoint.manifest.time for checkpoint in everything), max)
         keep = to_keep(list(times), self.policy)
         for index, checkpoint in enumerate(everything):
             if index not in keep and checkpoint.path != written:
                 self._drop(checkpoint.path)
 
     def _drop(self, path: Path) -> None:
-        """Under another name first: a folder that is half deleted is no checkpoint."""
+        """Rename, then delete: a folder that is half deleted must not look like a checkpoint."""
         gone = path.with_name(f".{path.name}.gone")
         shutil.rmtree(gone, ignore_errors=True)
         path.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
     def _write_whole(self, target: Path, state: TrainingState, dalle: Dalle, like: Bundle, generation: int) -> None:
-        """Beside its place, which it takes at the end, when every byte is on the disk."""
+        """Write to a temporary folder, and rename it once every byte is on the disk."""
         self.root.mkdir(parents=True, exist_ok=True)
-        for stale in self.root.glob(".step-*"):  # of a writer that was killed
+        for stale in self.root.glob(".step-*"):  # of a killed writer
             shutil.rmtree(stale, ignore_errors=True)
         stage = self.root / f".{target.name}.partial"
         try:
@@ -171,7 +172,7 @@ class CheckpointStore:
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
-    """None for a folder that is not a whole checkpoint."""
+    """Return the checkpoint; None if the folder is not a complete one."""
     try:
         return Checkpoint(path, _manifest(path))
     except CheckpointError:
@@ -179,11 +180,11 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
 
 
 def load_state(checkpoint: Checkpoint) -> TrainingState:
-    """Parameters and statistics, checked against the manifest; CheckpointError names the damaged file."""
+    """Read parameters and statistics, verified against the manifest. CheckpointError names a damaged file."""
     from safetensors.torch import load_file
 
     if wrong := damaged(checkpoint):
-        raise CheckpointError(f"{wrong} is not what was written (damaged or changed); take an older checkpoint")
+        raise CheckpointError(f"{wrong} is damaged; choose an older checkpoint")
     parameters = load_file(checkpoint.bundle / "dalle.safetensors")
     tensors = {_PARAMETERS + name: tensor for name, tensor in parameters.items()}
     tensors |= load_file(checkpoint.path / OPTIMIZER)
@@ -192,14 +193,14 @@ def load_state(checkpoint: Checkpoint) -> TrainingState:
 
 
 def only(state: TrainingState, names: Iterable[str]) -> TrainingState:
-    """The parameters of these names: a bundle also holds buffers, which no optimizer knows."""
+    """Keep only the parameters of these names: a bundle also holds buffers, which the optimizer does not have."""
     wanted = {_PARAMETERS + name for name in names}
     kept = {n: t for n, t in state.tensors.items() if not n.startswith(_PARAMETERS) or n in wanted}
     return TrainingState(state.epoch, kept, state.scalars)
 
 
 def damaged(checkpoint: Checkpoint) -> Path | None:
-    """The first file that is missing or changed."""
+    """Return the first missing or changed file; None if there is none."""
     for name, digest in checkpoint.manifest.files.items():
         path = checkpoint.path / name
         if not path.is_file() or path.is_symlink() or _digest(path) != digest:
@@ -208,7 +209,7 @@ def damaged(checkpoint: Checkpoint) -> Path | None:
 
 
 def to_keep(times: list[float], policy: CheckpointSection) -> set[int]:
-    """Which of these moments (rising) stay: the last n, and the last of each of so many hours and days."""
+    """Return the indices of the times (ascending) to keep: the last n, and the last of each hour and day."""
     count = len(times)
     keep = set(range(max(0, count - policy.keep_last), count))
     for seconds, number in ((3600, policy.keep_hourly), (86_400, policy.keep_daily)):

@@ -1,14 +1,14 @@
-"""Who contributed how much: what peers claim, cut down to what others can confirm. Knows neither the DHT nor SQL.
+"""Credits peers with samples and computing time: their claims, limited to what other peers confirm.
 
-A claim is credited as far as three things allow:
+Independent of the DHT and of the database. Three things limit what is credited of a claim:
 
-- time: nobody computes for longer than passed on our clock since we last heard of them;
+- time: no peer can have computed for longer than the time since its last record, by our clock;
 - witnesses: every peer that averages sees with what weight (samples) each groupmate took part, and reports the sums;
-  the median of the witnesses' sums, with `TOLERANCE`, bounds what the peer is credited. A peer is no witness of itself;
-- progress: each step is worth the global batch, no more. The smallest claims are met first, so that who claims too
-  much gets what the others left, which is what it really computed when the others are honest.
+  the median of the witnesses' sums, with `TOLERANCE`, limits the credit of the peer. A peer cannot be its own witness;
+- progress: a step is worth one global batch. The smallest claims are met first, so that a peer that claims too much
+  gets what the others leave, which is what it really computed if the others are honest.
 
-Computing time is credited in the same proportion as the samples that it is said to have brought.
+Computing time is credited in the same proportion as samples.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from ttt.swarm.dht.records import MAX_SEEN, PeerRecord, tag_of
 from ttt.swarm.history.types import Contributor
 
 TOLERANCE = 1.1
-"""Late parts and micro-batches that overshoot the global batch."""
+"""Allows for late parts, and for micro-batches that overshoot the global batch."""
 FIRST_SECONDS = 300.0
-"""Of computing before we first heard of a peer that count."""
+"""Maximum computing time before the first record of a peer that is credited."""
 BANKED_STEPS = 2
-"""Steps whose samples wait for somebody to claim them."""
+"""Steps whose samples can still be claimed later."""
 
 
 @dataclass
 class Cursor:
-    """Where the calculator stands with one peer."""
+    """What is known of one peer since its last record."""
 
     started: float = -1.0
     time: float = 0.0
@@ -42,18 +42,18 @@ class Cursor:
     """Claimed and not yet credited."""
     pending_seconds: float = 0.0
     witnessed: float = 0.0
-    """Samples that others saw and that are not yet credited."""
+    """Samples that others have seen and that are not yet credited."""
     evidence: float = 0.0
     """The median of the witnesses' sums."""
     offsets: dict[str, float] = field(default_factory=dict)
-    """As a witness: what to add to its sum of a peer to compare it with others'; not kept over a restart."""
+    """As a witness: what to add to its sum of a peer to compare it with other witnesses; lost at a restart."""
 
 
 class CreditCalculator:
-    """Turns records into credit; one `settle` after each reading of the DHT."""
+    """Turns records into credit: call `settle` after each reading of the DHT."""
 
     def __init__(self, peers: Mapping[str, Contributor], target_batch_size: int) -> None:
-        """peers: as stored in the history, so that a restarted monitor goes on."""
+        """peers: as stored in the history, so that a restarted coordinator continues."""
         self.target = max(1, target_batch_size)
         self.peers = dict(peers)
         self._cursors = {peer_id: _stored(peer.cursor) for peer_id, peer in peers.items()}
@@ -61,13 +61,13 @@ class CreditCalculator:
         self._budget = 0.0
 
     def settle(self, records: Mapping[str, PeerRecord], step: int, now: float) -> list[Contributor]:
-        """records: by peer id; step: the swarm's, as believed. Returns the rows of these peers as they are now."""
+        """Credit the claims in these records (by peer id) and return the updated rows. step: the step of the swarm."""
         if self._step is not None:
             self._budget += max(0, step - self._step) * self.target
         self._step = step
-        self._hear_witnesses(records)
+        self._add_testimonies(records)
         for peer_id, record in records.items():
-            self._take_claim(peer_id, record, now)
+            self._add_claim(peer_id, record, now)
         witnessed = _has_witnesses(records)
         wanted = {peer_id: self._creditable(peer_id, witnessed) for peer_id in records}
         granted = share(wanted, self._budget)
@@ -76,13 +76,13 @@ class CreditCalculator:
             self._credit(peer_id, samples)
         return [self.peers[peer_id] for peer_id in records]
 
-    def _hear_witnesses(self, records: Mapping[str, PeerRecord]) -> None:
-        """Add to each peer's `witnessed` what the median witness saw of it since the last reading."""
+    def _add_testimonies(self, records: Mapping[str, PeerRecord]) -> None:
+        """Add to `witnessed` of each peer what the median witness has seen of it since the last reading."""
         witnesses = {peer_id: record for peer_id, record in records.items() if not record.client_mode}
         for peer_id, record in witnesses.items():
             cursor = self._cursors.setdefault(peer_id, Cursor())
             if cursor.started != record.started:
-                cursor.offsets = {}  # its sums begin anew
+                cursor.offsets = {}  # its sums have restarted
         for peer_id in records:
             cursor = self._cursors.setdefault(peer_id, Cursor())
             sums = [
@@ -96,7 +96,7 @@ class CreditCalculator:
                 cursor.witnessed = min(witnessed, BANKED_STEPS * self.target)
 
     def _testimony(self, witness: str, record: PeerRecord, of: str) -> float | None:
-        """The witness's sum, counted from where the others' stood when it was first heard; None: it cannot tell."""
+        """Return the sum of a witness, relative to the others at its first record; None if its record is full."""
         total = record.seen.get(tag_of(of))
         if total is None:
             if len(record.seen) == MAX_SEEN:
@@ -104,7 +104,7 @@ class CreditCalculator:
             total = 0.0
         return total + self._cursors[witness].offsets.setdefault(of, self._cursors[of].evidence - total)
 
-    def _take_claim(self, peer_id: str, record: PeerRecord, now: float) -> None:
+    def _add_claim(self, peer_id: str, record: PeerRecord, now: float) -> None:
         cursor = self._cursors.setdefault(peer_id, Cursor())
         peer = self.peers.get(peer_id) or _newcomer(peer_id, now)
         if cursor.started != record.started:
@@ -152,26 +152,26 @@ class CreditCalculator:
 
 
 def share(wanted: Mapping[str, float], budget: float) -> dict[str, float]:
-    """Meet the smallest wishes first: nobody gets more than asked, and no two that got less than asked differ.
+    """Divide the budget with max-min fairness: smallest requests first.
 
-    (Max-min fairness.) The sum never exceeds the budget.
+    No peer gets more than it requests, and all that get less get the same. The sum never exceeds the budget.
     """
     granted, left, waiting = {}, max(0.0, budget), len(wanted)
-    for peer_id, wish in sorted(wanted.items(), key=lambda item: item[1]):
-        granted[peer_id] = min(max(0.0, wish), left / waiting)
+    for peer_id, request in sorted(wanted.items(), key=lambda item: item[1]):
+        granted[peer_id] = min(max(0.0, request), left / waiting)
         left -= granted[peer_id]
         waiting -= 1
     return granted
 
 
 def _has_witnesses(records: Mapping[str, PeerRecord]) -> bool:
-    """Whether at least two and half of those who could be witnesses are: one alone shall not deny all credit."""
+    """Return True if at least two, and half, of the possible witnesses report: one must not deny all credit."""
     able = [record for record in records.values() if not record.client_mode]
     return sum(bool(record.seen) for record in able) >= max(2, len(able) / 2)
 
 
 def _shared_rounds(records: Mapping[str, PeerRecord]) -> float:
-    """Rounds of a peer per round that a witness shares with it, where groups are smaller than the swarm."""
+    """Return the rounds of a peer per round that it shares with a given witness: more than 1 if groups are small."""
     sizes = [record.group_size for record in records.values() if record.group_size > 1]
     present = sum(not record.auxiliary for record in records.values())
     return max(1.0, (present - 1) / (median(sizes) - 1)) if sizes else 1.0

@@ -1,4 +1,4 @@
-"""Checkpoints to the Hub in the background. Knows one folder at a time, and no swarm."""
+"""Uploads checkpoints to the Hub in the background. Independent of the network of the run."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from ttt.swarm.coordinator.checkpoints import BUNDLE, Checkpoint
 
 
 class Uploader:
-    """At most one upload at a time and one an interval; the newest checkpoint wins, and failing never stops a run."""
+    """Uploads the newest checkpoint, one at a time and one an interval. Failed uploads are reported and retried."""
 
-    def __init__(self, repo: str, every: float, told: Callable[[str, str], None]) -> None:
-        """InvalidInput where `repo` is no name of a repository; empty: nothing is uploaded.
+    def __init__(self, repo: str, every: float, on_result: Callable[[str, str], None]) -> None:
+        """repo: owner/name, or empty to upload nothing; every: seconds between uploads.
 
-        told: called with (checkpoint's name, address on the Hub), or ("", what went wrong).
+        on_result: called from another thread with (name of the checkpoint, URL of the commit), or ("", the problem).
+        Raises InvalidInput if `repo` is not a Hub id.
         """
         if repo:
             check_repo(repo)
-        self.repo, self.every, self.told = repo, every, told
+        self.repo, self.every, self.on_result = repo, every, on_result
         self._done_at, self._done = float("-inf"), ""
-        """When the last upload that succeeded began, and its checkpoint's name."""
+        """Start of the last successful upload, and the name of its checkpoint."""
         self._newest: Checkpoint | None = None
         self._thread: threading.Thread | None = None
 
     def offer(self, checkpoint: Checkpoint) -> bool:
-        """Begin an upload unless one is under way or was just made; whether it began."""
+        """Start an upload unless one is in progress or was made recently; return True if it was started."""
         self._newest = checkpoint
         if time.monotonic() - self._done_at < self.every:
             return False
@@ -40,21 +41,21 @@ class Uploader:
         return self._thread is not None and self._thread.is_alive()
 
     def wait(self, seconds: float) -> None:
-        """For the upload that is under way."""
+        """Wait for the upload in progress."""
         if self._thread is not None:
             self._thread.join(max(0.0, seconds))
 
     def finish(self, seconds: float) -> None:
-        """Upload the newest checkpoint whatever the interval, as far as that goes in so many seconds."""
+        """Upload the newest checkpoint regardless of the interval; wait at most so many seconds."""
         deadline = time.monotonic() + seconds
         self.wait(seconds)
         if self._begin():
             self.wait(deadline - time.monotonic())
         if self.busy:
-            self.told("", f"the upload to {self.repo} took longer than {seconds:.0f} s and was given up")
+            self.on_result("", f"the upload to {self.repo} took longer than {seconds:.0f} s and was abandoned")
 
     def _begin(self) -> bool:
-        """Of the newest checkpoint, unless it is there already."""
+        """Upload the newest checkpoint, unless it has been uploaded."""
         newest = self._newest
         if not self.repo or newest is None or self.busy or newest.path.name == self._done:
             return False
@@ -66,12 +67,12 @@ class Uploader:
         began = time.monotonic()
         try:
             address = upload(folder, self.repo)
-        except Exception as error:  # the network has many; training goes on without it
-            first = str(error).strip().splitlines()[:1] or [type(error).__name__]
-            self.told("", f"the upload to {self.repo} failed and is tried again with the next checkpoint: {first[0]}")
+        except Exception as error:  # network errors have many types, and none may stop the run
+            problem = f"the upload to {self.repo} failed and will be retried with the next checkpoint"
+            self.on_result("", f"{problem}: {first_line(error)}")
             return
         self._done_at, self._done = began, folder.name
-        self.told(folder.name, address)
+        self.on_result(folder.name, address)
 
 
 def check_repo(repo: str) -> None:
@@ -80,9 +81,10 @@ def check_repo(repo: str) -> None:
 
 
 def upload(folder: Path, repo: str) -> str:
-    """The bundle to the repository's root, so that it is a model for `from_pretrained`; the rest beside it.
+    """Upload a checkpoint in one commit, and return the URL of the commit.
 
-    Uses the token of HF_TOKEN or `hf auth login`. Returns the address of the commit, which is one.
+    The bundle goes to the root of the repository, so that the repository is a model for `from_pretrained`; the rest
+    goes to `training/`. Uses the token of HF_TOKEN or of `hf auth login`.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -92,12 +94,12 @@ def upload(folder: Path, repo: str) -> str:
     api.create_repo(repo, repo_type="model", exist_ok=True)
     done = api.create_commit(
         repo,
-        [CommitOperationAdd(path_in_repo=_place(path, folder), path_or_fileobj=path) for path in files],
+        [CommitOperationAdd(path_in_repo=_path_in_repo(path, folder), path_or_fileobj=path) for path in files],
         commit_message=folder.name.replace("-", " "),
     )
     return str(done.commit_url)
 
 
-def _place(path: Path, folder: Path) -> str:
+def _path_in_repo(path: Path, folder: Path) -> str:
     inside = path.relative_to(folder)
     return (inside.relative_to(BUNDLE) if inside.parts[0] == BUNDLE else Path("training") / inside).as_posix()

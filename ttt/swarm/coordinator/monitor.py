@@ -1,4 +1,4 @@
-"""From what peers say to what is so, as far as one can know: medians, measured speeds, and the writing down.
+"""Turns self-reported peer metrics into robust statistics of the swarm, and records them.
 
 Knows neither the DHT nor SQL: readings come in, points and peers go into a `HistoryWriter`, steps to a
 `Tracker` if wanted.
@@ -21,72 +21,74 @@ if TYPE_CHECKING:
     from ttt.swarm.history.writer import HistoryWriter
 
 WINDOW_SECONDS = 120.0
-"""Over which the speed of the swarm is measured."""
+"""Time over which the speed of the swarm is measured."""
 GONE_SECONDS = 120.0
 MAX_SHARE = 3.0
-"""No loss weighs more than this many times the median weight."""
+"""Maximum weight of a loss, in multiples of the median weight."""
 
 
 def weighted_quantiles(values: Sequence[float], weights: Sequence[float], shares: Sequence[float]) -> list[float]:
-    """The values below which these shares (0 to 1) of the weight lie; a value between two of equal claim is their
-    mean. At least one weight must be positive."""
+    """Return the values below which these shares (0 to 1) of the total weight lie; at a tie, the mean of two values.
+
+    At least one weight must be positive.
+    """
     pairs = sorted(pair for pair in zip(values, weights, strict=True) if pair[1] > 0)
     total = sum(weight for _, weight in pairs)
-    found = []
+    quantiles = []
     for wanted in shares:
         below = 0.0
         for index, (value, weight) in enumerate(pairs):
             below += weight
             if below > wanted * total + 1e-9 * total or index == len(pairs) - 1:
-                found.append(value)
+                quantiles.append(value)
                 break
             if below >= wanted * total - 1e-9 * total:
-                found.append((value + pairs[index + 1][0]) / 2)
+                quantiles.append((value + pairs[index + 1][0]) / 2)
                 break
-    return found
+    return quantiles
 
 
 def robust_loss(records: Iterable[PeerRecord]) -> tuple[float, float, float] | None:
-    """(median, lower quartile, upper quartile) of the peers' mean losses, or None.
+    """Return (median, lower quartile, upper quartile) of the mean losses of the peers; None without any.
 
-    A loss weighs by the samples behind it, but never more than `MAX_SHARE` times the median weight: who claims a
-    million samples is still one voice.
+    The weight of a loss is its number of samples, but at most `MAX_SHARE` times the median weight: a peer that claims a
+    million samples still counts as one peer.
     """
-    voices = [(record.loss, float(record.loss_count)) for record in records if record.loss is not None]
-    if not voices:
+    losses = [(record.loss, float(record.loss_count)) for record in records if record.loss is not None]
+    if not losses:
         return None
-    most = MAX_SHARE * median(weight for _, weight in voices)
+    most = MAX_SHARE * median(weight for _, weight in losses)
     middle, low, high = weighted_quantiles(
-        [loss for loss, _ in voices], [min(weight, most) for _, weight in voices], [0.5, 0.25, 0.75]
+        [loss for loss, _ in losses], [min(weight, most) for _, weight in losses], [0.5, 0.25, 0.75]
     )
     return middle, low, high
 
 
 def clean_share(records: Iterable[PeerRecord]) -> float | None:
-    """Share of the peers that averaged gradients whose last round brought all of the average; None before the first."""
+    """Return the share of averaging peers whose last round was complete; None before the first round."""
     rounds = [record.share_received == 1 for record in records if record.share_received is not None]
     return sum(rounds) / len(rounds) if rounds else None
 
 
 class Monitor:
-    """Watches one run: `observe` after each reading of the DHT, every ten seconds or so."""
+    """Records one run: call `observe` after each reading of the DHT, about every ten seconds."""
 
     def __init__(self, history: HistoryWriter, target_batch_size: int) -> None:
         self.history, self.target = history, target_batch_size
         self.credit = CreditCalculator(history.peers(), target_batch_size)
         self._tracker = open_tracker(lambda: history.run)
         self._path: deque[tuple[float, int]] = deque()
-        """(time, samples of the swarm) within the window."""
+        """(time, samples of the swarm so far) within the window."""
         newest = max((peer.last_seen for peer in self.credit.peers.values()), default=0.0)
         self._present = {
             peer_id: peer.last_seen
             for peer_id, peer in self.credit.peers.items()
             if newest - peer.last_seen < GONE_SECONDS
         }
-        """Peer -> when it was last heard."""
+        """Peer -> time of its last record."""
 
     def observe(self, reading: Reading, progress: SwarmProgress, now: float) -> Point | None:
-        """Write down what was read, and return the new point; None where the DHT did not answer."""
+        """Record a reading and return the new point; None if the DHT did not answer."""
         if not reading.answered or not progress.answered:
             return None
         records = reading.records
@@ -112,7 +114,7 @@ class Monitor:
         return point
 
     def _track(self, point: Point, records: dict[str, PeerRecord]) -> None:
-        """A step counts once its loss is known: nobody reports one before the first batches."""
+        """Send a step to the tracker once its loss is known: peers report none before their first micro-batches."""
         if self._tracker is None or point.loss is None:
             return
         self._tracker.offer(
@@ -144,12 +146,12 @@ class Monitor:
         )
 
     def _speed(self, samples: int, now: float) -> float | None:
-        """Measured on the swarm's own progress, not on what peers say of their speed."""
+        """Return the samples per second, measured by the progress of the swarm and not by the claims of the peers."""
         if self._path and samples < self._path[-1][1]:
             if samples < self._path[-1][1] - self.target:
                 self._path.clear()  # a roll-back
             else:
-                samples = self._path[-1][1]  # a peer took back what it had gathered
+                samples = self._path[-1][1]  # a peer dropped its gradients
         self._path.append((now, samples))
         while len(self._path) > 2 and now - self._path[1][0] >= WINDOW_SECONDS:
             self._path.popleft()
@@ -161,6 +163,6 @@ class Monitor:
             if peer_id not in self._present:
                 self.history.add_event(Event(now, "joined", peer_id))
             self._present[peer_id] = now
-        for peer_id in [peer for peer, heard in self._present.items() if now - heard > GONE_SECONDS]:
+        for peer_id in [peer for peer, last in self._present.items() if now - last > GONE_SECONDS]:
             del self._present[peer_id]
             self.history.add_event(Event(now, "left", peer_id))
