@@ -20,18 +20,18 @@ def client(folder: Path, wanted: Wanted) -> Result:
 
 
 def auxiliary(folder: Path, wanted: Wanted) -> Result:
-    """A helper without training averages for the others."""
+    """An auxiliary peer averages for the others without training."""
     with LocalSwarm(folder / "swarm", wanted.run(folder), warm=False) as swarm:
         swarm.coordinator(seconds=START_SECONDS)
-        helper = swarm.peer("helper", "--auxiliary")
+        auxiliary = swarm.peer("auxiliary", "--auxiliary")
         members = [wanted.peer(swarm, number) for number in range(max(2, wanted.peers))]
-        helper.wait(lambda status: status.state == "assisting", START_SECONDS)
-        result = _together(members, wanted, helpers=1)
-        rounds = rounds_since([helper], 3)
+        auxiliary.wait(lambda status: status.state == "assisting", START_SECONDS)
+        result = _together(members, wanted, auxiliary_peers=1)
+        rounds = rounds_since([auxiliary], 3)
         clean = share(sum(r.complete for r in rounds), len(rounds))
         return {
             **result, "rounds_of_helper": len(rounds), "clean_of_helper": clean,
-            "sent_by_helper": helper.status.sent_bytes, "received_by_helper": helper.status.received_bytes,
+            "sent_by_auxiliary": auxiliary.status.sent_bytes, "received_by_auxiliary": auxiliary.status.received_bytes,
         }  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def rollback(folder: Path, wanted: Wanted) -> Result:
                 "agree": agree_since(members, to)}  # fmt: skip
 
 
-def _together(members: list[Member], wanted: Wanted, helpers: int = 0) -> Result:
+def _together(members: list[Member], wanted: Wanted, auxiliary_peers: int = 0) -> Result:
     """Until the wanted step, from the first that everybody was in."""
     all_computing(members)
     first = max(member.wait(lambda status: status.steps_done >= 1, START_SECONDS).step for member in members)
@@ -68,7 +68,7 @@ def _together(members: list[Member], wanted: Wanted, helpers: int = 0) -> Result
     return {
         "peers": len(members), "steps": wanted.steps, "rounds": len(rounds),
         "clean": share(sum(r.complete for r in rounds), len(rounds)),
-        "whole_groups": share(sum(r.group_size == len(members) + helpers for r in rounds), len(rounds)),
+        "whole_groups": share(sum(r.group_size == len(members) + auxiliary_peers for r in rounds), len(rounds)),
         "failures": sorted({r.failed or "; ".join(r.refused) or "parts missing" for r in rounds if not r.complete})[:5],
         "last_gap": last_gap(members),
     }  # fmt: skip

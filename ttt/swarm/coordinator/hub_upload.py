@@ -10,6 +10,7 @@ from pathlib import Path
 from ttt.bundle import HUB_ID
 from ttt.errors import InvalidInput
 from ttt.swarm.coordinator.checkpoints import BUNDLE, Checkpoint
+from ttt.text import first_line
 
 
 class Uploader:
