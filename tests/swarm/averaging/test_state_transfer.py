@@ -222,8 +222,9 @@ def optimizer_spec() -> OptimizerSpec:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(300, 60), torch.nn.Linear(60, 5))
     groups = [{"params": list(model.parameters())}]
+    # 8-bit state would import bitsandbytes, which takes 20 s on a busy machine.
     return OptimizerSpec(
-        groups, parameter_names(groups, model), lambda params: Lamb(params, lr=0.1),
+        groups, parameter_names(groups, model), lambda params: Lamb(params, lr=0.1, state_bits=32),
         lambda made: linear_schedule(made, total_steps=100, warmup_steps=1),
     )  # fmt: skip
 
