@@ -30,7 +30,7 @@ def auxiliary(folder: Path, wanted: Wanted) -> Result:
         rounds = rounds_since([auxiliary], 3)
         clean = share(sum(r.complete for r in rounds), len(rounds))
         return {
-            **result, "rounds_of_helper": len(rounds), "clean_of_helper": clean,
+            **result, "rounds_of_auxiliary": len(rounds), "clean_of_auxiliary": clean,
             "sent_by_auxiliary": auxiliary.status.sent_bytes, "received_by_auxiliary": auxiliary.status.received_bytes,
         }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""How far apart the models of two backups are, for tests. Knows tensors by their names alone."""
+"""The distance of the models in two backups."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ttt.swarm.averaging.training_state import TrainingState
 
 
 def distance_of(a: TrainingState, b: TrainingState) -> float:
-    """|a - b| / |a| over all parameters; the two must be of one model."""
+    """Return |a - b| / |a| over all parameters of two states of one model."""
     names = {n for n in a.tensors if n.startswith("parameters/")}
     assert names == {n for n in b.tensors if n.startswith("parameters/")}
     square = sum(float((a.tensors[n] - b.tensors[n]).double().square().sum()) for n in names)

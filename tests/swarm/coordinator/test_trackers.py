@@ -16,7 +16,7 @@ from tests.support.waiting import wait_for
 from tests.swarm.peers import record
 from ttt.swarm.coordinator import trackers
 from ttt.swarm.coordinator.monitor import Monitor, clean_share
-from ttt.swarm.coordinator.trackers import DEFAULT_PROJECT, MOST_WAITING, Tracker, open_tracker
+from ttt.swarm.coordinator.trackers import DEFAULT_PROJECT, MAX_QUEUED, Tracker, open_tracker
 from ttt.swarm.dht.records import PeerRecord, Reading
 from ttt.swarm.history.writer import HistoryWriter
 
@@ -116,7 +116,7 @@ def test_without_the_variable_nothing_is_imported(told: list[str], tmp_path: Pat
 def test_a_package_that_is_missing_is_told_once(kind: str, told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, kind, None)
     tracker = Tracker(kind, "my-run", "ours")
-    for step in range(3 * MOST_WAITING):
+    for step in range(3 * MAX_QUEUED):
         tracker.offer(step, {"loss": 1.0})
     assert wait_for(lambda: bool(told), 10)
     tracker.offer(10**6, {"loss": 1.0})
@@ -138,12 +138,12 @@ def test_a_tracker_that_hangs_holds_nobody_up(fake: Fake, told: list[str]) -> No
     tracker = tracker_of(fake)
     fake.hurdle.clear()
     began = time.monotonic()
-    for step in range(2 * MOST_WAITING):
+    for step in range(2 * MAX_QUEUED):
         tracker.offer(step, {"loss": 1.0})
     tracker.finish(0.1)
     assert time.monotonic() - began < 5
     assert len(told) == 1 and "too slow" in told[0]
     fake.hurdle.set()
-    assert wait_for(lambda: len(fake.logged) == MOST_WAITING, 10)
-    assert [step for step, _ in fake.logged] == list(range(MOST_WAITING))
+    assert wait_for(lambda: len(fake.logged) == MAX_QUEUED, 10)
+    assert [step for step, _ in fake.logged] == list(range(MAX_QUEUED))
     tracker.finish()
