@@ -96,24 +96,24 @@ def advise(m: MemoryEstimate, device: Device) -> list[Advice]:
 
 def cheapest(model: Architecture | str, setup: TrainingSetup, device: Device, most: int = 3) -> list[Advice]:
     """Return up to `most` sets of techniques that fit, the fastest first. They change training by rounding only."""
-    found: list[Advice] = []
+    fitting: list[Advice] = []
     unsuitable = "mixed-fp16" if device.bf16 else "mixed-bf16"
     techniques = TECHNIQUES if setup.adapter == "none" else ADAPTER_TECHNIQUES
     offered = [t for t in techniques if t.changes.get("precision") != unsuitable]
     for chosen in product((False, True), repeat=len(offered)):
         combination = list(compress(offered, chosen))
         changed = _with(setup, combination)
-        if changed is None or any(_needless(a, combination) for a in found):
+        if changed is None or any(_needless(a, combination) for a in fitting):
             continue
         time = 1.0
         for technique in combination:
             time *= technique.time
         advice = _try(model, changed, device, tuple(t.name for t in combination), time)
         if advice:
-            found.append(advice)
-    found.sort(key=lambda a: (round(a.time, 3), len(a.changes)))
+            fitting.append(advice)
+    fitting.sort(key=lambda a: (round(a.time, 3), len(a.changes)))
     different: list[Advice] = []
-    for advice in found:
+    for advice in fitting:
         if not any(set(advice.changes) <= set(d.changes) for d in different):
             different.append(advice)
     return different[:most]
@@ -132,7 +132,7 @@ def alternatives(model: Architecture | str, setup: TrainingSetup, device: Device
         tries.append(("LoRA with 16-bit weights", {**adapter, "adapter": "lora"}))
     if setup.adapter != "qlora":
         tries.append(("QLoRA (4-bit weights)", {**adapter, "adapter": "qlora"}))
-    found = [a for name, changes in tries if (a := _try_changes(model, setup, changes, device, name))]
+    fitting = [a for name, changes in tries if (a := _try_changes(model, setup, changes, device, name))]
     sharded: dict[str, Any] = {
         "zero_stage": 3, "gradient_checkpointing": True, "offload_optimizer": "none", "swarm": False,
         "delayed_updates": False, "reuse_grad_buffers": False,
@@ -144,8 +144,8 @@ def alternatives(model: Architecture | str, setup: TrainingSetup, device: Device
         if gpus > setup.gpus:
             advice = _try_changes(model, setup, {**sharded, "gpus": gpus}, device, f"ZeRO 3 on {gpus} such GPUs")
         if advice:
-            return [*found[: most - 1], advice]
-    return found[:most]
+            return [*fitting[: most - 1], advice]
+    return fitting[:most]
 
 
 def _try_changes(
@@ -196,10 +196,10 @@ def _with(setup: TrainingSetup, techniques: Iterable[Technique]) -> TrainingSetu
         return None
 
 
-def _needless(found: Advice, techniques: list[Technique]) -> bool:
+def _needless(smaller: Advice, techniques: list[Technique]) -> bool:
     """True for a superset of a set that already fits, unless the added techniques save time."""
     names = {t.name for t in techniques}
-    return set(found.changes) < names and all(t.time >= 1 for t in techniques if t.name not in found.changes)
+    return set(smaller.changes) < names and all(t.time >= 1 for t in techniques if t.name not in smaller.changes)
 
 
 def _fits(model: Architecture | str, setup: TrainingSetup, device: Device) -> bool:

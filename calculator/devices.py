@@ -88,11 +88,11 @@ def find_device(text: str) -> Device:
         raise CalculatorError(f"{text!r}: name one GPU, and set the number of GPUs with ZeRO")
     base, gb = _split(text)
     named = [d for d in _ALL if base and {base, f"rtx{base}"} & {_split(d.name)[0], _joined(d.name)}]
-    found = [d for d in named if not gb or d.gb == gb]
-    if len(found) == 1:
-        return found[0]
-    if len(found) > 1:
-        sizes = " or ".join(d.name for d in found)
+    matches = [d for d in named if not gb or d.gb == gb]
+    if len(matches) == 1:
+        return matches[0]
+    if len(matches) > 1:
+        sizes = " or ".join(d.name for d in matches)
         raise CalculatorError(f"{text!r} is sold with different memory sizes: choose {sizes}")
     near = [d.name for d in named or _ALL if named or (len(base) > 1 and base in _joined(d.name))]
     known = f"did you mean {', '.join(near[:8])}?" if near else f"known: {', '.join(DEVICES)};"

@@ -32,17 +32,17 @@ def lines(m: MemoryEstimate) -> list[tuple[str, str, str]]:
     b, v = setup.batch_size, m.model.outputs
     per = m.optimizer / max(1, trained)
     positions = f"{b} x {s:,} positions"
-    kept = (
+    saved = (
         f"one checkpoint per {setup.every} layer(s)" if setup.every else f"all activations of {m.model.layers} layers"
     )
     if m.model.reversible:
-        kept = "two streams, independent of the depth"
+        saved = "two streams, independent of the depth"
     return [
         ("weights", f"{n:,} x {m.parameters / max(1, n):.4g} bytes = {_gib(m.parameters)}", SOURCES["weights"]),
         ("gradients", f"{trained:,} trained x {m.gradients / max(1, trained):.4g} bytes = {_gib(m.gradients)}",
          SOURCES["gradients"]),
         ("optimizer", f"{trained:,} x {per:.4f} bytes = {_gib(m.optimizer)} ({setup.optimizer})", SOURCES["optimizer"]),
-        ("activations", f"{positions}; {kept}: at most {_gib(m.activations)}", SOURCES["activations"]),
+        ("activations", f"{positions}; {saved}: at most {_gib(m.activations)}", SOURCES["activations"]),
         ("logits", f"{positions} x {v:,} x (4 saved + 8) bytes: at most {_gib(m.logits)}", SOURCES["logits"]),
         ("temporaries", f"at most {_gib(m.temporaries)}", SOURCES["temporaries"]),
         ("buffers", _gib(m.phases[0].gpu["buffers"]), SOURCES["buffers"]),

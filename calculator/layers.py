@@ -36,23 +36,27 @@ def _simulate_stack(
 ) -> Value:
     memory = tape.memory
     before, live, cast = memory.peaks(), memory.live, tape.cast_bytes
-    memory.restart()
+    memory.restart()  # measure the peak of this layer by itself
     first = len(tape.nodes)
     x = layer(x)
     cast = tape.cast_bytes - cast
     tape.all_cast_bytes += groups * cast
-    kept = memory.live - live - cast
+    # What is alive now and was not before is what the layer saved for the backward pass, and its output.
+    saved = memory.live - live - cast
     (peak, gradients, activation_gradients), without, accumulating = memory.peaks()
-    others_kept = (count - 1) * kept + (groups - 1) * cast
+    # Layers that share weights also share autocast's copies of them.
+    others_kept = (count - 1) * saved + (groups - 1) * cast
     cast_apart = (groups - 1) * cast if checkpointed else 0  # no node saves these copies
     placeholder = [Storage(memory, others_kept - cast_apart)]
     if cast_apart:
         tape.cast_placeholders.append(Storage(memory, cast_apart))
+    # In the forward pass, the last layer is the worst: all others have saved their tensors already.
     memory.set_peaks(before, ((peak + others_kept, gradients, activation_gradients), without, accumulating))
     if len(tape.nodes) == first or x.slot is None:
         return x
     state: list[Any] = []
 
+    # Two extra nodes surround those of the layer. Nodes run in reverse order, so that `enter` runs before them.
     def enter() -> None:
         state[:] = [memory.peaks(), memory.gradients, tape.ahead]
         memory.restart()
@@ -61,20 +65,23 @@ def _simulate_stack(
 
     def leave() -> None:
         earlier, head_gradients, tape.ahead, _ = state
-        own = memory.gradients - head_gradients
+        layer_gradients = memory.gradients - head_gradients
+        # The last layer is the first one in the backward pass: all others still hold their saved tensors.
         as_last = memory.peaks()
         (peak, gradients, activation_gradients), without, accumulating = as_last
-        part = -(-own // tape.gradient_parts)
+        part = -(-layer_gradients // tape.gradient_parts)
         more = (groups - 1) * part
         others_saved = others_kept - cast_apart
+        # The first layer comes last: the others have freed their tensors, but their gradients exist.
         as_first = (peak - others_saved + more, gradients + more, activation_gradients)
         if groups < count:
+            # A shared weight has its gradient already; this layer's is added to it.
             shared = head_gradients + groups * part
             as_first = max(as_first, (max(without, accumulating) - others_saved + shared, shared, activation_gradients))
         placeholder.clear()
-        kept = more - (own - part)  # the simulated layer, too, keeps only its part
-        tape.placeholders.append(Storage(memory, kept))
-        memory.gradients += kept
+        retained = more - (layer_gradients - part)  # the simulated layer, too, retains only its part
+        tape.placeholders.append(Storage(memory, retained))
+        memory.gradients += retained
         memory.set_peaks(earlier, as_last, (as_first, without, accumulating))
 
     tape.nodes.insert(first, leave)  # type: ignore[arg-type]
@@ -90,6 +97,7 @@ def _checkpoint(tape: Tape, x: Value, layer: LayerFunction) -> Value:
     slot = Slot()
 
     def recompute(incoming: list[Storage | None]) -> None:
+        # Autocast's cache is empty while a checkpoint recomputes: the weights are cast again.
         tape.casts, outer = {}, tape.casts
         mark = len(tape.nodes)
         inside = Value(x.storage, x.n, x.width, Slot())
@@ -115,11 +123,11 @@ def run_reversible(tape: Tape, x: Value, blocks: list[ReversibleBlock]) -> Value
     slots = (Slot(), Slot())
 
     def recompute(incoming: list[Storage | None]) -> None:
-        kept = [y1, y2]
+        outputs = [y1, y2]
         streams = [tape.new(x.n, x.width), tape.new(x.n, x.width)]  # recovered inputs; dy1 and dy2 are `incoming`
         for f, g, count, groups in reversed(blocks):
-            _reversible_backward(tape, (f, g), count, groups, kept[0], incoming)
-        del streams, kept
+            _reversible_backward(tape, (f, g), count, groups, outputs[0], incoming)
+        del streams, outputs
         if x.slot is not None:
             while incoming:
                 tape.deliver(x.slot, incoming.pop())  # type: ignore[arg-type]
@@ -169,17 +177,17 @@ def _reversible_backward(
         earlier = memory.gradients - head
         _undo(tape, branch, x, incoming)
         seen.append((memory.peaks(), earlier))
-    own = memory.gradients - head
+    layer_gradients = memory.gradients - head
     for ((peak, gradients, activation_gradients), without, accumulating), earlier in seen:
-        more = groups * own - earlier if groups < count else (groups - 1) * own
+        more = groups * layer_gradients - earlier if groups < count else (groups - 1) * layer_gradients
         memory.set_peaks(
             before,
             ((peak, gradients, activation_gradients), without, accumulating),
             ((peak + more, gradients + more, activation_gradients), without, accumulating),
         )
         before = memory.peaks()
-    tape.placeholders.append(Storage(memory, (groups - 1) * own))
-    memory.gradients += (groups - 1) * own
+    tape.placeholders.append(Storage(memory, (groups - 1) * layer_gradients))
+    memory.gradients += (groups - 1) * layer_gradients
     memory.set_peaks(before)
 
 

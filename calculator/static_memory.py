@@ -43,8 +43,8 @@ class StaticMemory:
         self.state_on_gpu = 0 if offloaded else self.state - self.paged
         temporaries = 0 if offloaded else optimizers.step_temporaries(mine, setup, self.width)
         self.step = -(-temporaries // parts) if setup.zero_stage == 1 else temporaries
-        own = getattr(FAMILIES[a.family], "buffers", None)
-        self.buffers = own(a, setup.width) if own else 0
+        buffers = getattr(FAMILIES[a.family], "buffers", None)
+        self.buffers = buffers(a, setup.width) if buffers else 0
         self.accumulators = 0 if not setup.swarm or setup.reuse_grad_buffers else self.all_gradients
 
     def _weigh(self, setup: TrainingSetup, sizes: Sizes, trained: Sizes, parts: int) -> None:

@@ -33,8 +33,8 @@ def traffic(sizes: Sizes, setup: TrainingSetup) -> SwarmTraffic:
     for name in ("none", "16-bit", "8-bit", "run"):
         both = 2 * int(share * wire_bytes(sizes, name))
         rows[name] = (both, both * 8 / (setup.bandwidth_mbit * 1e6))
-    one = rows[setup.compression][0] // 2
-    return SwarmTraffic(one, one, rows[setup.compression][1], rows)
+    each = rows[setup.compression][0] // 2
+    return SwarmTraffic(each, each, rows[setup.compression][1], rows)
 
 
 def wire_bytes(sizes: Sizes, compression: str) -> int:

@@ -370,16 +370,16 @@ def show(form: Form, base: str, note: str = "") -> list[Any]:
     try:
         a = answer(form)
         m = a.estimate
-        found = advice.advise(m, a.device)[:BUTTONS]
-        parts = [page.verdict_html(a, note), page.advice_html(a, found), page.bars_html(a), page.curves_html(a)]
+        proposed = advice.advise(m, a.device)[:BUTTONS]
+        parts = [page.verdict_html(a, note), page.advice_html(a, proposed), page.bars_html(a), page.curves_html(a)]
         parts += [formulas.as_html(m), page.link(form, base)]
     except CalculatorError as error:
         none = [gr.update(visible=False)] * BUTTONS
         return [page.refused_html(str(error)), "", "", "", "", "", None, None, *none, []]
     files = [_download(as_csv([m]), "memory.csv"), _download(json.dumps(as_dict(m), indent=2), "memory.json")]
-    buttons = [gr.update(value=page.advice_label(x), visible=True) for x in found]
-    buttons += [gr.update(visible=False)] * (BUTTONS - len(found))
-    forms = [{**form, **{f.name: getattr(x.setup, f.name) for f in fields(TrainingSetup)}} for x in found]
+    buttons = [gr.update(value=page.advice_label(x), visible=True) for x in proposed]
+    buttons += [gr.update(visible=False)] * (BUTTONS - len(proposed))
+    forms = [{**form, **{f.name: getattr(x.setup, f.name) for f in fields(TrainingSetup)}} for x in proposed]
     return [*parts, *files, *buttons, forms]
 
 

@@ -54,7 +54,7 @@ def measure_hivemind() -> dict[str, dict[str, int]]:
     import hivemind
 
     dht = hivemind.DHT(start=True, startup_timeout=60)
-    found = {}
+    measured = {}
     for number, (name, techniques) in enumerate(HIVEMIND):
         setup = TrainingSetup(swarm=True, **techniques)
         model, loss, _ = made(Case("gpt2", TrainingSetup(batch_size=1, precision=setup.precision), TINY))
@@ -70,10 +70,10 @@ def measure_hivemind() -> dict[str, dict[str, int]]:
             if not setup.reuse_grad_buffers:
                 for p in model.parameters():
                     p.grad.zero_()  # type: ignore[union-attr]
-        found[name] = _hivemind_bytes(optimizer, list(model.parameters()))
+        measured[name] = _hivemind_bytes(optimizer, list(model.parameters()))
         optimizer.shutdown()
     dht.shutdown()
-    return found
+    return measured
 
 
 def _hivemind_bytes(optimizer: Any, parameters: list[nn.Parameter]) -> dict[str, int]:

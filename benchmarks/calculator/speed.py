@@ -35,15 +35,15 @@ def milliseconds(function: Callable[[], Any], rounds: int) -> float:
 
 
 def estimates() -> dict[str, float]:
-    found = {}
+    times = {}
     for name in PRESETS:
         for number, setup in enumerate(SETUPS):
             try:
                 estimate(name, setup)
             except CalculatorError:  # the model does not support this combination
                 continue
-            found[f"{name} {number}"] = milliseconds(lambda name=name, setup=setup: estimate(name, setup), 10)  # type: ignore[misc]
-    return found
+            times[f"{name} {number}"] = milliseconds(lambda name=name, setup=setup: estimate(name, setup), 10)  # type: ignore[misc]
+    return times
 
 
 def answers() -> dict[str, float]:
@@ -53,9 +53,9 @@ def answers() -> dict[str, float]:
 
 def main() -> None:
     one, all_shown = estimates(), answers()
-    for title, found in (("one estimate", one), ("an answer of the tab", all_shown)):
-        worst = max(found, key=lambda name: found[name])
-        print(f"{title}: median {statistics.median(found.values()):.2f} ms, worst {found[worst]:.2f} ms ({worst})")
+    for title, times in (("one estimate", one), ("an answer of the tab", all_shown)):
+        worst = max(times, key=lambda name: times[name])
+        print(f"{title}: median {statistics.median(times.values()):.2f} ms, worst {times[worst]:.2f} ms ({worst})")
     print(json.dumps({
         "benchmark": "calculator_speed", "estimate_ms": statistics.median(one.values()),
         "worst_estimate_ms": max(one.values()), "worst_answer_ms": max(all_shown.values()),

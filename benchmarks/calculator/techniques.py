@@ -57,8 +57,8 @@ def adapt(model: nn.Module, rank: int) -> nn.Module:
     """Freeze the model and wrap every linear layer of its layers."""
     model.requires_grad_(False)
     kinds = (nn.Linear,)
-    found = [(n, m) for n, m in model.named_modules() if isinstance(m, kinds) or type(m).__name__ == "Conv1D"]
-    for name, module in found:
+    linear = [(n, m) for n, m in model.named_modules() if isinstance(m, kinds) or type(m).__name__ == "Conv1D"]
+    for name, module in linear:
         if any(part in name for part in ("h.", "layer", "block")):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, Lora(module, rank))

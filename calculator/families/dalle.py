@@ -51,11 +51,11 @@ def loss(c: Context) -> Value:
     table = c.p("to_logits.weight")
     x = t.embedding(table, c.b * c.s, a.hidden)
     others = (lambda x: _attend(c, x, 1), lambda x: _feed(c, x))
-    own = {name: Parameter(p.n, p.width) for name, p in c.parameters.items()}
+    last_parameters = {name: Parameter(p.n, p.width) for name, p in c.parameters.items()}
     c.parameters.update(
-        {f"last {name}": p for name, p in own.items()}
+        {f"last {name}": p for name, p in last_parameters.items()}
     )  # keep their gradients alive after this function
-    end = replace(c, parameters=own)
+    end = replace(c, parameters=last_parameters)
     last = (lambda x: _attend(end, x, CONV_LINES), lambda x: _feed(end, x))
     count, groups = a.layers - 1, max(1, (c.groups or a.layers) - 1)
     blocks = [(*others, count, min(groups, count)), (*last, 1, 1)]

@@ -39,33 +39,36 @@ def tensors(a: Architecture) -> list[Tensor]:
 
 
 def _attention_tensors(a: Architecture) -> list[Tensor]:
-    d, n, kv, own = a.hidden, a.layers, a.key_value, LAYER + "self_attn."
-    norms = [Tensor(f"{own}{x}_norm.weight", (a.head_size,), n) for x in ("q", "k") if a.query_norm]
+    d, n, kv, prefix = a.hidden, a.layers, a.key_value, LAYER + "self_attn."
+    norms = [Tensor(f"{prefix}{x}_norm.weight", (a.head_size,), n) for x in ("q", "k") if a.query_norm]
     if a.variant == "phi3":
-        return [*linear(own + "o_proj", d, a.inner, False, n), *linear(own + "qkv_proj", a.inner + 2 * kv, d, False, n)]
+        return [
+            *linear(prefix + "o_proj", d, a.inner, False, n),
+            *linear(prefix + "qkv_proj", a.inner + 2 * kv, d, False, n),
+        ]
     return [
-        *linear(own + "q_proj", a.inner, d, a.query_bias, n),
-        *linear(own + "k_proj", kv, d, a.query_bias, n),
-        *linear(own + "v_proj", kv, d, a.query_bias, n),
-        *linear(own + "o_proj", d, a.inner, a.output_bias, n),
+        *linear(prefix + "q_proj", a.inner, d, a.query_bias, n),
+        *linear(prefix + "k_proj", kv, d, a.query_bias, n),
+        *linear(prefix + "v_proj", kv, d, a.query_bias, n),
+        *linear(prefix + "o_proj", d, a.inner, a.output_bias, n),
         *norms,
     ]
 
 
 def _feed_tensors(a: Architecture) -> list[Tensor]:
-    d, f, n, bias, own = a.hidden, a.feed_forward, a.layers, a.feed_forward_bias, LAYER + "mlp."
+    d, f, n, bias, prefix = a.hidden, a.feed_forward, a.layers, a.feed_forward_bias, LAYER + "mlp."
     if a.variant == "phi3":
-        return [*linear(own + "gate_up_proj", 2 * f, d, False, n), *linear(own + "down_proj", d, f, False, n)]
+        return [*linear(prefix + "gate_up_proj", 2 * f, d, False, n), *linear(prefix + "down_proj", d, f, False, n)]
     if a.variant == "mixtral":
         return [
-            Tensor(own + "gate.weight", (a.experts, d), n),
-            Tensor(own + "experts.gate_up_proj", (a.experts, 2 * f, d), n),
-            Tensor(own + "experts.down_proj", (a.experts, d, f), n),
+            Tensor(prefix + "gate.weight", (a.experts, d), n),
+            Tensor(prefix + "experts.gate_up_proj", (a.experts, 2 * f, d), n),
+            Tensor(prefix + "experts.down_proj", (a.experts, d, f), n),
         ]
     return [
-        *linear(own + "gate_proj", f, d, bias, n),
-        *linear(own + "up_proj", f, d, bias, n),
-        *linear(own + "down_proj", d, f, bias, n),
+        *linear(prefix + "gate_proj", f, d, bias, n),
+        *linear(prefix + "up_proj", f, d, bias, n),
+        *linear(prefix + "down_proj", d, f, bias, n),
     ]
 
 
@@ -165,19 +168,19 @@ def _grouped(c: Context, x: Value, name: str, n: int) -> Value:
 
 
 def _attention(c: Context, x: Value, angles: tuple[Value, Value]) -> Value:
-    a, t, own = c.a, c.tape, LAYER + "self_attn."
+    a, t, prefix = c.a, c.tape, LAYER + "self_attn."
     rows = x.n // a.hidden
     if a.variant == "phi3":
-        qkv = c.linear(x, own + "qkv_proj", a.inner + 2 * a.key_value, bias=False)
+        qkv = c.linear(x, prefix + "qkv_proj", a.inner + 2 * a.key_value, bias=False)
         q, k, v = (t.slice(qkv, rows * n) for n in (a.inner, a.key_value, a.key_value))
         del qkv
     else:
-        q = c.linear(x, own + "q_proj", a.inner, a.query_bias)
-        k = c.linear(x, own + "k_proj", a.key_value, a.query_bias)
-        v = c.linear(x, own + "v_proj", a.key_value, a.query_bias)
+        q = c.linear(x, prefix + "q_proj", a.inner, a.query_bias)
+        k = c.linear(x, prefix + "k_proj", a.key_value, a.query_bias)
+        v = c.linear(x, prefix + "v_proj", a.key_value, a.query_bias)
     if a.query_norm:
-        q, k = _norm(c, q, own + "q_norm", a.head_size), _norm(c, k, own + "k_norm", a.head_size)
+        q, k = _norm(c, q, prefix + "q_norm", a.head_size), _norm(c, k, prefix + "k_norm", a.head_size)
     q, k = rotate(c, q, angles), rotate(c, k, angles)
     groups = a.heads // a.key_value_heads
     h = attention(c, q, k, v, c.s, c.s, groups=groups, mask=True, softmax32=True, softcap=a.attention_softcap)
-    return c.linear(h, own + "o_proj", a.hidden, a.output_bias)
+    return c.linear(h, prefix + "o_proj", a.hidden, a.output_bias)

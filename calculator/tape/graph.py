@@ -79,7 +79,7 @@ class GraphRecorder:
             incoming: Any = [slot.gradient for slot in slots]
             for slot in slots:
                 slot.gradient = None
-            if not any(incoming):
+            if not any(incoming):  # no gradient reached this node, for example of a slice that was not used
                 continue
             made: list[tuple[Slot, Storage]] = []
             if callable(saved):
@@ -90,9 +90,10 @@ class GraphRecorder:
                         made.append((to, incoming[0] if size == PASS_THROUGH else ActivationGradient(memory, size)))
                 if scratch:
                     ActivationGradient(memory, scratch)
+            # From here on, Python's reference counts free what autograd would free at this moment.
             saved = incoming = None
             for i, (slot, storage) in enumerate(made):
-                made[i] = None  # type: ignore[call-overload]
+                made[i] = None  # type: ignore[call-overload]  # the slot alone owns the gradient now
                 self.deliver(slot, storage)
                 del storage
 
@@ -110,6 +111,7 @@ class GraphRecorder:
 
 def _retain(memory: Memory, gradient: Storage) -> None:
     """Count a gradient as that of a parameter from now on."""
+    # Were it added to an older gradient, both would be alive now.
     alive = memory.live - memory.gradients + gradient.size
     if alive > memory.accumulating:
         memory.accumulating = alive
