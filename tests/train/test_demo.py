@@ -18,7 +18,7 @@ from ttt.bundle import read_bundle
 from ttt.bundle.weights import load_dalle_from
 from ttt.config import DalleConfig, VqganConfig
 from ttt.data.world import scenes as world
-from ttt.data.world.cache import SceneCache
+from ttt.data.world.cache import CAPTIONS, SceneCache
 from ttt.data.world.captions import caption, names_background
 from ttt.data.world.checker import judge
 from ttt.model.dalle import Dalle
@@ -41,7 +41,7 @@ SMALL_DALLE = DalleConfig(
     num_image_tokens=64,
 )  # fmt: skip
 TINY = DemoRecipe(
-    vqgan=SMALL_VQGAN, dalle=SMALL_DALLE, scenes=8, codes=8, held_out_scenes=2, vqgan_batch=4, codes_from=1,
+    vqgan=SMALL_VQGAN, dalle=SMALL_DALLE, scenes=8, held_out_scenes=2, vqgan_batch=4, codes_from=1,
     dalle_batch=2, prompts=1, candidates=2, held_out_candidates=1, candidates_each=4, clip_pool=1, clip_batch=8,
 )  # fmt: skip
 INSTANT = 1e-9
@@ -82,22 +82,29 @@ def test_the_cache_has_the_scenes_of_the_stream_however_many_processes_drew_it(t
     assert np.array_equal(one.images, two.images)
     assert np.array_equal(one.images[4], world.draw(one.scene(4)))
     assert one.scene(4) == next(world.stream(3, start=4))[0]
-    assert one.caption(4) == one.caption(4)
-    before = one.path.stat().st_mtime_ns
-    assert SceneCache(tmp_path / "one", seed=3, count=6).path.stat().st_mtime_ns == before, "it was drawn again"
+    assert one.texts(0, 6) == two.texts(0, 6) and len(one.texts(0, 6)) == 6 * CAPTIONS
+    assert one.texts(4, 5)[0] == caption(*next(world.stream(3, start=4)))
+    image = (one.folder / "images.npy").stat().st_mtime_ns
+    again = SceneCache(tmp_path / "one", seed=3, count=6)
+    assert (again.folder / "images.npy").stat().st_mtime_ns == image, "it was drawn again"
 
 
-def test_codes_and_captions_are_cached_and_encoding_resumes(tmp_path: Path, tokenizer_file: Path) -> None:
+def test_codes_are_cached_and_encoding_resumes(tmp_path: Path, tokenizer_file: Path) -> None:
     tokenizer = TextTokenizer.from_file(tokenizer_file, 32, pad_id=0)
+    scenes = SceneCache(tmp_path, seed=2, count=5)
     vqgan = Vqgan(SMALL_VQGAN).eval()
-    cache = CodeCache(tmp_path, vqgan, tokenizer, seed=2, count=5)
-    drawn = np.stack([world.draw(next(world.stream(2, start=i))[0]) for i in range(5)])
-    assert np.array_equal(cache.codes, encode(vqgan, drawn).numpy())
+    cache = CodeCache(scenes, vqgan, tokenizer)
+    assert np.array_equal(cache.codes, encode(vqgan, scenes.images).numpy())
     batch = cache.batch(np.array([3, 0]), np.array([1, 2]))
-    assert batch.text.shape == (2, 32) and batch.codes.shape == (2, 256)
-    # A cache that is complete needs no VQGAN: another one would give other codes.
-    again = CodeCache(tmp_path, Vqgan(SMALL_VQGAN).eval(), tokenizer, seed=2, count=5)
-    assert np.array_equal(again.codes, cache.codes) and np.array_equal(again.tokens, cache.tokens)
+    assert torch.equal(batch.text, tokenizer([scenes.texts(3, 4)[1], scenes.texts(0, 1)[2]]))
+    assert batch.codes.shape == (2, 256)
+    # What is encoded is not encoded again: another VQGAN would give other codes.
+    other = Vqgan(SMALL_VQGAN).eval()
+    before = cache.codes.copy()
+    assert np.array_equal(CodeCache(scenes, other, tokenizer).codes, before)
+    (scenes.folder / "codes.json").write_text('{"done": 3}')
+    resumed = CodeCache(scenes, other, tokenizer).codes
+    assert np.array_equal(resumed[:3], before[:3]) and not np.array_equal(resumed[3:], before[3:])
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------

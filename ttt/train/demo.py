@@ -72,10 +72,8 @@ class DemoRecipe:
 
     vqgan: VqganConfig = VQGAN
     dalle: DalleConfig = DALLE
-    scenes: int = 40_000
-    """Drawn for the VQGAN."""
-    codes: int = 100_000
-    """Scenes encoded for the transformer."""
+    scenes: int = 100_000
+    """Drawn for the VQGAN, and encoded for the transformer."""
     held_out_scenes: int = 120
     vqgan_batch: int = 8
     vqgan_rate: float = 8e-4
@@ -98,8 +96,6 @@ class DemoRecipe:
 
 
 CUDA = DemoRecipe(
-    scenes=100_000,
-    codes=400_000,
     vqgan_batch=256,
     vqgan_rate=1.5e-3,
     dalle_batch=256,
@@ -123,6 +119,15 @@ class DemoTraining:
     base: Bundle | None = None
     """A bundle whose VQGAN, tokenizer and transformer are kept: only CLIP is trained."""
 
+    @cached_property
+    def scenes(self) -> tuple[SceneCache, SceneCache]:
+        """Scenes to learn from, and scenes with a combination that is held out."""
+        folder, recipe = self.folder / "cache", self.recipe
+        return (
+            SceneCache(folder, seed=1, count=recipe.scenes, processes=self.processes),
+            SceneCache(folder, seed=900, count=recipe.held_out_scenes, held_out=True),
+        )
+
     # --- stages -------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -132,9 +137,7 @@ class DemoTraining:
         recipe = self.recipe
         if (weights := self._finished("vqgan")) is not None:
             return _with_weights(Vqgan(recipe.vqgan), weights).to(self.device).eval()
-        cache = self.folder / "cache"
-        scenes = SceneCache(cache, seed=1, count=recipe.scenes, processes=self.processes)
-        held_out = SceneCache(cache, seed=900, count=recipe.held_out_scenes, held_out=True)
+        scenes, held_out = self.scenes
         task = VqganTask(
             recipe.vqgan, scenes, held_out, batch_size=recipe.vqgan_batch, learning_rate=recipe.vqgan_rate,
             codes_from=recipe.codes_from, device=self.device,
@@ -171,9 +174,8 @@ class DemoTraining:
         recipe = self.recipe
         if (weights := self._finished("dalle")) is not None:
             return _with_weights(Dalle(recipe.dalle), weights).to(self.device).eval()
-        vqgan, folder = self.vqgan, self.folder / "cache"
-        cache = CodeCache(folder, vqgan, self.tokenizer, seed=2, count=recipe.codes)
-        held_out = CodeCache(folder, vqgan, self.tokenizer, seed=901, count=recipe.held_out_scenes, held_out=True)
+        vqgan = self.vqgan
+        cache, held_out = (CodeCache(scenes, vqgan, self.tokenizer) for scenes in self.scenes)
         task = SceneTask(
             replace(recipe.dalle, reversible=False), cache, held_out, vqgan, self.tokenizer,
             batch_size=recipe.dalle_batch, learning_rate=recipe.dalle_rate, optimizer=recipe.optimizer,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ttt.atomic import write_atomically
 from ttt.config import DalleConfig
 from ttt.data.world import scenes as world
+from ttt.data.world.cache import CAPTIONS, SceneCache
 from ttt.data.world.captions import caption, names_background
 from ttt.data.world.checker import judge
 from ttt.data.world.scenes import Scene
@@ -27,8 +28,6 @@ from ttt.train.optimizer import Lamb, parameter_groups
 from ttt.train.step import TrainingStep
 from ttt.types import Batch
 
-CAPTIONS = 4
-"""Captions of every scene in the cache."""
 _BLOCK = 64
 UNCONDITIONAL = 0.1
 """Share of the samples that are trained without their caption, so that guidance is possible."""
@@ -37,46 +36,28 @@ Optimizer = Literal["adamw", "lamb"]
 
 
 class CodeCache:
-    """`count` scenes as codes [count, n] and tokens [count, CAPTIONS, text_seq_len], on disk; resumes where it stopped.
+    """Cached scenes as codes [count, n] uint16, on disk, and as tokens [count, CAPTIONS, text_seq_len], in memory.
 
-    They belong to one VQGAN and one tokenizer: a folder has one of each.
+    Encoding resumes where it stopped. The codes belong to one VQGAN: a folder of caches has one.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        vqgan: Vqgan,
-        tokenize: Callable[[Sequence[str]], Tensor],
-        *,
-        seed: int,
-        count: int,
-        held_out: bool = False,
-    ) -> None:
-        self.seed, self.held_out = seed, held_out
-        stem = folder / f"codes-{seed}-{count}{'-held-out' if held_out else ''}"
-        text_len = tokenize([""]).shape[1]
-        progress = stem.with_suffix(".json")
+    def __init__(self, scenes: SceneCache, vqgan: Vqgan, tokenize: Callable[[Sequence[str]], Tensor]) -> None:
+        count = len(scenes)
+        path, progress = scenes.folder / "codes.npy", scenes.folder / "codes.json"
         done = json.loads(progress.read_text())["done"] if progress.exists() else 0
-        folder.mkdir(parents=True, exist_ok=True)
-        shapes = {"codes": (count, vqgan.config.fmap_size**2), "tokens": (count, CAPTIONS, text_len)}
-        arrays = {
-            name: np.lib.format.open_memmap(
-                stem.with_name(f"{stem.name}-{name}.npy"), mode="r+" if done else "w+", dtype=np.uint16, shape=shape
-            )
-            for name, shape in shapes.items()
-        }
-        self.codes, self.tokens = arrays["codes"], arrays["tokens"]
+        self.codes: NDArray[np.uint16] = np.lib.format.open_memmap(
+            path, mode="r+" if done else "w+", dtype=np.uint16, shape=(count, vqgan.config.fmap_size**2)
+        )
         while done < count:
             stop = min(done + _BLOCK, count)
-            found = list(islice(world.stream(seed, held_out=held_out, start=done), stop - done))
-            self.codes[done:stop] = encode(vqgan, np.stack([world.draw(scene) for scene, _ in found])).cpu().numpy()
-            texts = [caption(scene, rng) for scene, rng in found for _ in range(CAPTIONS)]
-            self.tokens[done:stop] = tokenize(texts).view(stop - done, CAPTIONS, -1).numpy()
+            self.codes[done:stop] = encode(vqgan, scenes.images[done:stop]).cpu().numpy()
             done = stop
             if done % 1024 < _BLOCK or done == count:
-                for array in arrays.values():
-                    array.flush()
-                progress.write_text(json.dumps({"done": done}))
+                self.codes.flush()
+                write_atomically(progress, json.dumps({"done": done}).encode())
+        self.tokens = np.concatenate([
+            tokenize(scenes.texts(i, min(i + 1000, count))).numpy().astype(np.uint16) for i in range(0, count, 1000)
+        ]).reshape(count, CAPTIONS, -1)  # fmt: skip
 
     def batch(self, rows: NDArray[np.int64], version: NDArray[np.int64]) -> Batch:
         """Scenes `rows`, each with its caption number `version`."""
