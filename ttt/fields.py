@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
@@ -183,7 +183,9 @@ def _option(model: type[CheckedModel], name: str) -> inspect.Parameter:
     elif annotation is bool and field.default is True:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
     elif isinstance(field.default, tuple):
-        annotation = list[get_args(annotation)[0]]  # type: ignore[misc]
+        element = get_args(annotation)[0]
+        # typer knows plain types alone; the model checks what Annotated adds.
+        annotation = list[get_args(element)[0] if get_origin(element) is Annotated else element]  # type: ignore[misc]
     if isinstance(field.default, tuple) or field.default_factory:
         annotation = annotation | None
     default = described.default if not isinstance(field.default, tuple) else None

@@ -48,11 +48,25 @@ def host() -> Iterator[tuple[str, list[str]]]:
         server.shutdown()
 
 
-def test_a_run_file_is_read_once_a_start(host: tuple[str, list[str]]) -> None:
+def test_a_run_file_is_read_once_a_start(host: tuple[str, list[str]], tmp_path: Path) -> None:
     url, asked = host
+    line = ["peer", "--run", url, "--initial-peer", ADDRESS, "--folder", str(tmp_path), "--plain"]
+    done = CliRunner().invoke(app, [*line, "--device", "no-device"])
+    assert done.exit_code == 2 and "no-device" in done.output
+    assert asked == ["/run.toml"]
     done = CliRunner().invoke(app, ["peer", "--run", url, "--initial-peer", ADDRESS, "--coordinator", "no id"])
     assert done.exit_code == 2 and "--coordinator must be the end of its address" in done.output
-    assert asked == ["/run.toml"]
+    assert asked == ["/run.toml"], "options are checked before the run file is read"
+
+
+def test_the_home_folder_is_found_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell does not expand --folder=~/x, and the web page none at all."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run.toml").write_text(render(new_settings("cats")))
+    line = ["peer", "--run", "~/run.toml", "--initial-peer", ADDRESS, "--folder=~/peer", "--plain"]
+    done = CliRunner().invoke(app, [*line, "--device", "no-device"])
+    assert done.exit_code == 2 and "no-device" in done.output
+    assert (tmp_path / "peer" / "status.json").exists()
 
 
 @pytest.mark.parametrize("host", ["::", "example.org", "127.0.0.1/tcp/1", "1.2.3"])

@@ -90,7 +90,7 @@ def read_run_file(source: str | Path) -> RunSettings:
 def _text(source: str | Path) -> str:
     if re.match(r"https?://", str(source)):
         return _fetch(str(source))
-    path = Path(source)
+    path = Path(source).expanduser()
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InvalidInput(f"{path} is larger than {MAX_BYTES} bytes: not a run file")
