@@ -1,6 +1,6 @@
-"""`python -m ttt peer ...`, but after some micro-batches its numbers are none any more: `sick_peer.py KIND peer ...`.
+"""`python -m ttt peer ...` whose gradients or parameters become NaN after some micro-batches.
 
-KIND: gradients, or parameters. Everything else is the real program.
+`sick_peer.py KIND peer ...`, where KIND is gradients or parameters. Everything else is the real program.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A real swarm on this machine, from its founding to its end: processes, networks, signals, nothing replaced."""
+"""Real swarms on this machine, from founding to the last step: processes, networks and signals, nothing replaced."""
 
 from __future__ import annotations
 
@@ -12,9 +12,21 @@ from pathlib import Path
 import pytest
 
 from tests.support.backups import distance_of
-from tests.support.swarm import LocalSwarm, Member, free_port, processes_of, tiny_run
+from tests.support.swarm import (
+    AGREE,
+    LocalSwarm,
+    Member,
+    complete_rounds,
+    free_port,
+    parameter_gaps,
+    processes_of,
+    sick_peer,
+    tiny_run,
+    wait_for_steps,
+)
 from ttt import TextToImage
 from ttt.swarm.averaging.training_state import fingerprint_distance
+from ttt.swarm.config.run_config import RunSettings
 from ttt.swarm.config.run_file import write_run_file
 from ttt.swarm.coordinator.checkpoints import CheckpointStore
 from ttt.swarm.peer.recovery import load_backup
@@ -22,19 +34,17 @@ from ttt.swarm.process.status import StepRecord, read_rounds, read_steps
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="hivemind is for Linux"),
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
 ]
-AGREE = 0.02
-"""Of the parameters' norm: 16-bit averaging leaves 0.0003; a step on gradients of one's own, on purpose, 0.002."""
 
 
 def steps_of(member: Member) -> dict[int, StepRecord]:
     return {record.step: record for record in read_steps(member.folder)}
 
 
-def test_peers_who_could_each_go_on_alone_find_together_and_leave_a_complete_run(tmp_path: Path) -> None:
-    """Each fills the global batch ten times in the second that it takes to hear of the other. The last state is kept,
-    though both leave at once and no checkpoint is due for hours."""
+def test_fast_peers_find_each_other_and_leave_a_complete_run(tmp_path: Path) -> None:
+    """Each could fill the global batch ten times before it hears of the other. The last state is saved, though both
+    leave at once and no checkpoint is due for hours."""
     settings = tiny_run(
         tmp_path, batch={"global_batch": 16}, optimizer={"total_steps": 8}, checkpoints={"every_seconds": 3600.0}
     )
@@ -47,7 +57,7 @@ def test_peers_who_could_each_go_on_alone_find_together_and_leave_a_complete_run
             together = [
                 r for r in read_rounds(peer.folder) if r.complete and r.group_size == 2 and r.kind == "gradients"
             ]
-            assert len(together) >= 3, "they went on as two runs"
+            assert len(together) >= 3, "they trained as two runs"
             times = [record.time for record in steps_of(peer).values()]  # when they were written, a little after
             assert all(later - earlier > 0.5 for earlier, later in pairwise(sorted(times)))
         store = CheckpointStore(coordinator.folder, "tiny", settings.checkpoints)
@@ -57,81 +67,115 @@ def test_peers_who_could_each_go_on_alone_find_together_and_leave_a_complete_run
         assert ours.time < store.newest().manifest.time < ours.time + 60  # type: ignore[union-attr]
 
 
-def test_a_run_from_its_founding_to_its_end(tmp_path: Path) -> None:
-    settings = tiny_run(tmp_path)
-    with LocalSwarm(tmp_path / "swarm", settings) as swarm:
-        coordinator = swarm.coordinator()
-        a = swarm.peer("a", "--micro-batch", "2", "--limit", "16", "--seed", "1")
+def test_one_run_from_its_founding_to_its_end(tmp_path: Path) -> None:
+    """One swarm for all of it, as each takes minutes: founding, a late peer, a killed one, a client and an auxiliary
+    peer, a coordinator that is killed and resumed, and peers that leave at the same step."""
+    settings = tiny_run(tmp_path, averaging={"state": "none"})  # in full precision: parameters can be compared exactly
+    with LocalSwarm(tmp_path / "swarm", settings, wrap=sick_peer("gradients")) as swarm:
+        coordinator = swarm.coordinator(seconds=180)
+        a = swarm.peer("a", "--micro-batch", "2", "--limit", "10", "--seed", "1")
         b = swarm.peer("b", "--micro-batch", "4", "--limit", "30", "--seed", "2")
-        for peer in (a, b):
-            peer.wait(lambda status: status.step >= 4, 180)
+        check_peers_train_the_same_model(a, b)
+        late = check_a_late_peer_joins_at_another_peer(swarm, a)
+        check_the_swarm_survives_a_killed_peer(b, [a, late])
 
-        ours, theirs = steps_of(a), steps_of(b)
-        shared = sorted(ours.keys() & theirs.keys())
-        assert len(shared) >= 3
-        for step in shared:
-            gap = fingerprint_distance(ours[step].fingerprint, theirs[step].fingerprint, ours[step].norm)
-            assert gap < AGREE, f"after step {step} the peers hold different parameters: {gap}"
-        assert any(record.group_size == 2 and record.complete for record in read_rounds(a.folder))
-        assert a.status.sent_bytes > 100_000, "nothing was exchanged"
-        moved = fingerprint_distance(ours[shared[0]].fingerprint, ours[shared[-1]].fingerprint, ours[shared[0]].norm)
-        assert moved > 10 * 0.0003, "nothing was learnt"
-
-        late = swarm.peer("late", "--micro-batch", "4", "--limit", "30", "--seed", "3")
-        joined = late.wait(lambda status: status.steps_done >= 2 and status.samples > 0, 180)
-        assert joined.step > 4, "it began anew"
-
-        b.kill()
-        deadline = time.monotonic() + 15
-        while processes_of(b.process.pid):
-            assert time.monotonic() < deadline, "children outlived a killed peer"
-            time.sleep(0.1)
-        before = a.status.step
-        for peer in (a, late):
-            peer.wait(lambda status: status.step >= before + 3, 180)
-
-        kept = CheckpointStore(coordinator.folder, "tiny", settings.checkpoints).newest()
-        assert kept is not None
-        assert kept.step >= 1
-        assert TextToImage.from_pretrained(kept.bundle).name == f"tiny step {kept.step}"
-
+        newest = CheckpointStore(coordinator.folder, "tiny", settings.checkpoints).newest()
+        assert newest is not None and newest.step >= 1
+        assert TextToImage.from_pretrained(newest.bundle).name == f"tiny step {newest.step}"
         assert late.stop() == 0
         assert late.status.state == "stopped"
-        for member in (a, coordinator):
+
+        client, auxiliary = check_a_client_and_an_auxiliary_peer_take_part(swarm, a)
+        for member in (a, client, auxiliary, coordinator):
             member.kill()
-        last = CheckpointStore(coordinator.folder, "tiny", settings.checkpoints).newest()
-        assert last is not None
-        again = swarm.coordinator()
-        assert "resuming from the checkpoint" in again.status.message
-        back = swarm.peer("a", "--micro-batch", "4", "--seed", "4")
-        back.wait(lambda status: status.step > last.step, 240)
-        taken_over = [line for line in back.log.splitlines() if "starting at step" in line][-1]
-        assert int(taken_over.rpartition(" ")[2]) >= last.step, "work before the checkpoint was lost"
-        again.wait(lambda status: status.step > last.step, 60)
-        assert again.stop() == 0
-        assert back.stop() == 0
-        assert processes_of(again.process.pid) == processes_of(back.process.pid) == []
+        check_the_run_resumes_and_peers_that_leave_together_agree(swarm, settings)
+    with sqlite3.connect(coordinator.folder / "history.sqlite") as history:
+        names = {row[0] for row in history.execute("select name from peers")}
+    assert {"a", "b", "late", "sick", "auxiliary"} <= names
+
+
+def check_peers_train_the_same_model(a: Member, b: Member) -> None:
+    for peer in (a, b):
+        peer.wait(lambda status: status.step >= 4, 180)
+    ours, theirs = steps_of(a), steps_of(b)
+    shared = sorted(ours.keys() & theirs.keys())
+    assert len(shared) >= 3
+    for step in shared:
+        gap = fingerprint_distance(ours[step].fingerprint, theirs[step].fingerprint, ours[step].norm)
+        assert gap < AGREE, f"after step {step} the peers hold different parameters: {gap}"
+    assert any(record.group_size == 2 and record.complete for record in read_rounds(a.folder))
+    assert a.status.sent_bytes > 100_000, "nothing was exchanged"
+    moved = fingerprint_distance(ours[shared[0]].fingerprint, ours[shared[-1]].fingerprint, ours[shared[0]].norm)
+    assert moved > 10 * 0.0003, "nothing was learnt"
+
+
+def check_a_late_peer_joins_at_another_peer(swarm: LocalSwarm, at: Member) -> Member:
+    """The address of any peer is enough: it names the coordinator."""
+    late = swarm.peer("late", "--micro-batch", "4", "--limit", "30", "--seed", "3", at=at)
+    joined = late.wait(lambda status: status.steps_done >= 2 and status.samples > 0, 180)
+    assert joined.step > 4, "it started from the initial weights"
+    return late
+
+
+def check_the_swarm_survives_a_killed_peer(killed: Member, others: list[Member]) -> None:
+    killed.kill()
+    deadline = time.monotonic() + 15
+    while processes_of(killed.process.pid):
+        assert time.monotonic() < deadline, "children outlived a killed peer"
+        time.sleep(0.1)
+    before = others[0].status.step
+    for peer in others:
+        peer.wait(lambda status: status.step >= before + 3, 180)
+
+
+def check_a_client_and_an_auxiliary_peer_take_part(swarm: LocalSwarm, a: Member) -> tuple[Member, Member]:
+    """No peer can reach the client, so it averages through others; the auxiliary peer averages and trains nothing. Once
+    the client's gradients are NaN: it keeps them to itself, and still receives the average of the others."""
+    client = swarm.peer("sick", "--micro-batch", "4", "--limit", "10", "--seed", "2", "--client")
+    auxiliary = swarm.peer("auxiliary", "--auxiliary")
+    auxiliary.wait(lambda status: status.state == "assisting", 180)
+    since = wait_for_steps(a, client, steps=6)
+    assert client.status.addresses == []
+    assert any("its own gradients" in problem for problem in client.status.problems)
+    assert client.status.restored == a.status.restored == 0
+    gaps = parameter_gaps(a, client, since=since)
+    assert len(gaps) >= 3 and max(gaps.values()) < AGREE
+    assert client.status.sent_bytes > 0
+    assisted = [r for r in complete_rounds(auxiliary, 3) if r.received_bytes > 0]
+    assert assisted, [(r.group_size, r.failed, r.refused) for r in read_rounds(auxiliary.folder)]
+    ids = {peer.status.peer_id for peer in (a, client)}
+    assert all(ids <= {*r.peers} for r in assisted), "an auxiliary peer took a trainer's place"
+    assert set(assisted[-1].weights) == ids, "the auxiliary peer's own gradients, which do not exist, counted"
+    assert auxiliary.status.samples == 0 and read_steps(auxiliary.folder) == []
+    return client, auxiliary
+
+
+def check_the_run_resumes_and_peers_that_leave_together_agree(swarm: LocalSwarm, settings: RunSettings) -> None:
+    last = CheckpointStore(swarm.folder / "coordinator", "tiny", settings.checkpoints).newest()
+    assert last is not None
+    coordinator = swarm.coordinator(seconds=180)
+    assert "resuming from the checkpoint" in coordinator.status.message
+    until = str(last.step + 12)
+    peers = [swarm.peer(name, "--until", until, "--limit", "30", "--micro-batch", "4") for name in ("a", "b")]
+    coordinator.wait(lambda status: status.step > last.step, 240)
+    for peer in peers:
+        peer.wait(lambda status: status.state == "stopped", 240)
+        joined_at = [line for line in peer.log.splitlines() if "starting at step" in line][-1]
+        assert int(joined_at.rpartition(" ")[2]) >= last.step, "work before the checkpoint was lost"
+        assert peer.process.wait(60) == 0
+        assert processes_of(peer.process.pid) == []
+    backups = [load_backup(peer.folder) for peer in peers]
+    assert backups[0] is not None and backups[1] is not None
+    assert backups[0].epoch == backups[1].epoch == int(until)
+    assert distance_of(backups[0], backups[1]) < 1e-4
+    assert coordinator.stop() == 0
+    assert processes_of(coordinator.process.pid) == []
     with sqlite3.connect(coordinator.folder / "history.sqlite") as history:
         steps = [row[0] for row in history.execute("select step from points order by id")]
-        names = {row[0] for row in history.execute("select name from peers")}
     assert max(steps) > last.step
-    assert {"a", "b", "late"} <= names
 
 
-def test_two_peers_that_leave_at_the_same_step_hold_the_same_model(tmp_path: Path) -> None:
-    with LocalSwarm(tmp_path / "swarm", tiny_run(tmp_path, averaging={"state": "none"})) as swarm:
-        swarm.coordinator()
-        peers = [swarm.peer(name, "--until", "4", "--limit", "30", "--micro-batch", "4") for name in ("a", "b")]
-        for peer in peers:
-            peer.wait(lambda status: status.state == "stopped", 240)
-        one, two = (load_backup(peer.folder) for peer in peers)
-        assert one is not None
-        assert two is not None
-        assert one.epoch == two.epoch == 4
-        assert distance_of(one, two) < 1e-4
-
-
-def test_a_peer_that_finds_nobody_says_so(tmp_path: Path) -> None:
+def test_a_peer_that_finds_no_other_peer_says_so(tmp_path: Path) -> None:
     run = tmp_path / "run.toml"
     write_run_file(run, tiny_run(tmp_path))
     nobody = f"/ip4/127.0.0.1/tcp/{free_port()}/p2p/QmcgpsyWgH8Y8ajJz1Cu72KnS5uo2Aa2LpzU7kinSupNKC"

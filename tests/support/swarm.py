@@ -16,9 +16,10 @@ from typing import Any
 
 from tests.support import warm_ttt
 from tests.support.tiny import write_tiny_bundle
+from ttt.swarm.averaging.training_state import fingerprint_distance
 from ttt.swarm.config.run_config import RunSettings
 from ttt.swarm.config.run_file import write_run_file
-from ttt.swarm.process.status import STATUS_FILE, PeerStatus, read_status
+from ttt.swarm.process.status import STATUS_FILE, PeerStatus, RoundRecord, read_rounds, read_status, read_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = {
@@ -26,6 +27,9 @@ FAST = {
     "progress_lifetime": 10.0, "state_every": 1,
 }  # fmt: skip
 """Averaging on one machine; on the Internet everything takes ten times as long."""
+AGREE = 0.02
+"""Greatest distance of two peers' parameters, as a share of their norm: 16-bit averaging leaves 0.0003, a step on the
+peer's own gradients (which is allowed) 0.002."""
 
 
 def tiny_run(folder: Path, **sections: dict[str, Any]) -> RunSettings:
@@ -128,8 +132,9 @@ class LocalSwarm:
         member.wait(lambda status: status.state == "watching", seconds)
         return member
 
-    def peer(self, name: str, *options: str) -> Member:
-        address = self.members["coordinator"].status.addresses[0]
+    def peer(self, name: str, *options: str, at: Member | None = None) -> Member:
+        """Start a peer. at: the member at whose address it joins; None: the coordinator."""
+        address = (at or self.members["coordinator"]).status.addresses[0]
         return self.start(name, "peer", "--host", "127.0.0.1", "--name", name, "--initial-peer", address, *options)
 
     def start(self, name: str, command: str, *options: str) -> Member:
@@ -160,3 +165,39 @@ def processes_of(session: int) -> list[int]:
         if fields[0] != "Z" and int(fields[3]) == session:
             found.append(int(stat.parent.name))
     return found
+
+
+def sick_peer(kind: str) -> Callable[[str, list[str]], list[str]]:
+    """Makes the gradients or the parameters of the member called "sick" NaN after a while (`wrap` of LocalSwarm)."""
+    script = ROOT / "tests" / "e2e" / "sick_peer.py"
+
+    def wrap(name: str, command: list[str]) -> list[str]:
+        return [command[0], str(script), kind, *command[3:]] if name == "sick" else command
+
+    return wrap
+
+
+def parameter_gaps(*members: Member, since: int = 0) -> dict[int, float]:
+    """Step -> largest distance of any member's parameters from the first one's, after that step."""
+    first, *others = ({record.step: record for record in read_steps(member.folder)} for member in members)
+    shared = sorted(step for step in first if step > since and all(step in other for other in others))
+    return {
+        step: max(
+            fingerprint_distance(first[step].fingerprint, other[step].fingerprint, first[step].norm)
+            for other in others
+        )
+        for step in shared
+    }  # fmt: skip
+
+
+def complete_rounds(member: Member, size: int) -> list[RoundRecord]:
+    """Rounds of averaging gradients in groups of this size in which nothing was missing or refused."""
+    return [r for r in read_rounds(member.folder) if r.complete and r.group_size == size and r.kind == "gradients"]
+
+
+def wait_for_steps(*members: Member, steps: int) -> int:
+    """Wait until each member has made so many steps more than any had; return the step at which that began."""
+    began = max(member.wait(lambda status: status.steps_done > 0, 180).step for member in members)
+    for member in members:
+        member.wait(lambda status: status.step >= began + steps, 240)
+    return began
