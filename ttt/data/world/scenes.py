@@ -34,7 +34,7 @@ RELATIONS: tuple[Relation, ...] = ("above", "below", "left", "right")
 OPPOSITE: dict[Relation, Relation] = {"above": "below", "below": "above", "left": "right", "right": "left"}
 GRID = 8
 SMALL, MEDIUM, LARGE = SIZES
-LEAST_VISIBLE = 0.75
+LEAST_VISIBLE = 0.3
 """Share of a thing's pixels that must differ from what is behind them by at least `VISIBLE`, of 255."""
 VISIBLE = 48
 HELD_OUT_IN = 10
