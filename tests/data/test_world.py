@@ -124,6 +124,7 @@ def test_the_checker_rejects_a_scene_that_differs_in_one_thing() -> None:
     for scene in scenes(120, seed=3, held_out=False):
         sibling = world.change_one_thing(scene, rng)
         assert not world.scene_is_held_out(sibling)
+        assert plain_caption(sibling) != plain_caption(scene)
         assert not judge(world.draw(scene), sibling).whole, (scene, sibling)
 
 

@@ -296,7 +296,7 @@ def _change(scene: Scene, rng: random.Random) -> Scene:
     things = list(scene.things)
     roll = rng.random()
     if roll < 0.25:
-        name = rng.choice(list(BACKGROUNDS))
+        name = rng.choice([name for name in BACKGROUNDS if name != scene.background])
         return replace(scene, background=name, variant=rng.randrange(variants(name)))
     if roll < 0.6 and scene.relation in (*RELATIONS, "row"):
         i, j = rng.sample(range(len(things)), 2)
