@@ -1,6 +1,6 @@
-"""A batch of prompts, the best pictures of each in one sheet: python -m examples.prompt_grid --out grid.png
+"""Writes a sheet with the best images of several prompts: python -m examples.prompt_grid --out grid.png
 
-The README's grid was made by this script, as it is.
+The README's grid was made by this script with its defaults.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SIDE, GAP, LABEL = 128, 8, 22
 
 
 def sheet(rows: list[tuple[str, list[RankedImage]]]) -> Image.Image:
-    """One row a prompt: its text, and its pictures below, best first."""
+    """A row for each prompt: its text, and its images below, best first."""
     columns = max(len(best) for _, best in rows)
     height = LABEL + SIDE + GAP
     canvas = Image.new("RGB", (GAP + columns * (SIDE + GAP), GAP + len(rows) * height), "white")
@@ -42,8 +42,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prompts", nargs="*", default=PROMPTS, help="the prompts (default: six)")
     parser.add_argument("--model", default="demo", help="demo, a bundle folder or a Hub id")
-    parser.add_argument("--candidates", type=int, default=128, help="pictures painted for each prompt")
-    parser.add_argument("--keep", type=int, default=4, help="pictures shown of each prompt")
+    parser.add_argument("--candidates", type=int, default=128, help="images generated for each prompt")
+    parser.add_argument("--keep", type=int, default=4, help="images shown of each prompt")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="grid.png", help="where the sheet is written")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What is to be seen in a picture of a scene: colour, shape and place, read from its pixels. Knows no model."""
+"""Reads colour, shape and place of coloured shapes from an image's pixels. Independent of every model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which attributes of the wanted scene the picture shows."""
+    """Which attributes of the expected scene the image shows."""
 
     count: bool
     color: bool
@@ -45,7 +45,7 @@ class Verdict:
 
 
 def look(image: Image.Image) -> list[Seen]:
-    """The regions of a picture, largest first; specks are not counted."""
+    """The regions of an image, largest first; specks are not counted."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     border = np.concatenate([pixels[:3].reshape(-1, 3), pixels[-3:].reshape(-1, 3),
                              pixels[:, :3].reshape(-1, 3), pixels[:, -3:].reshape(-1, 3)])  # fmt: skip
@@ -57,19 +57,19 @@ def look(image: Image.Image) -> list[Seen]:
     return [_seen(color, part) for color, part in sorted(parts, key=lambda p: -int(p[1].sum()))]
 
 
-def judge(image: Image.Image, wanted: Scene) -> Verdict:
-    """Compare the picture with the scene; size and background are free."""
+def judge(image: Image.Image, expected: Scene) -> Verdict:
+    """Compare an image with a scene; size and background are free."""
     seen = look(image)
-    if len(seen) != len(wanted.things):
+    if len(seen) != len(expected.things):
         return Verdict(False, False, False, False)
     best = Verdict(False, False, False, False)
     for ordered in (seen, seen[::-1]) if len(seen) == 2 else (seen,):
-        pairs = list(zip(ordered, wanted.things, strict=True))
+        pairs = list(zip(ordered, expected.things, strict=True))
         verdict = Verdict(
             count=True,
             color=all(s.color == t.color for s, t in pairs),
             shape=all(s.shape == t.shape for s, t in pairs),
-            place=wanted.place == "alone" or _place(ordered[0], ordered[1]) == wanted.place,
+            place=expected.place == "alone" or _place(ordered[0], ordered[1]) == expected.place,
         )
         best = max(best, verdict, key=lambda v: (v.color + v.shape + v.place, v.color))
     return best

@@ -1,4 +1,4 @@
-"""Captioned scenes as training data: drawn, turned into codes and tokenised on the fly. Knows no transformer."""
+"""Captioned scenes of shapes as training data: drawn, encoded and tokenised on the fly."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ttt.model.vqgan import Vqgan
 from ttt.types import Batch
 
 
-def pictures(images: Sequence[Image.Image]) -> Tensor:
+def images_as_tensor(images: Sequence[Image.Image]) -> Tensor:
     """RGB images of one size -> [b, 3, h, w] float32 in [0, 1]."""
     return torch.from_numpy(np.stack([np.asarray(i) for i in images])).permute(0, 3, 1, 2).float().div_(255)
 
 
 class SceneStream:
-    """A `BatchStream` of scenes; number `i` of a seed is always the same, so peers with seeds of their own never
-    repeat each other, and a position is one number.
+    """A `BatchStream` of scenes; number `i` of a seed is always the same, so peers with different seeds see
+    different scenes, and a position is one number.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class SceneStream:
     @torch.no_grad()
     def _batch(self, scenes: list[tuple[shapes.Scene, str]]) -> Batch:
         device = self.vqgan.quantize.embed.weight.device
-        images = pictures([shapes.draw(scene, self.vqgan.config.resolution) for scene, _ in scenes]).to(device)
+        images = images_as_tensor([shapes.draw(scene, self.vqgan.config.resolution) for scene, _ in scenes]).to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16):
             codes = self.vqgan.encode(images)
         return Batch(self.tokenize([caption for _, caption in scenes]).to(device), codes)
@@ -62,6 +62,6 @@ class SceneStream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state.get("seed") != self.seed:
             raise CheckpointError(
-                f"this run drew scenes of seed {state.get('seed')!r}, not {self.seed}; go on with the same seed"
+                f"this run drew scenes of seed {state.get('seed')!r}, not {self.seed}; resume with the same seed"
             )
         self.position = int(state["position"])

@@ -1,4 +1,4 @@
-"""Captioned scenes drawn on the fly: coloured shapes, alone or in a spatial relation. Knows no model and no file.
+"""Captioned scenes drawn on the fly: coloured shapes, alone or in a spatial relation. Independent of every model.
 
 A scene is drawn with Pillow at four times its size and reduced, so that edges are anti-aliased as in a photograph.
 Whole combinations of shape, colour and place are held out: training never draws them (`is_held_out`).
@@ -35,7 +35,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "cream": (255, 240, 205),
 }
 SIZES: dict[Size, float] = {"small": 0.15, "medium": 0.21, "large": 0.29}
-"""Half of the side of the box a shape fills, as a share of the picture's side."""
+"""Half the side of the box that a shape fills, as a share of the image's side."""
 PLACES: tuple[Place, ...] = ("alone", "above", "below", "left", "right")
 OPPOSITE: dict[Place, Place] = {
     "alone": "alone", "above": "below", "below": "above", "left": "right", "right": "left",
@@ -65,7 +65,7 @@ def _cross(arm: float = 0.34) -> list[Point]:
 
 
 def _fill_box(points: list[Point]) -> list[Point]:
-    """Centred on the origin, and the longer side of the bounding box is 2."""
+    """The points centred on the origin and scaled so that the longer side of their bounding box is 2."""
     xs, ys = [p[0] for p in points], [p[1] for p in points]
     cx, cy = (min(xs) + max(xs)) / 2, (min(ys) + max(ys)) / 2
     half = max(max(xs) - min(xs), max(ys) - min(ys)) / 2
@@ -89,7 +89,7 @@ SHAPES: tuple[str, ...] = tuple(OUTLINES)
 
 @dataclass(frozen=True)
 class Thing:
-    """One coloured shape; `x, y, radius` are shares of the picture's side, `turn` is in radians."""
+    """One coloured shape; `x, y, radius` are shares of the image's side, `turn` is in radians."""
 
     shape: str
     color: str
@@ -102,7 +102,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in a picture: one thing alone, or the first thing in `place` relative to the second."""
+    """What is in an image: one thing alone, or the first thing in `place` relative to the second."""
 
     things: tuple[Thing, ...]
     place: Place
@@ -119,7 +119,7 @@ def is_held_out(shape: str, color: str, place: Place) -> bool:
 
 
 def scene_is_held_out(scene: Scene) -> bool:
-    """A pair is held out when either thing is: "a above b" is the same picture as "b below a"."""
+    """A pair is held out when either thing is: "a above b" is the same image as "b below a"."""
     places = (scene.place, OPPOSITE[scene.place])
     return any(is_held_out(t.shape, t.color, p) for t, p in zip(scene.things, places, strict=False))
 
@@ -143,7 +143,7 @@ def _place_pair(rng: random.Random, place: Place, radii: tuple[float, float]) ->
 def random_scene(rng: random.Random, *, pair: float = 0.65, held_out: bool | None = False) -> Scene:
     """Draw a scene; `pair` is the chance of two things.
 
-    `held_out` False gives only what training may see, True only what it never sees, None either.
+    `held_out`: False gives scenes that training may see, True scenes that it never sees, None either.
     """
     while True:
         place: Place = rng.choice(PLACES[1:]) if rng.random() < pair else "alone"
@@ -173,7 +173,7 @@ def random_scene(rng: random.Random, *, pair: float = 0.65, held_out: bool | Non
 
 
 def draw(scene: Scene, size: int = 128, *, supersample: int = 4) -> Image.Image:
-    """The scene as an RGB picture of `size` x `size` pixels."""
+    """The scene as an RGB image of `size` x `size` pixels."""
     rng = random.Random(scene.jitter)
     side = size * supersample
 
@@ -227,7 +227,7 @@ def _phrase(thing: Thing, rng: random.Random) -> str:
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
-    """One of many natural ways to say what is in the scene; size and background may go unsaid."""
+    """One of many natural descriptions of the scene; size and background may be missing."""
     on = f" on a {scene.background} background" if rng.random() < 0.5 else ""
     opening = rng.choice(_OPENINGS)
     if scene.place == "alone":
@@ -299,7 +299,7 @@ def _swap_colors(things: tuple[Thing, ...]) -> tuple[Thing, ...]:
 
 
 def _turned(scene: Scene) -> Scene:
-    """The picture's axes swapped: above becomes left."""
+    """The image's axes swapped: above becomes left."""
     place: dict[Place, Place] = {"above": "left", "left": "above", "below": "right", "right": "below", "alone": "alone"}
     things = tuple(replace(t, x=t.y, y=t.x) for t in scene.things)
     return replace(scene, things=things, place=place[scene.place])

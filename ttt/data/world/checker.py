@@ -55,7 +55,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What of the wanted scene the image shows."""
+    """Which attributes of the expected scene the image shows."""
 
     count: bool
     color: bool
@@ -99,20 +99,20 @@ def look(image: Image.Image | NDArray[np.uint8]) -> tuple[str, list[Seen]]:
     return name, sorted(things, key=lambda seen: seen.x)
 
 
-def judge(image: Image.Image | NDArray[np.uint8], wanted: Scene) -> Verdict:
+def judge(image: Image.Image | NDArray[np.uint8], expected: Scene) -> Verdict:
     """Compare an image with a scene; sizes and style are free."""
     name, seen = look(image)
-    same = name == wanted.background
-    if len(seen) != len(wanted.things):
+    same = name == expected.background
+    if len(seen) != len(expected.things):
         return Verdict(False, False, False, False, same)
     best = Verdict(True, False, False, False, same)
-    for order in _orders(seen, wanted):
-        matches = list(zip(order, wanted.things, strict=True))
+    for order in _orders(seen, expected):
+        matches = list(zip(order, expected.things, strict=True))
         verdict = Verdict(
             count=True,
             color=all(t.color is None or s.label.split(" ")[0] == t.color for s, t in matches),
             thing=all(_same_name(s, t) for s, t in matches),
-            place=_in_place(order, wanted.relation),
+            place=_in_place(order, expected.relation),
             background=same,
         )
         best = max(best, verdict, key=lambda v: (v.color + v.thing + v.place, v.thing))
@@ -123,10 +123,10 @@ def _same_name(seen: Seen, thing: Thing) -> bool:
     return (seen.label.split(" ", 1)[1] if thing.color is not None and " " in seen.label else seen.label) == thing.name
 
 
-def _orders(seen: list[Seen], wanted: Scene) -> Iterator[list[Seen]]:
-    """Which seen thing may be which wanted one; a row is read from the left."""
+def _orders(seen: list[Seen], expected: Scene) -> Iterator[list[Seen]]:
+    """Which seen thing may be which expected one; a row is read from the left."""
     yield seen
-    if wanted.relation in RELATIONS:
+    if expected.relation in RELATIONS:
         yield seen[::-1]
 
 
