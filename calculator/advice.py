@@ -50,7 +50,7 @@ TECHNIQUES: tuple[Technique, ...] = (
     Technique("mixed precision (fp16)", 0.7, {"precision": "mixed-fp16"}),  # for GPUs without bfloat16
     Technique("8-bit optimizer", 1.0, {"bits": 8}),  # Dettmers et al. 2021, table 5: no slower than 32-bit
     Technique("gradient checkpointing", 1.33, {"gradient_checkpointing": True}),  # one more forward pass
-    Technique("micro-batch 1 with accumulation", 1.2, {"micro": True}),
+    Technique("micro-batch of 1 with gradient accumulation", 1.2, {"micro": True}),
     Technique("optimizer in RAM", 1.5, {"offload_optimizer": "hivemind"}),
 )
 """Techniques that change training by rounding only."""
@@ -65,12 +65,12 @@ ADAPTER_TECHNIQUES: tuple[Technique, ...] = (
 
 
 def largest_batch(model: Architecture | str, setup: TrainingSetup, device: Device) -> int:
-    """Return the largest micro-batch that fits (a close fit counts); 0 if none does."""
+    """Return the largest micro-batch that fits (a tight fit counts); 0 if none does."""
     return _largest(lambda n: _fits(model, replace(setup, batch_size=n), device), LARGEST_BATCH)
 
 
 def longest_sequence(model: Architecture | str, setup: TrainingSetup, device: Device) -> int:
-    """Return the longest sequence that fits (a close fit counts) and that the model supports; 0 if none does."""
+    """Return the longest sequence that fits (a tight fit counts) and that the model supports; 0 if none does."""
     return _largest(lambda n: _fits(model, replace(setup, sequence_length=n), device), LONGEST_SEQUENCE)
 
 
@@ -142,7 +142,7 @@ def alternatives(model: Architecture | str, setup: TrainingSetup, device: Device
     for gpus in (2, 4, 8, 16, 32, 64):
         advice = None
         if gpus > setup.gpus:
-            advice = _try_changes(model, setup, {**sharded, "gpus": gpus}, device, f"ZeRO 3 on {gpus} such GPUs")
+            advice = _try_changes(model, setup, {**sharded, "gpus": gpus}, device, f"ZeRO 3 on {gpus} of these GPUs")
         if advice:
             return [*fitting[: most - 1], advice]
     return fitting[:most]

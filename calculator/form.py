@@ -27,21 +27,21 @@ DEFAULTS: Form = {
     "optimizer": "adamw", "offload_optimizer": "none",
 }  # fmt: skip
 OPTIONAL = ("sequence_length", "target_length", "shared_groups")
-"""Numbers for which 0 or an empty field means the model's own value."""
+"""Numbers for which 0 or an empty field means the model's default."""
 THREE_WAYS = ("reversible", "tied_embeddings")
-OWN: dict[Any, bool | None] = {"model's own": None, "yes": True, "no": False}
+OWN: dict[Any, bool | None] = {"model default": None, "yes": True, "no": False}
 CHECKPOINTING = ("off", "every layer", "every 2 layers", "every 4 layers", "every 8 layers")
 METHODS = {"Full": "none", "LoRA": "lora", "QLoRA": "qlora"}
 """Fine-tuning methods on the page, and their adapters."""
 
 LABELS = {
-    "model": "Model", "gpu": "GPU", "gib": "or memory in GiB", "config": "Your own model", "adapter": "Method",
+    "model": "Model", "gpu": "GPU", "gib": "Or GPU memory (GiB)", "config": "Your own model", "adapter": "Method",
     "batch_size": "Batch size per GPU", "sequence_length": "Sequence length",
     "accumulation_steps": "Gradient accumulation steps", "optimizer": "Optimizer", "precision": "Precision",
     "gradient_checkpointing": "Gradient checkpointing", "offload_optimizer": "Optimizer offload (CPU)",
     "attention": "Attention", "shared_groups": "Shared layer groups", "reversible": "Reversible layers",
     "tied_embeddings": "Tied embeddings", "dropout": "Dropout", "target_length": "Target length (T5)",
-    "optimizer_implementation": "Optimizer step", "paged_optimizer": "Paged optimizer (bitsandbytes)",
+    "optimizer_implementation": "Optimizer implementation", "paged_optimizer": "Paged optimizer (bitsandbytes)",
     "embeddings_32bit": "32-bit state for embeddings", "lora_rank": "LoRA rank", "zero_stage": "ZeRO stage",
     "gpus": "Number of GPUs", "swarm": "Swarm (hivemind)", "swarm_peers": "Peers",
     "reuse_grad_buffers": "Reuse gradient buffers", "delayed_updates": "Delayed updates",
@@ -141,7 +141,7 @@ def _whole(value: Any) -> Any:
 
 def control_values(form: Form, names: list[str]) -> list[Any]:
     """Return the values of the controls with these names."""
-    words = {None: "model's own", True: "yes", False: "no"}
+    words = {value: word for word, value in OWN.items()}
     methods = {adapter: method for method, adapter in METHODS.items()}
     result = []
     for name in names:
@@ -161,7 +161,7 @@ def control_values(form: Form, names: list[str]) -> list[Any]:
 # -- choices that imply others -----------------------------------------------------------------------------------------
 
 _ADAPTER = ({"precision": "pure-bf16", "gradient_checkpointing": "every layer", "shared_groups": 0},
-            "the frozen weights are in 16 bits, and layers are checkpointed, as is usual")  # fmt: skip
+            "the frozen weights are in 16 bits, with gradient checkpointing, as usual")  # fmt: skip
 
 
 def implied(form: Form, changed: str) -> tuple[Form, str]:
@@ -190,7 +190,7 @@ def implied(form: Form, changed: str) -> tuple[Form, str]:
     elif changed == "zero_stage" and value and (form["gpus"] or 0) < 2:
         changes, reason = {"gpus": 2}, "ZeRO needs several GPUs"
     elif changed == "gpus" and isinstance(value, (int, float)) and value > 1 and not form["zero_stage"]:
-        changes, reason = {"zero_stage": 1}, "several GPUs share their memory with ZeRO"
+        changes, reason = {"zero_stage": 1}, "ZeRO splits the training state across GPUs"
     elif changed == "offload_optimizer" and value == "zero-offload":
         changes, reason = {"optimizer": "adamw", "swarm": False}, "ZeRO-Offload runs 32-bit Adam on 16-bit weights"
         if not str(form["precision"]).startswith("pure"):
@@ -204,7 +204,7 @@ def implied(form: Form, changed: str) -> tuple[Form, str]:
         if str(form["precision"]).startswith("pure"):
             changes["precision"] = "mixed-bf16" if bf16 else "mixed-fp16"
     elif changed == "delayed_updates" and value:
-        changes, reason = {"swarm": True, "offload_optimizer": "hivemind"}, "hivemind delays an offloaded optimizer"
+        changes, reason = {"swarm": True, "offload_optimizer": "hivemind"}, "delayed updates need hivemind's offload"
     elif changed == "reuse_grad_buffers" and value:
         changes, reason = {"swarm": True}, "hivemind owns these buffers"
     elif changed == "swarm" and value:

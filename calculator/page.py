@@ -34,7 +34,7 @@ from calculator.report import gib
 from calculator.setup import TrainingSetup
 from calculator.techniques import LEARNED_POSITIONS, sequence_length
 
-WORDS = {"fits": "Fits", "tight": "Close to the limit", "does not fit": "Does not fit"}
+WORDS = {"fits": "Fits", "tight": "Tight fit", "does not fit": "Does not fit"}
 LONGEST_LINK = 6000
 """Longest config.json, in characters, that a link carries; servers limit the length of an address."""
 
@@ -68,9 +68,8 @@ def refused_html(message: str) -> str:
     for f in fields(TrainingSetup):
         message = re.sub(rf"\b{f.name}\b", LABELS[f.name], message)
     message = message[:1].upper() + message[1:]
-    body = (
-        f'<div class="calc-verdict calc-not" role="alert"><strong>Please change</strong><p>{escape(message)}</p></div>'
-    )
+    heading = "<strong>This setup cannot be estimated</strong>"
+    body = f'<div class="calc-verdict calc-not" role="alert">{heading}<p>{escape(message)}</p></div>'
     return f'{charts.STYLE}<div class="calc">{body}</div>'
 
 
@@ -126,17 +125,19 @@ def advice_html(a: Answer, advice: list[Advice]) -> str:
 def _advice_line(a: Answer, advice: list[Advice]) -> str:
     name = escape(a.device.name)
     if not advice:
-        return f"Nothing tried here makes it fit on {name}: choose a larger GPU or a smaller model"
+        return f"None of the techniques makes it fit on {name}: choose a larger GPU or a smaller model"
     if advice[0].exact:
         return "These changes make it fit, and training stays the same except for rounding:"
-    return f"Exact techniques are not enough on one {name}. These setups fit, but train differently:"
+    return (
+        f"Techniques that keep training the same are not enough on one {name}. These setups fit, but train differently:"
+    )
 
 
 def advice_label(advice: Advice) -> str:
     """The text of a button that applies the advice."""
     percent = round(100 * (advice.time - 1))
     speed = f", {abs(percent)} % {'slower' if percent > 0 else 'faster'} per step" if advice.exact and percent else ""
-    result = "close fit" if advice.verdict == "tight" else "fits"
+    result = "tight fit" if advice.verdict == "tight" else "fits"
     return f"Apply: {', '.join(advice.changes)} ({result} with {gib(advice.gpu_total, 1)}{speed})"
 
 

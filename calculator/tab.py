@@ -28,6 +28,7 @@ from calculator.form import (
     LABELS,
     METHODS,
     MODEL_FIELDS,
+    OWN,
     Form,
     answer,
     control_values,
@@ -283,7 +284,7 @@ def _controls(c: dict[str, Component]) -> gr.Group:
     with gr.Group():
         c["batch_size"] = gr.Number(label=LABELS["batch_size"], value=1, elem_id="calc-batch")
         c["sequence_length"] = gr.Number(
-            label=LABELS["sequence_length"], info="Tokens. 0: the model's own, at most 2048", value=0
+            label=LABELS["sequence_length"], info="Tokens. 0: the model's maximum, at most 2048", value=0
         )
         c["accumulation_steps"] = gr.Number(label=LABELS["accumulation_steps"], value=1)
     _dropdown(c, "optimizer", elem_id="calc-optimizer")
@@ -310,7 +311,7 @@ def _radio(c: dict[str, Component], name: str, choices: list[Any] | None = None,
 
 
 def _more(c: dict[str, Component]) -> None:
-    three: list[Any] = ["model's own", "yes", "no"]
+    three: list[Any] = list(OWN)
 
     def number(name: str, **options: Any) -> None:
         c[name] = gr.Number(label=LABELS[name], **{"value": DEFAULTS[name], **options})
@@ -318,7 +319,7 @@ def _more(c: dict[str, Component]) -> None:
     def checkbox(name: str) -> None:
         c[name] = gr.Checkbox(label=LABELS[name], info=_sentence(help_text(name)), value=DEFAULTS[name])
 
-    number("gib", info="GiB of another GPU. 0: the GPU above")
+    number("gib", info="Memory of a GPU not in the list. 0: use the GPU above")
     number("lora_rank")
     _radio(c, "zero_stage", [0, 1, 2, 3], info="Splits optimizer state (1), gradients (2) and weights (3) over GPUs.")
     number("gpus")
@@ -328,14 +329,14 @@ def _more(c: dict[str, Component]) -> None:
     checkbox("embeddings_32bit")
     checkbox("dropout")
     number("target_length", value=0, info="0: as long as the input")
-    number("shared_groups", value=0, info="Sets of weights shared by the layers. 0: the model's own")
+    number("shared_groups", value=0, info="Sets of weights shared by the layers. 0: model default")
     _radio(c, "reversible", three, value=three[0])
     _radio(c, "tied_embeddings", three, value=three[0])
     checkbox("swarm")
     number("swarm_peers")
     checkbox("reuse_grad_buffers")
     checkbox("delayed_updates")
-    _radio(c, "compression", info="run: as in 2021, 8-bit with small tensors in 16-bit")
+    _radio(c, "compression", info="run: as in 2021 (8-bit; small tensors 16-bit)")
     number("bandwidth_mbit")
 
 

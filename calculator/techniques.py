@@ -71,7 +71,7 @@ def adapters(sizes: Sizes, rank: int) -> Sizes:
 
 
 def sequence_length(a: Architecture, setup: TrainingSetup) -> int:
-    """Return the setup's sequence length, or the model's own; refuses lengths that the model does not support."""
+    """Return the setup's sequence length, or the model's default; refuses lengths that the model does not support."""
     if a.family == "vit":
         if setup.sequence_length not in (None, a.patches + 1):
             raise CalculatorError(f"the sequence length of a vit follows from its image size: {a.patches + 1}")

@@ -30,7 +30,7 @@ def test_every_example_has_an_answer(name: str) -> None:
 
 def test_gpt2_large_fits_12_gb_with_its_techniques() -> None:
     a = form.answer(form.EXAMPLES["GPT-2 Large, 8-bit Adam, 12 GB"])
-    assert "Close to the limit: needs 9.9 GiB + 0.3 to 3.0 GiB overhead; RTX 3060 has 11.8 GiB" in page.verdict_html(a)
+    assert "Tight fit: needs 9.9 GiB + 0.3 to 3.0 GiB overhead; RTX 3060 has 11.8 GiB" in page.verdict_html(a)
     assert a.plain.gpu_total > a.device.bytes > a.estimate.gpu_total
 
 
@@ -192,7 +192,7 @@ def test_a_pasted_config_is_chosen_and_4_bit_weights_mean_qlora() -> None:
 
 def test_the_practitioners_tasks_have_their_answers() -> None:
     eight = form.answer({"optimizer": "adam8bit"})
-    assert "Close to the limit" in page.verdict_html(eight)
+    assert "Tight fit" in page.verdict_html(eight)
     lora = {**form.DEFAULTS, "model": "llama-3.1-8b", "gpu": "RTX 3090", "adapter": "LoRA"}
     lora |= form.implied(lora, "adapter")[0]
     assert "Fits: needs 18.9 GiB" in page.verdict_html(form.answer(lora))
@@ -211,7 +211,7 @@ def test_advice_for_lora_keeps_what_is_trained() -> None:
     other = advise(full.estimate, full.device)
     assert [x.changes[0] for x in other] == ["LoRA with 16-bit weights", "QLoRA (4-bit weights)"]
     assert not any(x.exact for x in other)
-    assert "Exact techniques are not enough on one RTX 3090" in page.advice_html(full, other)
+    assert "Techniques that keep training the same are not enough on one RTX 3090" in page.advice_html(full, other)
 
 
 def test_activations_are_shown_even_if_the_peak_is_the_optimizer_step() -> None:

@@ -75,7 +75,7 @@ def test_the_verdict_follows_the_gpu_and_the_techniques(context: Any, slow_serve
     gpu.press("Enter")
     shows(page, "RTX A6000 has 47.4 GiB")
     page.get_by_role("button", name="More techniques").click()
-    own = page.get_by_label("or memory in GiB", exact=True)
+    own = page.get_by_label("Or GPU memory (GiB)", exact=True)
     own.fill("4")
     shows(page, "Does not fit")
     own.fill("80")
