@@ -61,7 +61,7 @@ def _requests(url: str, started: float, candidates: int, runs: int) -> dict[str,
         "parameter_default"
     ]
     client.predict(prompt=PROMPT, candidates=4, keep=1, seed=0, model=model, api_name="/generate")
-    figures = {"first_pictures_after_start_s": time.perf_counter() - started}
+    figures = {"first_images_after_start_s": time.perf_counter() - started}
     previews, wholes, inside = [], [], []
     for seed in range(runs):
         begun = time.perf_counter()
@@ -85,7 +85,7 @@ def _requests(url: str, started: float, candidates: int, runs: int) -> dict[str,
 def _print(figures: dict[str, float], candidates: int) -> None:
     words = {
         "first_answer_s": "start to first HTTP answer",
-        "first_pictures_after_start_s": "start to the first images (4 candidates; the model loads meanwhile)",
+        "first_images_after_start_s": "start to the first images (4 candidates; the model loads meanwhile)",
         "first_preview_s": "request to first preview",
         "best_of_all_s": f"request to best of {candidates} (median)",
         "best_of_all_slowest_s": f"request to best of {candidates} (slowest)",

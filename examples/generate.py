@@ -1,4 +1,6 @@
-"""Ask a running app for pictures and save them: python examples/generate.py "a red circle" --out out
+"""Generate images with a running app and save them.
+
+For example: python examples/generate.py "a red circle" --out out
 
 Start the app first (`make run`), or name another with --app: an address, or a Space such as owner/name.
 """
@@ -20,19 +22,19 @@ def main() -> int:
     parser.add_argument("prompt")
     parser.add_argument("--candidates", type=int, default=128)
     parser.add_argument("--keep", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=None, help="default: the app draws one and tells it")
+    parser.add_argument("--seed", type=int, default=None, help="default: the app chooses one and reports it")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--app", default="http://127.0.0.1:7860")
     parser.add_argument("--out", type=Path, default=Path("out"))
-    wanted = parser.parse_args()
+    options = parser.parse_args()
 
-    client = Client(wanted.app, verbose=False)
+    client = Client(options.app, verbose=False)
     job = client.submit(
-        prompt=wanted.prompt,
-        candidates=wanted.candidates,
-        keep=wanted.keep,
-        seed=wanted.seed,
-        model=wanted.model,
+        prompt=options.prompt,
+        candidates=options.candidates,
+        keep=options.keep,
+        seed=options.seed,
+        model=options.model,
         api_name="/generate",
     )
     try:
@@ -41,7 +43,7 @@ def main() -> int:
                 print(
                     f"{report['status']:>8} {report['stage']:<9} {report['fraction']:6.1%}", end="\r", file=sys.stderr
                 )
-        pictures, report = job.result()
+        images, report = job.result()
     except KeyboardInterrupt:
         job.cancel()  # the app stops working for us
         return 130
@@ -49,11 +51,11 @@ def main() -> int:
         print(f"The app refused: {error}", file=sys.stderr)
         return 2
 
-    wanted.out.mkdir(parents=True, exist_ok=True)
-    for picture, about in zip(pictures, report["pictures"], strict=True):
-        shutil.copy(picture, wanted.out / about["file"])
-        print(f"{wanted.out / about['file']}  CLIP {about['score']:.2f}  candidate {about['candidate']}")
-    (wanted.out / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    options.out.mkdir(parents=True, exist_ok=True)
+    for image, about in zip(images, report["images"], strict=True):
+        shutil.copy(image, options.out / about["file"])
+        print(f"{options.out / about['file']}  CLIP {about['score']:.2f}  candidate {about['candidate']}")
+    (options.out / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
     print(f"seed {report['params']['seed']}, {report['seconds']:.1f} s")
     return 0
 

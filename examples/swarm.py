@@ -4,7 +4,7 @@
     make swarm ARGS="--folder runs"               keeps the run, which is otherwise deleted at the end
 
 The demo's transformer is trained from random weights on captioned scenes. Open the page: Dashboard shows the falling
-loss and the contributors; Contribute adds this machine as a fourth peer. Kill one peer (its pid is printed), and the
+loss and the participants; Contribute adds this machine as a fourth peer. Kill one peer (its pid is printed), and the
 others continue. Ctrl-C stops everything.
 """
 
@@ -31,7 +31,7 @@ from ttt.swarm.process.status import PeerStatus, read_status
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = {"fast": 4.0, "steady": 2.0, "slow": 1.0}
-"""Name -> limit in samples a second, so that speeds differ on every machine."""
+"""Name -> limit in samples per second, so that speeds differ on every machine."""
 ADDRESS_SECONDS, STOP_SECONDS = 180.0, 60.0
 
 

@@ -1,4 +1,4 @@
-"""PNGs that carry their settings, and files that only pretend to."""
+"""PNGs with their settings embedded, and files that only pretend to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Saves images: PNGs that carry their settings, a JSON file of all scores, a ZIP. Independent of torch and of models.
+"""Saves images: PNGs with embedded settings, a JSON file of all scores, a ZIP. Independent of torch and of models.
 
 0001_candidate042.png ...   the best images, best first; `read_settings` returns the settings stored in them
 results.json                prompt, model, parameters, scores of all candidates

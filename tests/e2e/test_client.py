@@ -19,7 +19,7 @@ def client(slow_server: Server) -> Client:
     return Client(slow_server.url, verbose=False)
 
 
-def test_a_script_gets_pictures_and_a_report(client: Client) -> None:
+def test_a_script_gets_images_and_a_report(client: Client) -> None:
     images, report = client.predict(
         "a red circle", candidates=12, keep=3, top_k=None, seed=7, temperature=0.5, api_name="/generate"
     )
@@ -28,14 +28,14 @@ def test_a_script_gets_pictures_and_a_report(client: Client) -> None:
     assert settings[0]["prompt"] == "a red circle"
     wanted = {"candidates": 12, "keep": 3, "top_k": None, "top_p": 0.75, "temperature": 0.5, "seed": 7}
     assert report["params"] == settings[2]["params"] == wanted
-    assert [p["candidate"] for p in report["pictures"]] == [s["candidate"] for s in settings]
+    assert [p["candidate"] for p in report["images"]] == [s["candidate"] for s in settings]
     scores = [entry["score"] for entry in report["ranking"]]
     assert len(scores) == 12
     assert scores == sorted(scores, reverse=True)
     assert report["model"] == "demo"
 
 
-def test_the_same_seed_gives_the_same_pictures_and_none_draws_one(client: Client) -> None:
+def test_the_same_seed_gives_the_same_images_and_none_chooses_one(client: Client) -> None:
     def run(seed: int | None) -> tuple[bytes, int]:
         images, report = client.predict("seeds", candidates=4, keep=1, seed=seed, api_name="/generate")
         return Path(images[0]).read_bytes(), report["params"]["seed"]
@@ -57,7 +57,7 @@ def test_the_endpoint_is_named_typed_and_documented(client: Client, slow_server:
         "seed": "None | int",
         "model": "str",
     }
-    assert [r["label"] for r in about["returns"]] == ["pictures", "report"]
+    assert [r["label"] for r in about["returns"]] == ["images", "report"]
     assert [p["parameter_has_default"] for p in about["parameters"]] == [False] + [True] * 7
     text = json.dumps(httpx2.get(slow_server.url + "gradio_api/info").json()["named_endpoints"]["/generate"])
     assert "from 4 to 128" in text

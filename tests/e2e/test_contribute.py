@@ -33,7 +33,7 @@ STRANGERS: dict[str, dict[str, str]] = {
     "by a name that leads here": {"host": "evil.example"},
 }
 PACE = 8
-"""Samples a second: a peer that is held back leaves the processor to the app and the browser."""
+"""Samples per second: a peer that is held back leaves the processor to the app and the browser."""
 
 
 @dataclass
@@ -116,7 +116,7 @@ def test_the_owner_lends_this_machine_and_takes_it_back(place: Place, context: A
     """Start, samples rise, strangers change nothing, the app dies and comes back, Pause, Resume, Stop; and the
     leaderboard keeps what was given."""
     page = open_tab(context, place.server)
-    page.get_by_text("Local access.").wait_for()
+    page.get_by_text("You are on this machine").wait_for()
     page.locator("#machine", has_text="The run is on this machine").wait_for()
     page.locator("#peer-more > button").click()
     page.locator("#peer-limit input").fill(str(PACE))
@@ -180,7 +180,7 @@ def test_the_owner_lends_this_machine_and_takes_it_back(place: Place, context: A
     assert shown(page, "samples") == f"{view.contribution.samples:,}" and view.contribution.samples > given
     assert not processes_of(peer) and not processes_of(supervisor)
 
-    board.locator("#run-head", has_text="nobody is training right now").wait_for()
+    board.locator("#run-head", has_text="No peers are training right now").wait_for()
     assert board.locator("#leaderboard .ttt-here").count() == 0, "it is still called active"
     assert confirmed <= credited(board) <= view.contribution.samples
     board.close()

@@ -187,7 +187,7 @@ def test_where_nothing_runs_the_page_says_how_to_start_and_shows_what_then_start
     with serve(tmp_path, [APP], "--runs", str(tmp_path / "runs")) as server:
         context = browser.new_context(viewport={"width": 375, "height": 800}, reduced_motion="reduce")
         page = open_dashboard(context, server)
-        page.get_by_text("Nothing is training here yet").wait_for()
+        page.get_by_text("No runs yet").wait_for()
         assert "make swarm" in page.locator("#run-head").inner_text()
         check_looks(page, 375, "no run")
         Simulation(end=time.time() + 600, steps=40, peers=3).write(tmp_path / "runs" / "first")

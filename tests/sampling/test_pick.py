@@ -57,7 +57,7 @@ def test_pick_follows_the_definition(steps: list[int], top_k: int | None, top_p:
 
 def test_top_k_comes_first_and_top_p_counts_within_it():
     logits = [math.log(p) for p in (0.4, 0.3, 0.2, 0.1)]
-    # Of the two likeliest, the first alone has 4/7 = 0.57. Over all four it would have 0.4 and need company.
+    # Of the two most likely, the first alone has 4/7 = 0.57. Over all four it would have 0.4 and need company.
     assert distribution(logits, SamplingParams(top_k=2, top_p=0.5)).tolist() == [1, 0, 0, 0]
     assert (distribution(logits, SamplingParams(top_k=None, top_p=0.5)) > 0).tolist() == [True, True, False, False]
     assert (distribution(logits, SamplingParams(top_k=2, top_p=0.6)) > 0).tolist() == [True, True, False, False]

@@ -25,7 +25,7 @@ from ttt.sampling.params import SamplingParams
 from ttt.sampling.weights import DecoderWeights, LayerWeights, Norm
 
 MIN_TEMPERATURE = 1e-6
-"""Lower temperatures also always take the likeliest code, but would divide by zero in float32."""
+"""Lower temperatures also always take the most likely code, but would divide by zero in float32."""
 
 
 def prefill(weights: DecoderWeights, text: Tensor, *, check: Callable[[], None] | None = None) -> PrefillResult:
@@ -78,7 +78,7 @@ def decode_one_code(weights: DecoderWeights, cache: Cache, codes: Tensor, positi
 def pick(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> Tensor:
     """Logits [b, v], uniforms [b] in [0, 1) -> codes [b], by inverting the cumulative distribution.
 
-    The distribution is restricted to the `top_k` likeliest codes, renormalised, and then to the fewest of these whose
+    The distribution is restricted to the `top_k` most likely codes, renormalised, and then to the fewest of these whose
     probabilities add up to `top_p`.
     """
     v = logits.shape[-1]
@@ -87,7 +87,7 @@ def pick(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> Tensor:
     if k == v and params.top_p is None:
         scores, codes = logits.float(), None
     else:
-        scores, codes = logits.float().topk(k, dim=-1)  # likeliest first
+        scores, codes = logits.float().topk(k, dim=-1)  # most likely first
     scores = (scores - scores.amax(dim=-1, keepdim=True)) / max(params.temperature, MIN_TEMPERATURE)
     cumulative = scores.softmax(dim=-1).cumsum(dim=-1)  # [b, k]
     total = cumulative[:, -1:]

@@ -63,7 +63,7 @@ def test_a_suggestion_and_the_peer_use_the_same_share_of_free_memory() -> None:
 
 
 def test_a_model_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(InvalidInput, match=r"needs 90\.0 GiB, and 11\.9 GiB can be used here"):
+    with pytest.raises(InvalidInput, match=r"needs 90\.0 GiB, but only 11\.9 GiB can be used here"):
         desired_state_of(FORM, T4, TOO_LARGE)
     with pytest.raises(InvalidInput, match="needs 90"):
         desired_state_of(FORM.model_copy(update={"micro_batch": 1}), T4, TOO_LARGE)
@@ -146,7 +146,7 @@ def test_a_model_on_the_hub_is_not_downloaded_for_an_estimate(tmp_path: Path) ->
     estimate = estimate_resources(run_file(tmp_path, model={"bundle": "somebody/model"}), 1 << 30, cuda=True)
     assert not estimate.known
     found = setup_view.findings(T4, estimate, None)
-    assert any("once the peer has downloaded it" in finding.text for finding in found)
+    assert any("once the model is downloaded" in finding.text for finding in found)
     assert desired_state_of(FORM, T4, estimate).micro_batch == 0  # the peer finds out
 
 
@@ -158,11 +158,11 @@ def test_a_missing_run_file_is_reported(tmp_path: Path) -> None:
 def test_findings_name_memory_and_pace() -> None:
     good = setup_view.host_html(setup_view.findings(T4, FITS, check_connectivity(T4, [LOOPBACK])), owner=True)
     assert "Tesla T4: 14.0 GiB of 15.0 GiB free" in good
-    assert "(125.9 M parameters) fits: about 5.0 GiB of GPU memory at 16 samples at once" in good
+    assert "(125.9 M parameters) fits: about 5.0 GiB of GPU memory for micro-batches of 16" in good
     bad = setup_view.findings(T4, TOO_LARGE, None)
     assert [one.level for one in bad if "does not fit" in one.text] == ["bad"]
     slow = setup_view.host_html(setup_view.findings(CPU, FITS, None, pace=0.05), owner=False)
-    assert "one sample every 20 s" in slow and "would need 22 h 45 min for one step (4,096 samples)" in slow
+    assert "one sample every 20 s" in slow and "would take 22 h 45 min per step (4,096 samples)" in slow
     assert "This machine" in good and "This server" in slow  # a visitor's machine is another one
     small = HostInfo(gpu=T4.gpu, gpus=1, ram=1 << 30, shared_memory=64 << 20)
     assert "--shm-size" in setup_view.host_html(setup_view.findings(small, FITS, None), owner=True)

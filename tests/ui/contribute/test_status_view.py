@@ -121,7 +121,7 @@ def test_our_own_problems_are_shown_with_their_hints() -> None:
         ("WARN averaging.partition: received 50.0% of the parts", "left in the middle"),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "out of memory"),
         ("RuntimeError: unable to write to file </torch_123>: No space left on device", "too little shared memory"),
-        ("OSError: [Errno 24] Too many open files", "not open enough files"),
+        ("OSError: [Errno 24] Too many open files", "not allowed to open enough files"),
         ("ValueError: local time must be within 3 seconds of others", "clock"),
         ("huggingface_hub.errors.GatedRepoError: 403 Client Error. gated repo", "refused a file"),
         ("RuntimeError: cannot schedule new futures after shutdown", "follows from an earlier error"),

@@ -43,7 +43,7 @@ class JoinOptions(CheckedModel):
     micro_batch: int = Field(
         default=0, ge=0, le=1 << 24, description="Samples to compute at once; 0: as many as fit in memory."
     )
-    limit: float = Field(default=0.0, ge=0, le=1e6, description="Samples a second not to exceed; 0: no limit.")
+    limit: float = Field(default=0.0, ge=0, le=1e6, description="Samples per second not to exceed; 0: no limit.")
     host: str = Field(default="0.0.0.0", max_length=100, description="IPv4 address to listen on.")
     port: int = Field(default=0, ge=0, le=65_535, description="TCP port to listen on; 0: any free port.")
     announce: tuple[Address, ...] = Field(

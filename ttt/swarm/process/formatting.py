@@ -9,16 +9,16 @@ from ttt.text import format_bytes, format_duration
 STATE_LABELS: dict[State, str] = {
     "starting": "Starting",
     "connecting": "Connecting to the swarm",
-    "waiting for a donor": "Waiting for a peer that offers the model's state",
+    "waiting for a donor": "Waiting for a peer to download the model from",
     "downloading": "Downloading the state from other peers",
     "computing": "Computing gradients",
     "averaging": "Averaging with other peers",
     "assisting": "Averaging for other peers",
-    "watching": "Watching the run",
+    "watching": "Waiting for the next step of the run",
     "restoring": "Restoring the state from the swarm",
     "stopping": "Leaving the swarm",
-    "stopped": "Off",
-    "failed": "Off",
+    "stopped": "Stopped",
+    "failed": "Failed",
 }
 STATE_DETAILS: dict[State, str] = {
     "computing": "This peer trains on its own share of the data, at its own pace.",
@@ -43,8 +43,8 @@ def status_rows(
     return [
         ("samples", "Samples contributed", f"{contribution.samples:,}"),
         ("steps", "Steps contributed to", f"{contribution.steps:,}"),
-        ("time", "Time contributed", format_duration(contribution.seconds)),
-        ("pace", "Samples a second", f"{speed:.2f}" if speed else UNKNOWN),
+        ("time", "Training time", format_duration(contribution.seconds)),
+        ("pace", "Samples/s", f"{speed:.2f}" if speed else UNKNOWN),
         ("loss", "Loss", UNKNOWN if loss is None else f"{loss:.3f}"),
         ("share", "Share of the last step", f"{share:.0%}" if share is not None and running else UNKNOWN),
         ("step", "Step of the run", _step(running)),

@@ -61,16 +61,16 @@ KNOWN_ISSUES = (
     KnownIssue(
         r"out of memory|OutOfMemoryError|not enough memory|can't allocate memory",
         "The machine is out of memory.",
-        "Lower the micro-batch (half of it is a good start), raise the cap on GPU memory, or close other programs.",
+        "Halve “Samples at once” (--micro-batch), raise “GPU memory (GiB)” if it is set, or close other programs.",
     ),
     KnownIssue(
         r"torch_\S+.*No space left on device|No space left on device.*torch_|bus error|SIGBUS",
         "There is too little shared memory (/dev/shm), as by default in Docker.",
-        "Start the container with a larger --shm-size (a peer prints at its start how much it needs), or --ipc=host.",
+        "Start the container with a larger --shm-size (a peer prints on startup how much it needs), or --ipc=host.",
     ),
     KnownIssue(
         r"too many open files|Errno 24",
-        "The peer may not open enough files; it needs about 150.",
+        "The peer is not allowed to open enough files; it needs about 150.",
         "Raise the limit before you start the app: ulimit -n 4096.",
     ),
     KnownIssue(
@@ -81,8 +81,8 @@ KNOWN_ISSUES = (
     KnownIssue(
         r"\brelay|\bNAT\b|hole punch",
         "Two peers behind NATs cannot reach each other without a third, public peer.",
-        "If your router can forward a port, tick “Others can reach this machine” and enter the port. Otherwise ask the "
-        "organiser for an auxiliary peer with a public address.",
+        "If your router can forward a port, tick “Reachable from the Internet” under Limits and enter the port. "
+        "Otherwise ask the organiser for an auxiliary peer with a public address.",
     ),
     KnownIssue(
         r"401|403|gated|Repository Not Found|authentication|invalid token",

@@ -53,7 +53,7 @@ def add_peer_endpoints(peer: PeerControl, auth: OwnerAuth) -> None:
             micro_batch: samples at once; 0: automatic
             hours: stop after so many hours; 0: never
             stop_at: stop at this time, for example "2026-12-24 18:00" (UTC)
-            gpu_gib: most GPU memory to use, in GiB; 0: what is free
+            gpu_gib: most GPU memory to use, in GiB; 0: all free memory
             limit: most samples per second; 0: no limit
             reachable: true if others can connect to this machine
             port: on which they connect; 0: any

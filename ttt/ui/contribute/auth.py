@@ -93,7 +93,7 @@ class OwnerAuth:
         if self.has_password:
             return AuthDecision(False, "Only the owner can start a peer here: enter the owner password.")
         if _is_local(request):
-            return AuthDecision(True, "Local access.")
+            return AuthDecision(True, "You are on this machine, so you can control its peer.")
         return AuthDecision(
             False,
             "Only the owner can start a peer here. If that is you, open the page on the machine itself "

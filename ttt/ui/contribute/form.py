@@ -94,8 +94,8 @@ def desired_state_of(
         raise InvalidInput("a peer needs Linux; on other systems use WSL 2, a container, or a Space")
     if host.zero_gpu:
         raise InvalidInput(
-            "ZeroGPU provides a GPU for a minute at a time, and a peer needs one for hours: duplicate this Space to "
-            "paid hardware"
+            "ZeroGPU provides a GPU for a minute at a time, and a peer needs one for hours: duplicate this Space "
+            "onto paid hardware"
         )
     if not form.run:
         raise InvalidInput("the run is missing: paste its run file's path or URL from your invitation")
@@ -105,7 +105,7 @@ def desired_state_of(
     connectivity = connectivity_of(form, host)
     if connectivity.unreachable:
         raise InvalidInput(
-            "a Space can only connect to the ports 80, 443 and 8080, and this run listens on none of them; ask the "
+            "a Space can only connect to ports 80, 443 and 8080, and this run listens on none of them; ask the "
             "organiser for an address with one of these ports"
         )
     _check_memory(form, host, estimate)
@@ -130,8 +130,8 @@ def _check_memory(form: PeerForm, host: HostInfo, estimate: ResourceEstimate) ->
     if estimate.known and not estimate.micro_batch:
         available = usable_memory(form, host) / 2**30
         raise InvalidInput(
-            f"this run needs {estimate.memory / 2**30:.1f} GiB, and {available:.1f} GiB can be used here; free some "
-            "memory, raise the limit, or choose larger hardware"
+            f"this run needs {estimate.memory / 2**30:.1f} GiB, but only {available:.1f} GiB can be used here; "
+            "free some memory, raise the limit, or choose larger hardware"
         )
 
 
@@ -148,9 +148,9 @@ def _stop_at(form: PeerForm) -> float | None:
         try:
             moment = datetime.fromisoformat(text.removesuffix("UTC").strip())
         except ValueError:
-            raise InvalidInput(f"the time to stop must look like 2026-12-24 18:00 (UTC), got {text!r}") from None
+            raise InvalidInput(f"“Stop at” must look like 2026-12-24 18:00 (UTC), got {text!r}") from None
         stop = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
         if stop <= time.time():
-            raise InvalidInput(f"the time to stop, {text} (UTC), is in the past")
+            raise InvalidInput(f"“Stop at”, {text} (UTC), is in the past")
         times.append(stop)
     return min(times, default=None)

@@ -20,6 +20,8 @@ HUB = "https://huggingface.co"
 Level = Literal["good", "note", "bad"]
 SIGNS = {"good": "✓", "note": "!", "bad": "✕"}
 SIGN_LABELS = {"good": "fine", "note": "note", "bad": "problem"}
+REASON_FOR_OWNER = "The owner can see the reason."
+"""Takes the place of an error that only the owner may read."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +35,19 @@ def about(space: str) -> str:
     cost = (
         "<b>A Space with a GPU is billed by the hour while it runs</b>, whether the peer works or not: "
         f'<a href="{HUB}/pricing#spaces" target="_blank" rel="noopener">prices</a>. Stop ends the peer; pause the '
-        "Space in its settings to end the bill."
+        "Space in its settings to stop the billing."
         if space
         else "It costs electricity and bandwidth: each step sends and receives about as many bytes as the model has "
         "parameters."
     )
     points = (
         "A program on this machine joins the run and downloads the current model.",
-        "It trains on its own data at its own speed, and averages its gradients with everyone else's.",
+        "It trains on its share of the run's data, at its own speed, and averages its gradients with everyone else's.",
         cost,
         "You share gradients, weights, a display name and how much you contributed. <b>Never code or files.</b> Other "
         "peers see your IP address.",
-        "It keeps running when you close this page. Pause and Stop finish the current round, and your contribution is "
-        "kept.",
+        "It keeps running when you close this page. Pause and Stop take effect after the current round, and your "
+        "contribution is kept.",
     )
     items = "".join(f"<li>{point}</li>" for point in points)
     return f'<div class="ttt-about"><h2>Help train this model</h2><ol>{items}</ol></div>'
@@ -62,12 +64,13 @@ def findings(
         result.append(
             Finding(
                 "note",
-                f"“{estimate.title}”: its model is not on this machine yet. Whether it fits is known once the peer has "
-                "downloaded it.",
+                f"“{estimate.title}”: its model is not on this machine yet. The peer can check whether it fits "
+                "once the model is downloaded.",
             )
         )
     elif estimate:
-        result.append(Finding("bad", f"Cannot use the run: {estimate}"))
+        separator = "." if estimate == REASON_FOR_OWNER else ":"
+        result.append(Finding("bad", f"Cannot use the run{separator} {estimate}"))
     if connectivity is not None:
         result.append(Finding("bad" if connectivity.unreachable else "good", _about_connectivity(host, connectivity)))
     return result
@@ -80,7 +83,7 @@ def _about_host(host: HostInfo) -> Finding:
         return Finding(
             "bad",
             f"The Space {host.space} runs on ZeroGPU, which provides a GPU for a minute at a time; a peer needs hours. "
-            "Duplicate it to paid hardware.",
+            "Duplicate it onto paid hardware.",
         )
     if host.space:
         return Finding("good", f"The Space {host.space}.")
@@ -89,7 +92,7 @@ def _about_host(host: HostInfo) -> Finding:
 
 def _about_gpu(host: HostInfo) -> Finding:
     if host.zero_gpu:
-        return Finding("note", "No GPU of its own.")
+        return Finding("note", "No dedicated GPU.")
     if host.gpu is None:
         return Finding("note", "No GPU found. Training works on the CPU too, but slowly.")
     first = f" The first of {host.gpus} is used." if host.gpus > 1 else ""
@@ -104,12 +107,12 @@ def _about_model(host: HostInfo, estimate: ResourceEstimate, pace: float) -> lis
     model = f"“{estimate.title}” ({count} parameters)"
     memory = f"{format_bytes(estimate.memory)} of {'GPU memory' if host.gpu else 'RAM'}"
     if estimate.micro_batch:
-        result = [Finding("good", f"{model} fits: about {memory} at {estimate.micro_batch} samples at once.")]
+        result = [Finding("good", f"{model} fits: about {memory} for micro-batches of {estimate.micro_batch}.")]
     else:
         result = [Finding("bad", f"{model} does not fit: one sample at a time already needs {memory}.")]
     if host.gpu is None and pace > 0:
         alone = format_duration(max(1.0, estimate.global_batch / pace))
-        text = f"Expect about {format_pace(pace)} on this CPU. Alone, it would need {alone} for one step"
+        text = f"Expect about {format_pace(pace)} on this CPU. On its own, it would take {alone} per step"
         result.append(Finding("note", f"{text} ({estimate.global_batch:,} samples)."))
     if host.shared_memory is not None and host.shared_memory < estimate.shared_memory:
         result.append(
@@ -126,10 +129,10 @@ def _about_connectivity(host: HostInfo, connectivity: Connectivity) -> str:
     ports = ", ".join(map(str, SPACE_PORTS))
     if connectivity.unreachable:
         return (
-            f"A Space can only connect to the ports {ports}, and this run listens on none of them "
+            f"A Space can only connect to ports {ports}, and this run listens on none of them "
             f"({', '.join(connectivity.blocked_addresses)}). Ask its organiser for another address."
         )
-    return f"{connectivity.summary} It can only use the ports {ports}." if host.space else connectivity.summary
+    return f"{connectivity.summary} It can only use ports {ports}." if host.space else connectivity.summary
 
 
 def host_html(found: Iterable[Finding], *, owner: bool) -> str:
@@ -148,19 +151,19 @@ def owner_html(decision: AuthDecision) -> str:
 
 
 def duplicate_html(space: str) -> str:
-    """Duplication by hand: the Hub's page, and what to choose there."""
+    """Duplication on the Hub's page, and what to choose there."""
     link = f"{HUB}/spaces/{quote(space)}?duplicate=true"
     return (
         f'<div class="ttt-duplicate"><a class="ttt-link-button" href="{link}" target="_blank" rel="noopener">Duplicate '
         "this Space</a><ul><li><b>Hardware:</b> any paid GPU (ZeroGPU will not work). It is billed by the hour.</li>"
-        "<li><b>Sleep time:</b> pick one you can afford if you forget it. A Space sleeps when nobody visits its page, "
-        "and its peer with it.</li><li><b>Secrets:</b> none needed (HF_TOKEN only for gated models). Variables are "
-        "copied and public; secrets are not copied.</li></ul></div>"
+        "<li><b>Sleep time:</b> choose one you can afford if you forget to stop the Space. Without visitors the "
+        "Space goes to sleep, and its peer stops.</li><li><b>Secrets:</b> none needed "
+        "(HF_TOKEN only for gated models). Variables are copied and public; secrets are not copied.</li></ul></div>"
     )
 
 
 def duplicate_script(space: str) -> str:
-    """Duplication by a script."""
+    """Duplication with a script."""
     return (
         "from huggingface_hub import duplicate_repo, request_space_hardware\n\n"
         "# The token of `hf auth login` (or HF_TOKEN) pays; nothing is billed on free hardware.\n"

@@ -35,12 +35,12 @@ def headline(view: PeerView, now: float) -> tuple[str, str]:
         return "Off", view.reason or "Not running. Press Start to join."
     if view.phase == "stopping":
         pausing = view.desired_state is not None and view.desired_state.desired == "pause"
-        return "Pausing" if pausing else "Stopping", "Finishing the current round, which can take two minutes."
+        return "Pausing" if pausing else "Stopping", "Finishing the current round, which can take up to two minutes."
     if status is None or status.pid != view.peer_pid:
         return "Starting", "Loading; usually under a minute."
     if now - status.time > STALE_SECONDS:
         age = format_duration(now - status.time)
-        return UNRESPONSIVE, f"Its last report is {age} old. If this lasts, press Stop."
+        return UNRESPONSIVE, f"Last heard from {age} ago. If this continues, press Stop."
     return STATE_LABELS[status.state], status.message or STATE_DETAILS.get(status.state, "")
 
 
@@ -113,7 +113,7 @@ def trouble_html(view: PeerView) -> str:
 
 
 def log_text(view: PeerView) -> str:
-    return redact("\n".join(view.log[-25:])) or "Empty so far."
+    return redact("\n".join(view.log[-25:])) or "No log lines yet."
 
 
 def moment(then: float | None) -> str:

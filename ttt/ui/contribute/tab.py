@@ -42,7 +42,7 @@ class ContributeTab:
                 gr.HTML(value=setup_view.about(space))
                 if space:
                     gr.HTML(value=setup_view.duplicate_html(space))
-                    with gr.Accordion(label="Duplicate by a script", open=False):
+                    with gr.Accordion(label="Duplicate with a script", open=False):
                         gr.Code(value=setup_view.duplicate_script(space), language="python", interactive=False)
                 self.login = gr.LoginButton(elem_id="sign-in") if self.auth.sign_in else None
                 self.who = gr.HTML(value="", elem_id="owner")
@@ -92,7 +92,7 @@ class ContributeTab:
                 )  # fmt: skip
             with gr.Row():
                 self.pause_hours = _number("pause-hours", "Pause for (hours)", "0: until you resume")
-                self.gpu_gib = _number("gpu_gib", "GPU memory (GiB)", "0: what is free")
+                self.gpu_gib = _number("gpu_gib", "GPU memory (GiB)", "0: all free memory")
             with gr.Row():
                 self.micro_batch = _number("micro_batch", "Samples at once", "0: automatic")
                 self.limit = _number("limit", "Speed limit (samples/s)", "0: none")
@@ -217,7 +217,7 @@ class ContributeTab:
         slow = isinstance(estimate, ResourceEstimate) and estimate.known and host.gpu is None
         pace = self.peer.expected_pace(estimate) if slow and isinstance(estimate, ResourceEstimate) else 0.0
         if isinstance(estimate, str) and estimate and not decision:
-            estimate = "its owner sees why."
+            estimate = setup_view.REASON_FOR_OWNER
         findings = setup_view.findings(host, estimate, connectivity, pace)
         return setup_view.host_html(findings, owner=decision.allowed)
 

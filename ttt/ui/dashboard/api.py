@@ -36,7 +36,7 @@ def make_endpoints(source: RunSource) -> tuple[Callable[..., dict], Callable[...
         return dict(_read(source, run).status)
 
     def leaderboard(run: str = "", order: str = "seconds", limit: int = 100) -> list[dict]:
-        """The contributors of a training run, credited with work that other peers confirmed.
+        """The participants of a training run, credited with work that other peers confirmed.
 
         Names are as their owners wrote them: escape them before you show them, or use html_name.
 

@@ -48,8 +48,8 @@ EVENTS = {
 def empty() -> str:
     """Shown while there is no run: how to get one."""
     return (
-        '<section class="ttt-welcome"><h2>Nothing is training here yet</h2>'
-        "<p>During a run, this page shows the loss, the contributors and images that the model generates.</p>"
+        '<section class="ttt-welcome"><h2>No runs yet</h2>'
+        "<p>During a run, this page shows the loss, the participants and images that the model generates.</p>"
         "<dl><div><dt>Try a swarm on this machine, in two minutes</dt><dd><code>make swarm</code></dd></div>"
         "<div><dt>Start your own run</dt><dd><code>python -m ttt run new run.toml</code><br>"
         "<code>python -m ttt coordinator --run run.toml</code></dd></div>"
@@ -75,7 +75,7 @@ def head(run: RunData) -> str:
     state = "training" if p.active and p.peers else "waiting" if p.active else "silent"
     text = {
         "training": "Training now.",
-        "waiting": "Online; nobody is training right now.",
+        "waiting": "Online. No peers are training right now.",
         "silent": f"Offline since {moment(p.updated)} UTC.",
     }[state]
     started = run.status.get("started")
@@ -105,7 +105,7 @@ def _tiles(run: RunData, p: Progress) -> str:
         ("Samples/s", number(p.samples_per_second)),
         ("Active peers", f"{p.peers:,}"),
         *([("Auxiliary peers", f"{p.auxiliary_peers:,}")] if p.auxiliary_peers else []),
-        ("Contributors", f"{run.status.get('contributors', len(run.places)):,}"),
+        ("Participants", f"{run.status.get('contributors', len(run.places)):,}"),
         ("Learning rate", number(p.learning_rate)),
     ]
     listed = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
@@ -142,7 +142,7 @@ def _curve(run: RunData, name: str) -> tuple[Curve, plots.Curve, plots.Band]:
 
 
 def leaderboard(places: Sequence[LeaderboardEntry], order: Order = "seconds", *, show_all: bool = False) -> str:
-    """The contributors, by credited training time or samples."""
+    """The participants, by credited training time or samples."""
     if not places:
         return '<p class="ttt-small">No contributions yet.</p>'
     ranked = sorted(places, key=lambda place: -getattr(place, order))
@@ -152,14 +152,16 @@ def leaderboard(places: Sequence[LeaderboardEntry], order: Order = "seconds", *,
     columns = "".join(f'<th scope="col">{name}</th>' for name in names)
     rest = f" Showing the first {len(shown)} of {len(ranked)}." if len(shown) < len(ranked) else ""
     unverified = (
-        " Unverified: reports much more than other peers saw." if any(place.unverified for place in shown) else ""
+        " “Unverified”: reports much more work than other peers observed."
+        if any(place.unverified for place in shown)
+        else ""
     )
     return (
         '<div class="ttt-scroll" tabindex="0" role="region" aria-label="Leaderboard">'
         '<table class="ttt-table ttt-board">'
         f'<caption class="sr-only">Leaderboard by {ORDERS[order].lower()}</caption>'
         f"<thead><tr>{columns}</tr></thead><tbody>{rows}</tbody></table></div>"
-        f'<p class="ttt-small">Counts only work that other peers confirmed.{rest}{unverified}</p>'
+        f'<p class="ttt-small">Only work confirmed by other peers is counted.{rest}{unverified}</p>'
     )
 
 

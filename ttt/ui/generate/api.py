@@ -24,8 +24,8 @@ from ttt.ui.html import file_url
 _DEFAULTS = SamplingParams()
 _ABOUT = """Generate images of a prompt and return the best, ranked by CLIP, with a report of scores and parameters.
 
-Streams its progress; the last message holds the images, best first, as PNG files that carry their settings. Values out
-of range are refused with a message that states the range. Cancelling the job stops the work.
+Streams its progress; the last message holds the images, best first, as PNG files with their settings embedded. Values
+out of range are refused with a message that states the range. Cancelling the job stops the work.
 """
 _ALLOWED = {name: describe(SamplingParams, name).allowed for name in SamplingParams.model_fields}
 _HELP = {
@@ -35,11 +35,11 @@ _HELP = {
     "top_k": f"sample each code from the k most likely ones: {_ALLOWED['top_k']}; 0 is off too",
     "top_p": f"sample from the smallest set of codes with total probability p: {_ALLOWED['top_p']}; 1 is off too",
     "temperature": f"{_ALLOWED['temperature']}; below 1 sharpens the distribution, above 1 flattens it",
-    "seed": f"the same seed gives the same images: {_ALLOWED['seed']}; None draws one, which the report states",
+    "seed": f"the same seed gives the same images: {_ALLOWED['seed']}; None: the app chooses one and reports it",
     "model": "one of: {models}",
 }
 _RETURNS = {
-    "pictures": "the best images as PNG files, best first; empty until the work is done",
+    "images": "the best images as PNG files, best first; empty until the work is done",
     "report": "progress; at the end prompt, model, parameters and the scores of all candidates",
 }
 
@@ -108,7 +108,7 @@ def report(result: Result) -> dict[str, Any]:
         "model": result.model,
         "params": result.params,
         "seconds": round(result.seconds, 3),
-        "pictures": [
+        "images": [
             {"file": best.file, "score": best.score, "candidate": best.candidate, "seed": result.params["seed"]}
             for best in result.best
         ],

@@ -43,8 +43,10 @@ class ModelSource:
 def sources(bundles: Sequence[str] = ()) -> tuple[ModelSource, ...]:
     """The demo, the published model, and the bundle folders the server was started with."""
     offered = [
-        ModelSource("demo", "Demo model: coloured shapes", "demo", "Knows only coloured shapes and their positions."),
-        ModelSource("published", "2021 model: photos and art (from the Hub)", PUBLISHED, "Downloads once, then loads."),
+        ModelSource(
+            "demo", "Demo model: coloured shapes", "demo", "Generates only coloured shapes in simple arrangements."
+        ),
+        ModelSource("published", "2021 model: photos and art (from the Hub)", PUBLISHED, "Downloaded on first use."),
     ]
     taken = {source.key for source in offered}
     for bundle in bundles:

@@ -111,7 +111,9 @@ class GenerateTab:
                     "temperature", self.default.temperature, "Temperature", "Lower: safer. Higher: more varied."
                 )
             with gr.Row():
-                self.top_k = _number("top_k", self.default.top_k, "Top-k", "Sample from the k likeliest codes. 0: off.")
+                self.top_k = _number(
+                    "top_k", self.default.top_k, "Top-k", "Sample from the k most likely codes. 0: off."
+                )
                 self.top_p = _number("top_p", self.default.top_p, "Top-p", "Sample within this probability. 1: off.")
             with gr.Row():
                 self.seed = gr.Textbox(
@@ -119,7 +121,7 @@ class GenerateTab:
                     max_length=forms.MAX_SEED_TEXT, elem_id="seed",
                 )  # fmt: skip
                 self.lock = gr.Checkbox(
-                    value=False, label="Keep this seed", info="Otherwise each run uses a new one.", elem_id="lock"
+                    value=False, label="Keep this seed", info="Otherwise every request gets a new seed.", elem_id="lock"
                 )
             self.restore = gr.UploadButton(
                 label="Load settings from a saved PNG",
