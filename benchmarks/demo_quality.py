@@ -36,29 +36,29 @@ SEED = 4_000_000
 KINDS = ("one object", "two objects and a relation")
 WorldName = Literal["auto", "shapes", "emoji"]
 
-Judge = Callable[[Image.Image, Any, str], dict[str, bool]]
+Check = Callable[[Image.Image, Any, str], dict[str, bool]]
 """(image, scene, caption) -> which attributes are right, "all" among them."""
 
 
 @dataclass(frozen=True)
 class World:
-    """Held-out prompts of one world, and how its images are drawn and judged."""
+    """Held-out prompts of one world, and how its images are drawn and checked."""
 
     prompts: Callable[[int, bool], list[tuple[Any, str]]]
     """(count, whether of two things) -> scenes and their captions."""
     draw: Callable[[Any, int], Image.Image]
-    judge: Judge
+    check: Check
     attributes: tuple[str, ...]
 
 
-def _shape_prompts(count: int, pair: bool) -> list[tuple[shapes.Scene, str]]:
+def _shape_prompts(count: int, pair: bool) -> list[tuple[shapes.ShapeScene, str]]:
     stream = shapes.stream(SEED, held_out=True)
     return list(islice(((scene, text) for scene, text in stream if (scene.place != "alone") == pair), count))
 
 
-def _judge_shapes(image: Image.Image, scene: shapes.Scene, text: str) -> dict[str, bool]:
-    verdict = checker.judge(image, scene)
-    return {name: getattr(verdict, name) for name in ("all", "count", "color", "shape", "place")}
+def _check_shapes(image: Image.Image, scene: shapes.ShapeScene, text: str) -> dict[str, bool]:
+    result = checker.check_shapes(image, scene)
+    return {name: getattr(result, name) for name in ("all", "count", "color", "shape", "place")}
 
 
 def _emoji_prompts(count: int, pair: bool) -> list[tuple[world.Scene, str]]:
@@ -66,20 +66,20 @@ def _emoji_prompts(count: int, pair: bool) -> list[tuple[world.Scene, str]]:
     return [(scene, caption(scene, rng)) for scene, rng in islice(stream, count)]
 
 
-def _judge_emoji(image: Image.Image, scene: world.Scene, text: str) -> dict[str, bool]:
+def _check_emoji(image: Image.Image, scene: world.Scene, text: str) -> dict[str, bool]:
     """Everything that the caption says counts; `background` is True where it says nothing of it."""
-    verdict = world_checker.judge(image, scene)
+    result = world_checker.check_scene(image, scene)
     named = names_background(text, scene)
     return {
-        "all": verdict.fits(background=named), "count": verdict.count, "color": verdict.color,
-        "thing": verdict.thing, "place": verdict.place, "background": verdict.background or not named,
+        "all": result.fits(background=named), "count": result.count, "color": result.color,
+        "thing": result.thing, "place": result.place, "background": result.background or not named,
     }  # fmt: skip
 
 
 WORLDS = {
-    "shapes": World(_shape_prompts, shapes.draw, _judge_shapes, ("all", "count", "color", "shape", "place")),
+    "shapes": World(_shape_prompts, shapes.draw, _check_shapes, ("all", "count", "color", "shape", "place")),
     "emoji": World(
-        _emoji_prompts, lambda scene, size: world.draw_image(scene), _judge_emoji,
+        _emoji_prompts, lambda scene, size: world.draw_image(scene), _check_emoji,
         ("all", "count", "color", "thing", "place", "background"),
     ),
 }  # fmt: skip
@@ -104,16 +104,16 @@ class Tally:
     random: dict[str, float] = field(default_factory=dict)
     top: dict[str, float] = field(default_factory=dict)
 
-    def add(self, drawn: bool, reconstructed: bool, verdicts: list[dict[str, bool]]) -> None:
-        """verdicts: of all candidates, the top pick first; empty where none were sampled."""
+    def add(self, drawn: bool, reconstructed: bool, results: list[dict[str, bool]]) -> None:
+        """results: of all candidates, the top pick first; empty where none were sampled."""
         self.prompts += 1
         self.drawn += drawn
         self.reconstructed += reconstructed
-        if verdicts:
-            self.some += any(v["all"] for v in verdicts)
-            for name in verdicts[0]:
-                self.top[name] = self.top.get(name, 0.0) + verdicts[0][name]
-                self.random[name] = self.random.get(name, 0.0) + sum(v[name] for v in verdicts) / len(verdicts)
+        if results:
+            self.some += any(v["all"] for v in results)
+            for name in results[0]:
+                self.top[name] = self.top.get(name, 0.0) + results[0][name]
+                self.random[name] = self.random.get(name, 0.0) + sum(v[name] for v in results) / len(results)
 
     def rows(self, candidates: int) -> dict[str, float]:
         """The five shares."""
@@ -137,12 +137,12 @@ def measure(pipe: TextToImage, chosen: World, pair: bool, prompts: int, candidat
     tally = Tally()
     for i, (scene, text) in enumerate(chosen.prompts(prompts, pair)):
         image = chosen.draw(scene, pipe.vqgan.config.resolution)
-        verdicts = []
+        results = []
         if candidates:
             *_, last = pipe.stream(text, SamplingParams(candidates=candidates, keep=1, seed=seed + i))
-            verdicts = [chosen.judge(ranked.image, scene, text) for ranked in last.ranking]
-        drawn = chosen.judge(image, scene, text)["all"]
-        tally.add(drawn, chosen.judge(reconstruct(pipe, image), scene, text)["all"], verdicts)
+            results = [chosen.check(ranked.image, scene, text) for ranked in last.ranking]
+        drawn = chosen.check(image, scene, text)["all"]
+        tally.add(drawn, chosen.check(reconstruct(pipe, image), scene, text)["all"], results)
     return tally
 
 

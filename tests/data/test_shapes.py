@@ -1,4 +1,4 @@
-"""Scenes: what training may see, what is held out, and that pictures and captions say the same."""
+"""Scenes: what training may see, what is held out, and that images and captions agree."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from itertools import islice
 import pytest
 
 from ttt.data import shapes
-from ttt.data.checker import judge, look
+from ttt.data.checker import check_shapes, detect_shapes
 
 
-def scenes(count: int, *, seed: int = 0, held_out: bool | None = None) -> list[shapes.Scene]:
+def scenes(count: int, *, seed: int = 0, held_out: bool | None = None) -> list[shapes.ShapeScene]:
     return [scene for scene, _ in islice(shapes.stream(seed, held_out=held_out), count)]
 
 
@@ -72,21 +72,21 @@ def test_captions_name_what_is_there() -> None:
 def test_the_pixels_say_what_the_scene_says(size: int) -> None:
     """Drawing and the checker were written apart: each is the other's oracle."""
     drawn = scenes(150, seed=5)
-    right = sum(judge(shapes.draw(scene, size), scene).all for scene in drawn)
+    right = sum(check_shapes(shapes.draw(scene, size), scene).all for scene in drawn)
     assert right >= (150 if size == 128 else 135)
 
 
-def test_things_stay_inside_the_picture_and_apart() -> None:
+def test_things_stay_inside_the_image_and_apart() -> None:
     for scene in scenes(300, seed=9):
-        seen = look(shapes.draw(scene))
-        assert len(seen) == len(scene.things)
+        detected = detect_shapes(shapes.draw(scene))
+        assert len(detected) == len(scene.things)
         for thing in scene.things:
             assert thing.radius - 0.01 <= thing.x <= 1.01 - thing.radius
             assert thing.radius - 0.01 <= thing.y <= 1.01 - thing.radius
 
 
-def test_the_checker_tells_a_wrong_scene() -> None:
+def test_the_checker_rejects_a_wrong_scene() -> None:
     for scene in scenes(100, seed=3, held_out=False):
         sibling = shapes.change_one_thing(scene, random.Random(1))
         same = shapes.plain_caption(sibling) == shapes.plain_caption(scene)
-        assert same or not judge(shapes.draw(scene), sibling).all
+        assert same or not check_shapes(shapes.draw(scene), sibling).all

@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 from ttt.data.world import scenes as world
 from ttt.data.world.backgrounds import BACKGROUNDS, SIDE, background, variants
 from ttt.data.world.captions import caption, plain_caption
-from ttt.data.world.checker import judge, look
+from ttt.data.world.checker import check_scene, detect_objects
 from ttt.data.world.nouns import KINDS, NOUNS, article
 from ttt.data.world.sprites import SIZES, STYLES, sprite
 
@@ -111,12 +111,12 @@ def softened(pixels: np.ndarray, blur: float, noise: float) -> np.ndarray:
 def test_the_checker_reads_every_drawn_scene() -> None:
     """Drawing and the checker were written apart: each is the other's oracle."""
     drawn = scenes(200, seed=5)
-    assert sum(judge(world.draw(scene), scene).whole for scene in drawn) >= 198
+    assert sum(check_scene(world.draw(scene), scene).whole for scene in drawn) >= 198
 
 
 def test_the_checker_reads_soft_and_noisy_scenes() -> None:
     drawn = scenes(100, seed=6)
-    assert sum(judge(softened(world.draw(scene), 1.5, 6), scene).whole for scene in drawn) >= 97
+    assert sum(check_scene(softened(world.draw(scene), 1.5, 6), scene).whole for scene in drawn) >= 97
 
 
 def test_the_checker_rejects_a_scene_that_differs_in_one_thing() -> None:
@@ -125,7 +125,7 @@ def test_the_checker_rejects_a_scene_that_differs_in_one_thing() -> None:
         sibling = world.change_one_thing(scene, rng)
         assert not world.scene_is_held_out(sibling)
         assert plain_caption(sibling) != plain_caption(scene)
-        assert not judge(world.draw(scene), sibling).whole, (scene, sibling)
+        assert not check_scene(world.draw(scene), sibling).whole, (scene, sibling)
 
 
 def test_the_checker_calls_a_spoiled_thing_unclear() -> None:
@@ -133,10 +133,10 @@ def test_the_checker_calls_a_spoiled_thing_unclear() -> None:
     pixels = world.draw(scene)
     shuffled = pixels.copy()
     shuffled[40:104, 32:96] = pixels[40:104, 32:96].reshape(8, 8, 8, 8, 3)[::-1, :, ::-1].reshape(64, 64, 3)
-    assert judge(pixels, scene).whole
-    assert not judge(shuffled, scene).thing
+    assert check_scene(pixels, scene).whole
+    assert not check_scene(shuffled, scene).thing
 
 
 def test_an_empty_background_shows_nothing() -> None:
     for name in BACKGROUNDS:
-        assert look(background(name)) == (name, [])
+        assert detect_objects(background(name)) == (name, [])

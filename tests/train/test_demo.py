@@ -20,7 +20,7 @@ from ttt.config import DalleConfig, VqganConfig
 from ttt.data.world import scenes as world
 from ttt.data.world.cache import CAPTIONS, SceneCache
 from ttt.data.world.captions import caption, names_background
-from ttt.data.world.checker import judge
+from ttt.data.world.checker import check_scene
 from ttt.model.dalle import Dalle
 from ttt.model.vqgan import Vqgan
 from ttt.tokenizer import TextTokenizer, read_tokenizer
@@ -260,8 +260,10 @@ def test_candidates_are_kept_as_the_checker_judges_them_and_not_sampled_again(
     for candidates in found:
         assert not world.scene_is_held_out(candidates.scene)
         assert 1 <= len(candidates.right) <= 3 and 1 <= len(candidates.wrong) <= 5
-        assert all(judge(image.permute(1, 2, 0).numpy(), candidates.scene).all for image in candidates.right)
-        assert not any(judge(image.permute(1, 2, 0).numpy(), candidates.scene).whole for image in candidates.wrong)
+        assert all(check_scene(image.permute(1, 2, 0).numpy(), candidates.scene).all for image in candidates.right)
+        assert not any(
+            check_scene(image.permute(1, 2, 0).numpy(), candidates.scene).whole for image in candidates.wrong
+        )
     monkeypatch.setattr(demo_candidates, "sample", None)
     again = sample_candidates(None, tmp_path, prompts=6, candidates=9, right=3, wrong=5)  # type: ignore[arg-type]
     assert [c.scene for c in again] == [c.scene for c in found]

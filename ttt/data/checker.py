@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from ttt.data.shapes import COLORS, OUTLINES, RING_HOLE, SHAPES, Place, Scene
+from ttt.data.shapes import COLORS, OUTLINES, RING_HOLE, SHAPES, Place, ShapeScene
 
 Mask = NDArray[np.bool_]
 
@@ -21,7 +21,7 @@ _UNCLEAR = 0.62
 
 
 @dataclass(frozen=True)
-class Seen:
+class DetectedShape:
     """One region: its colour, its shape ("unclear" where none fits), and its centre as shares of the side."""
 
     color: str
@@ -31,7 +31,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ShapeCheckResult:
     """Which attributes of the expected scene the image shows."""
 
     count: bool
@@ -44,7 +44,7 @@ class Verdict:
         return self.count and self.color and self.shape and self.place
 
 
-def look(image: Image.Image) -> list[Seen]:
+def detect_shapes(image: Image.Image) -> list[DetectedShape]:
     """The regions of an image, largest first; specks are not counted."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     border = np.concatenate([pixels[:3].reshape(-1, 3), pixels[-3:].reshape(-1, 3),
@@ -54,24 +54,24 @@ def look(image: Image.Image) -> list[Seen]:
     least = max(12, foreground.size // 350)
     regions = list(_split(foreground, least))
     parts = [part for region in regions for part in _by_color(pixels, region, least)]
-    return [_seen(color, part) for color, part in sorted(parts, key=lambda p: -int(p[1].sum()))]
+    return [_classify(color, part) for color, part in sorted(parts, key=lambda p: -int(p[1].sum()))]
 
 
-def judge(image: Image.Image, expected: Scene) -> Verdict:
+def check_shapes(image: Image.Image, expected: ShapeScene) -> ShapeCheckResult:
     """Compare an image with a scene; size and background are free."""
-    seen = look(image)
-    if len(seen) != len(expected.things):
-        return Verdict(False, False, False, False)
-    best = Verdict(False, False, False, False)
-    for ordered in (seen, seen[::-1]) if len(seen) == 2 else (seen,):
+    detected = detect_shapes(image)
+    if len(detected) != len(expected.things):
+        return ShapeCheckResult(False, False, False, False)
+    best = ShapeCheckResult(False, False, False, False)
+    for ordered in (detected, detected[::-1]) if len(detected) == 2 else (detected,):
         pairs = list(zip(ordered, expected.things, strict=True))
-        verdict = Verdict(
+        result = ShapeCheckResult(
             count=True,
             color=all(s.color == t.color for s, t in pairs),
             shape=all(s.shape == t.shape for s, t in pairs),
             place=expected.place == "alone" or _place(ordered[0], ordered[1]) == expected.place,
         )
-        best = max(best, verdict, key=lambda v: (v.color + v.shape + v.place, v.color))
+        best = max(best, result, key=lambda v: (v.color + v.shape + v.place, v.color))
     return best
 
 
@@ -96,7 +96,7 @@ def _by_color(pixels: NDArray[np.float32], region: Mask, least: int) -> list[tup
     return parts or [(names[int(shares.argmax())], region)]
 
 
-def _seen(color: str, region: Mask) -> Seen:
+def _classify(color: str, region: Mask) -> DetectedShape:
     rows, columns = np.nonzero(region)
     box = region[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     stretched = np.asarray(Image.fromarray(box).resize((_BOX, _BOX), Image.Resampling.NEAREST))
@@ -104,7 +104,9 @@ def _seen(color: str, region: Mask) -> Seen:
     best = int(np.argmax(overlaps))
     shape = SHAPES[best] if overlaps[best] >= _UNCLEAR else "unclear"
     side = region.shape[0]
-    return Seen(color, shape, (columns.min() + columns.max() + 1) / 2 / side, (rows.min() + rows.max() + 1) / 2 / side)
+    return DetectedShape(
+        color, shape, (columns.min() + columns.max() + 1) / 2 / side, (rows.min() + rows.max() + 1) / 2 / side
+    )
 
 
 @cache
@@ -127,7 +129,7 @@ def _template(shape: str) -> Mask:
     return np.asarray(image.reduce(scale)) > 127
 
 
-def _place(first: Seen, second: Seen) -> Place:
+def _place(first: DetectedShape, second: DetectedShape) -> Place:
     dx, dy = first.x - second.x, first.y - second.y
     place: Place = ("right" if dx > 0 else "left") if abs(dx) > abs(dy) else ("below" if dy > 0 else "above")
     return place

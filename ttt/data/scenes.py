@@ -17,7 +17,7 @@ from ttt.model.vqgan import Vqgan
 from ttt.types import Batch
 
 
-def images_as_tensor(images: Sequence[Image.Image]) -> Tensor:
+def images_to_tensor(images: Sequence[Image.Image]) -> Tensor:
     """RGB images of one size -> [b, 3, h, w] float32 in [0, 1]."""
     return torch.from_numpy(np.stack([np.asarray(i) for i in images])).permute(0, 3, 1, 2).float().div_(255)
 
@@ -49,9 +49,9 @@ class SceneStream:
             yield batch
 
     @torch.no_grad()
-    def _batch(self, scenes: list[tuple[shapes.Scene, str]]) -> Batch:
+    def _batch(self, scenes: list[tuple[shapes.ShapeScene, str]]) -> Batch:
         device = self.vqgan.quantize.embed.weight.device
-        images = images_as_tensor([shapes.draw(scene, self.vqgan.config.resolution) for scene, _ in scenes]).to(device)
+        images = images_to_tensor([shapes.draw(scene, self.vqgan.config.resolution) for scene, _ in scenes]).to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16):
             codes = self.vqgan.encode(images)
         return Batch(self.tokenize([caption for _, caption in scenes]).to(device), codes)

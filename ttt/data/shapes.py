@@ -88,7 +88,7 @@ SHAPES: tuple[str, ...] = tuple(OUTLINES)
 
 
 @dataclass(frozen=True)
-class Thing:
+class ColoredShape:
     """One coloured shape; `x, y, radius` are shares of the image's side, `turn` is in radians."""
 
     shape: str
@@ -101,10 +101,10 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Scene:
+class ShapeScene:
     """What is in an image: one thing alone, or the first thing in `place` relative to the second."""
 
-    things: tuple[Thing, ...]
+    things: tuple[ColoredShape, ...]
     place: Place
     background: str
     jitter: int = 0
@@ -118,7 +118,7 @@ def is_held_out(shape: str, color: str, place: Place) -> bool:
     return names.index(color) == (3 * SHAPES.index(shape) + step) % len(names)
 
 
-def scene_is_held_out(scene: Scene) -> bool:
+def scene_is_held_out(scene: ShapeScene) -> bool:
     """A pair is held out when either thing is: "a above b" is the same image as "b below a"."""
     places = (scene.place, OPPOSITE[scene.place])
     return any(is_held_out(t.shape, t.color, p) for t, p in zip(scene.things, places, strict=False))
@@ -140,7 +140,7 @@ def _place_pair(rng: random.Random, place: Place, radii: tuple[float, float]) ->
         (first, across[0]), (second, across[1]))  # fmt: skip
 
 
-def random_scene(rng: random.Random, *, pair: float = 0.65, held_out: bool | None = False) -> Scene:
+def random_scene(rng: random.Random, *, pair: float = 0.65, held_out: bool | None = False) -> ShapeScene:
     """Draw a scene; `pair` is the chance of two things.
 
     `held_out`: False gives scenes that training may see, True scenes that it never sees, None either.
@@ -164,15 +164,15 @@ def random_scene(rng: random.Random, *, pair: float = 0.65, held_out: bool | Non
         else:
             centres = _place_pair(rng, place, (radii[0], radii[1]))
         things = tuple(
-            Thing(shape, color, size, *centre, radius, rng.uniform(-0.08, 0.08))
+            ColoredShape(shape, color, size, *centre, radius, rng.uniform(-0.08, 0.08))
             for (shape, color), size, centre, radius in zip(looks, sizes, centres, radii, strict=True)
         )
-        scene = Scene(things, place, background, rng.randrange(2**31))
+        scene = ShapeScene(things, place, background, rng.randrange(2**31))
         if held_out is None or scene_is_held_out(scene) == held_out:
             return scene
 
 
-def draw(scene: Scene, size: int = 128, *, supersample: int = 4) -> Image.Image:
+def draw(scene: ShapeScene, size: int = 128, *, supersample: int = 4) -> Image.Image:
     """The scene as an RGB image of `size` x `size` pixels."""
     rng = random.Random(scene.jitter)
     side = size * supersample
@@ -190,7 +190,7 @@ def draw(scene: Scene, size: int = 128, *, supersample: int = 4) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BOX)
 
 
-def _corners(thing: Thing, side: int, scale: float = 1.0) -> list[Point]:
+def _corners(thing: ColoredShape, side: int, scale: float = 1.0) -> list[Point]:
     cos, sin = math.cos(thing.turn), math.sin(thing.turn)
     r = thing.radius * scale
     return [
@@ -220,13 +220,13 @@ def _article(phrase: str, rng: random.Random) -> str:
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
-def _phrase(thing: Thing, rng: random.Random) -> str:
+def _phrase(thing: ColoredShape, rng: random.Random) -> str:
     say_size = rng.random() < (0.15 if thing.size == "medium" else 0.45)
     words = ([rng.choice(_SIZE_WORDS[thing.size])] if say_size else []) + [thing.color, thing.shape]
     return _article(" ".join(words), rng)
 
 
-def caption(scene: Scene, rng: random.Random) -> str:
+def caption(scene: ShapeScene, rng: random.Random) -> str:
     """One of many natural descriptions of the scene; size and background may be missing."""
     on = f" on a {scene.background} background" if rng.random() < 0.5 else ""
     opening = rng.choice(_OPENINGS)
@@ -250,18 +250,18 @@ def _it(place: Place) -> str:
     return {"above": "above it", "below": "below it", "left": "to its left", "right": "to its right"}[place]
 
 
-def plain_caption(scene: Scene) -> str:
+def plain_caption(scene: ShapeScene) -> str:
     """The shortest full description: colour, shape and relation only."""
     parts = [_article(f"{t.color} {t.shape}", random.Random(1)) for t in scene.things]
     return parts[0] if scene.place == "alone" else f"{parts[0]} {_PLACE_WORDS[scene.place][0]} {parts[1]}"
 
 
-def change_one_thing(scene: Scene, rng: random.Random) -> Scene:
+def change_one_thing(scene: ShapeScene, rng: random.Random) -> ShapeScene:
     """A sibling of the scene that differs in one colour, one shape, or the relation: a hard negative for CLIP.
 
     Never returns a scene that is held out.
     """
-    changes: list[Callable[[], Scene]] = [
+    changes: list[Callable[[], ShapeScene]] = [
         lambda: _with_thing(scene, rng, color=rng.choice(list(COLORS))),
         *[lambda: _with_thing(scene, rng, shape=rng.choice(SHAPES))] * 4,  # the hardest to see, so the most often
     ]
@@ -278,14 +278,14 @@ def change_one_thing(scene: Scene, rng: random.Random) -> Scene:
             return sibling
 
 
-def _with_thing(scene: Scene, rng: random.Random, **changed: str) -> Scene:
+def _with_thing(scene: ShapeScene, rng: random.Random, **changed: str) -> ShapeScene:
     i = rng.randrange(len(scene.things))
     things = list(scene.things)
     things[i] = replace(things[i], **changed)  # type: ignore[arg-type]
     return replace(scene, things=tuple(things))
 
 
-def _swap_places(things: tuple[Thing, ...]) -> tuple[Thing, ...]:
+def _swap_places(things: tuple[ColoredShape, ...]) -> tuple[ColoredShape, ...]:
     a, b = things
     return (
         replace(b, x=a.x, y=a.y, radius=a.radius, size=a.size),
@@ -293,19 +293,19 @@ def _swap_places(things: tuple[Thing, ...]) -> tuple[Thing, ...]:
     )
 
 
-def _swap_colors(things: tuple[Thing, ...]) -> tuple[Thing, ...]:
+def _swap_colors(things: tuple[ColoredShape, ...]) -> tuple[ColoredShape, ...]:
     a, b = things
     return (replace(a, color=b.color), replace(b, color=a.color))
 
 
-def _turned(scene: Scene) -> Scene:
+def _turned(scene: ShapeScene) -> ShapeScene:
     """The image's axes swapped: above becomes left."""
     place: dict[Place, Place] = {"above": "left", "left": "above", "below": "right", "right": "below", "alone": "alone"}
     things = tuple(replace(t, x=t.y, y=t.x) for t in scene.things)
     return replace(scene, things=things, place=place[scene.place])
 
 
-def stream(seed: int, *, held_out: bool | None = False, start: int = 0) -> Iterator[tuple[Scene, str]]:
+def stream(seed: int, *, held_out: bool | None = False, start: int = 0) -> Iterator[tuple[ShapeScene, str]]:
     """Endless (scene, caption) pairs; number `i` depends only on `seed` and `i`, so a run resumes anywhere."""
     i = start
     while True:

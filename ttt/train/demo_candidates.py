@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ttt.atomic import atomic_file
 from ttt.data.world import scenes as world
 from ttt.data.world.captions import caption, names_background
-from ttt.data.world.checker import judge
+from ttt.data.world.checker import check_scene
 from ttt.data.world.scenes import Scene
 from ttt.pipeline import TextToImage
 from ttt.train.demo_dalle import sample
@@ -75,6 +75,6 @@ def _judged(pipe: TextToImage, scene: Scene, text: str, seed: int, candidates: i
     """(right, wrong), each uint8 [k, 3, h, w], in the order of the candidates' numbers."""
     images = sample(pipe, text, candidates, seed)
     said = names_background(text, scene)
-    right = torch.tensor([judge(image, scene).fits(background=said) for image in images])
+    right = torch.tensor([check_scene(image, scene).fits(background=said) for image in images])
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     return pixels[right], pixels[~right]

@@ -17,7 +17,7 @@ from ttt.config import DalleConfig
 from ttt.data.world import scenes as world
 from ttt.data.world.cache import CAPTIONS, SceneCache
 from ttt.data.world.captions import caption, names_background
-from ttt.data.world.checker import judge
+from ttt.data.world.checker import check_scene
 from ttt.data.world.scenes import Scene
 from ttt.model.dalle import Dalle
 from ttt.model.vqgan import Vqgan
@@ -144,7 +144,7 @@ class SceneTask:
             for scene, text in found:
                 images = sample(pipe, text, self._candidates)
                 self.samples.append((text, images))
-                right += [judge(image, scene).fits(background=names_background(text, scene)) for image in images]
+                right += [check_scene(image, scene).fits(background=names_background(text, scene)) for image in images]
             figures[f"right_{kind}"] = float(np.mean(right))
         return figures
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ttt.config import VqganConfig
 from ttt.data.world.cache import SceneCache
-from ttt.data.world.checker import judge
+from ttt.data.world.checker import check_scene
 from ttt.data.world.scenes import GRID
 from ttt.model.vqgan import Vqgan
 
@@ -193,7 +193,7 @@ class VqganTask:
         images = np.asarray(self.held_out.images)
         seen, codes = self.reconstruct(images)
         scenes = [self.held_out.scene(i) for i in range(len(images))]
-        verdicts = [judge(image, scene) for image, scene in zip(seen, scenes, strict=True)]
+        results = [check_scene(image, scene) for image, scene in zip(seen, scenes, strict=True)]
         error = np.square((seen.astype(np.float32) - images) / 255).mean()
         figures = {"psnr": float(-10 * np.log10(error)), "codes": float(codes.unique().numel())}
         for name, kinds in (
@@ -201,7 +201,7 @@ class VqganTask:
             ("two", ("above", "below", "left", "right")),
             ("more", ("count", "row")),
         ):
-            right = [v.whole for v, s in zip(verdicts, scenes, strict=True) if s.relation in kinds]
+            right = [v.whole for v, s in zip(results, scenes, strict=True) if s.relation in kinds]
             if right:
                 figures[f"right_{name}"] = float(np.mean(right))
         return figures

@@ -27,7 +27,7 @@ class Background:
 
     phrases: tuple[str, ...]
     """What follows the things: "on a green hill"."""
-    paint: Callable[[Image.Image, int], None]
+    draw: Callable[[Image.Image, int], None]
     """Draws onto a blank image of any size; the number is the variant."""
     ground: bool = False
     """Things stand on it, and do not float."""
@@ -143,7 +143,7 @@ def variants(name: str) -> int:
 def background(name: str, variant: int = 0) -> Pixels:
     """The background without anything on it [SIDE, SIDE, 3], read-only."""
     image = Image.new("RGB", (SIDE * _OVERSAMPLING,) * 2)
-    BACKGROUNDS[name].paint(image, variant)
+    BACKGROUNDS[name].draw(image, variant)
     pixels = np.array(image.resize((SIDE, SIDE), Image.Resampling.BOX))
     pixels.setflags(write=False)
     return pixels

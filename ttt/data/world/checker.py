@@ -2,7 +2,7 @@
 
 The background is the one that most of the image agrees with. What differs from it is foreground, which is explained
 one thing at a time: of all sprites (every noun in both styles, every coloured shape) at all sizes and places on the
-grid around the largest unexplained part, the one that brings the image closest is seen there.
+grid around the largest unexplained part, the one that brings the image closest is detected there.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _MOST_THINGS = 5
 
 
 @dataclass(frozen=True)
-class Seen:
+class DetectedObject:
     """One thing: its label ("unclear" where no sprite fits), its style, and its box in pixels."""
 
     label: str
@@ -54,7 +54,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CheckResult:
     """Which attributes of the expected scene the image shows."""
 
     count: bool
@@ -78,7 +78,7 @@ class Verdict:
         return self.all and self.background
 
 
-def look(image: Image.Image | NDArray[np.uint8]) -> tuple[str, list[Seen]]:
+def detect_objects(image: Image.Image | NDArray[np.uint8]) -> tuple[str, list[DetectedObject]]:
     """(background, things from left to right) of an RGB image of SIDE x SIDE pixels."""
     pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image, dtype=np.float32)
     name, variant = _background_of(pixels)
@@ -87,50 +87,51 @@ def look(image: Image.Image | NDArray[np.uint8]) -> tuple[str, list[Seen]]:
     outside = np.maximum(pixels - high, low - pixels).max(axis=2).clip(0)
     foreground = ndimage.gaussian_filter(outside, 0.8) > _DIFFERS
     small, small_behind = _reduce(pixels), _reduce(behind)
-    things: list[Seen] = []
+    things: list[DetectedObject] = []
     while len(things) < _MOST_THINGS and (part := _largest_part(foreground)):
-        seen = _identify(part, small, small_behind)
-        things.append(seen)
-        left, top = max(0, int(seen.x - seen.size / 2)), max(0, int(seen.y - seen.size / 2))
-        for x0, y0, x1, y1 in ((left, top, left + seen.size, top + seen.size), part):
+        detected = _identify(part, small, small_behind)
+        things.append(detected)
+        left, top = max(0, int(detected.x - detected.size / 2)), max(0, int(detected.y - detected.size / 2))
+        for x0, y0, x1, y1 in ((left, top, left + detected.size, top + detected.size), part):
             foreground[max(0, y0 - 2) : y1 + 2, max(0, x0 - 2) : x1 + 2] = False
             explained = np.s_[y0 // _REDUCE : -(-y1 // _REDUCE), x0 // _REDUCE : -(-x1 // _REDUCE)]
             small[explained] = small_behind[explained]
-    return name, sorted(things, key=lambda seen: seen.x)
+    return name, sorted(things, key=lambda detected: detected.x)
 
 
-def judge(image: Image.Image | NDArray[np.uint8], expected: Scene) -> Verdict:
+def check_scene(image: Image.Image | NDArray[np.uint8], expected: Scene) -> CheckResult:
     """Compare an image with a scene; sizes and style are free."""
-    name, seen = look(image)
+    name, detected = detect_objects(image)
     same = name == expected.background
-    if len(seen) != len(expected.things):
-        return Verdict(False, False, False, False, same)
-    best = Verdict(True, False, False, False, same)
-    for order in _orders(seen, expected):
+    if len(detected) != len(expected.things):
+        return CheckResult(False, False, False, False, same)
+    best = CheckResult(True, False, False, False, same)
+    for order in _orders(detected, expected):
         matches = list(zip(order, expected.things, strict=True))
-        verdict = Verdict(
+        result = CheckResult(
             count=True,
             color=all(t.color is None or s.label.split(" ")[0] == t.color for s, t in matches),
             thing=all(_same_name(s, t) for s, t in matches),
             place=_in_place(order, expected.relation),
             background=same,
         )
-        best = max(best, verdict, key=lambda v: (v.color + v.thing + v.place, v.thing))
+        best = max(best, result, key=lambda v: (v.color + v.thing + v.place, v.thing))
     return best
 
 
-def _same_name(seen: Seen, thing: Thing) -> bool:
-    return (seen.label.split(" ", 1)[1] if thing.color is not None and " " in seen.label else seen.label) == thing.name
+def _same_name(detected: DetectedObject, thing: Thing) -> bool:
+    name = detected.label if thing.color is None else detected.label.split(" ", 1)[-1]
+    return name == thing.name
 
 
-def _orders(seen: list[Seen], expected: Scene) -> Iterator[list[Seen]]:
-    """Which seen thing may be which expected one; a row is read from the left."""
-    yield seen
+def _orders(detected: list[DetectedObject], expected: Scene) -> Iterator[list[DetectedObject]]:
+    """Which detected thing may be which expected one; a row is read from the left."""
+    yield detected
     if expected.relation in RELATIONS:
-        yield seen[::-1]
+        yield detected[::-1]
 
 
-def _in_place(things: list[Seen], relation: Relation) -> bool:
+def _in_place(things: list[DetectedObject], relation: Relation) -> bool:
     if relation == "row":  # "b between a and c" may be read from either side, but a row looks like one
         return all(b.x - a.x > abs(b.y - a.y) for a, b in pairwise(things))
     if relation not in RELATIONS:
@@ -191,7 +192,7 @@ def _reduce(pixels: Floats) -> Floats:
 
 
 class _Templates:
-    """Everything that may be seen, at one size, reduced: colours times alpha [n, s, s, 3] and alpha [n, s, s, 1]."""
+    """All detectable objects at one size, reduced: colours times alpha [n, s, s, 3] and alpha [n, s, s, 1]."""
 
     def __init__(self, size: int) -> None:
         looks: list[tuple[str, str | None, Style | None]] = [(name, None, style) for name in NOUNS for style in STYLES]
@@ -233,7 +234,7 @@ def _places(part: Box, size: int) -> list[tuple[int, int]]:
     return [(left, top) for left in spans[0] for top in spans[1]]
 
 
-def _identify(part: Box, image: Floats, background_image: Floats) -> Seen:
+def _identify(part: Box, image: Floats, background_image: Floats) -> DetectedObject:
     """The sprite that explains the part, and what lies around it, best."""
     shortlist: list[tuple[float, int, int, tuple[int, int]]] = []
     for size in SIZES:
@@ -247,7 +248,7 @@ def _identify(part: Box, image: Floats, background_image: Floats) -> Seen:
             shortlist.append((float(gains[i, p]), size, int(i), places[int(p)]))
     if not shortlist:  # larger than any sprite
         side = max(part[2] - part[0], part[3] - part[1])
-        return Seen("unclear", None, (part[0] + part[2]) / 2, (part[1] + part[3]) / 2, side, 1.0)
+        return DetectedObject("unclear", None, (part[0] + part[2]) / 2, (part[1] + part[3]) / 2, side, 1.0)
     shortlist.sort(key=lambda entry: -entry[0])
     best, best_gain = None, -np.inf
     for _, size, i, place in shortlist[:_SHORTLIST]:
@@ -259,7 +260,7 @@ def _identify(part: Box, image: Floats, background_image: Floats) -> Seen:
             best_gain, best = energy - error, (error / max(energy, 1e-6), size, *templates.labels[i], place)
     assert best is not None
     share, size, label, style, (left, top) = best
-    return Seen(
+    return DetectedObject(
         label if share <= _UNEXPLAINED else "unclear", style, left + size / 2, top + size / 2, size, float(share)
     )
 
