@@ -1,6 +1,6 @@
 """Base classes of the errors that are shown to users; messages say what was wrong, what is allowed and what to do.
 
-Modules define subclasses of their own where only they and their callers tell them apart (NotThere, Busy ...).
+Modules define subclasses of their own for errors that only their callers distinguish (HubFileMissing, Busy ...).
 
 TTTError
 ├── InvalidInput        a prompt, a parameter or a configuration out of its range (also a ValueError)

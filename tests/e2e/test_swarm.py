@@ -166,7 +166,7 @@ def check_the_run_resumes_and_peers_that_leave_together_agree(swarm: LocalSwarm,
         assert processes_of(peer.process.pid) == []
     backups = [load_backup(peer.folder) for peer in peers]
     assert backups[0] is not None and backups[1] is not None
-    assert backups[0].epoch == backups[1].epoch == int(until)
+    assert backups[0].step == backups[1].step == int(until)
     assert distance_of(backups[0], backups[1]) < 1e-4
     assert coordinator.stop() == 0
     assert processes_of(coordinator.process.pid) == []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ttt.bundle.files import read_json
-from ttt.bundle.hub_files import HUB_ID, Hub, NotThere
+from ttt.bundle.hub_files import HUB_ID, Hub, HubFileMissing
 from ttt.bundle.published import PUBLISHED, commit_of, fetch_published_files
 from ttt.bundle.spec import CONFIG, DEMO_FOLDER, Bundle, config_files, is_bundle_config, read_bundle
 from ttt.errors import BundleError, InvalidInput
@@ -52,10 +52,10 @@ def fetch_bundle(
     hub = Hub(cache_dir=cache_dir, local_files_only=local_files_only, token=token)
     try:
         config = hub.file(repo_id, CONFIG, revision)
-    except NotThere as missing:
+    except HubFileMissing as missing:
         try:
             return _fetch_published(hub.cached_only() if missing.unreachable else hub, repo_id, revision)
-        except NotThere as second:
+        except HubFileMissing as second:
             raise (missing if missing.unreachable else second) from None
     content = read_json(config)
     if not is_bundle_config(content):

@@ -16,7 +16,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """`owner/name` of a model or data set on the Hub."""
 
 
-class NotThere(BundleError):
+class HubFileMissing(BundleError):
     """A repository lacks the file, or the cache lacks it while the Hub is out of reach (`unreachable`)."""
 
     def __init__(self, message: str, unreachable: bool = False) -> None:
@@ -58,7 +58,7 @@ class Hub:
         if path.is_file():
             return path
         if self.is_offline:
-            raise NotThere(f"{path} is not there, and downloads are switched off. {advice}", unreachable=True)
+            raise HubFileMissing(f"{path} is not there, and downloads are switched off. {advice}", unreachable=True)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # "identity": the length that the server announces must be that of the file.
@@ -107,13 +107,17 @@ def _explained(error: Exception, repo_id: str, name: str, revision: str | None, 
     if isinstance(error, errors.RevisionNotFoundError):
         return BundleError(f"{repo_id} has no revision {revision!r}; use a branch, a tag or a commit of it")
     if isinstance(error, errors.RemoteEntryNotFoundError) or (status == 404 and not missing_repo):
-        return NotThere(f"{what} has no file {name}, so it is neither a bundle nor the published model")
+        return HubFileMissing(f"{what} has no file {name}, so it is neither a bundle nor the published model")
     if missing_repo or status == 401:
         return BundleError(f"{repo_id} is not on the Hub, or is private: check the name, or set HF_TOKEN")
     if isinstance(error, errors.LocalEntryNotFoundError) and offline:
-        return NotThere(f"{name} of {what} is not in the cache, and downloads are switched off (HF_HUB_OFFLINE)", True)
+        return HubFileMissing(
+            f"{name} of {what} is not in the cache, and downloads are switched off (HF_HUB_OFFLINE)", True
+        )
     if isinstance(error, errors.LocalEntryNotFoundError):
-        return NotThere(f"the Hub cannot be reached for {name} of {what}: check the connection and try again", True)
+        return HubFileMissing(
+            f"the Hub cannot be reached for {name} of {what}: check the connection and try again", True
+        )
     if getattr(error, "errno", None) == errno.ENOSPC:
         return BundleError(f"no space is left on the disk for {name} of {what}; free some, or set HF_HOME elsewhere")
     if isinstance(error, httpx2.HTTPError) or "Consistency check failed" in str(error):

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ttt.bundle.hub_files import Hub, NotThere
+from ttt.bundle.hub_files import Hub, HubFileMissing
 from ttt.bundle.spec import VERSION
 
 PUBLISHED = "training-transformers-together/dalle-demo-v1"
@@ -66,7 +66,7 @@ def _vqgan_files(hub: Hub, repo_id: str, commit: str) -> tuple[Path, Path]:
         return hub.file(chosen, weights), hub.file(chosen, config)
     try:
         return hub.file(repo_id, weights, commit), hub.file(repo_id, config, commit)
-    except NotThere:
+    except HubFileMissing:
         return _download(hub, weights), _download(hub, config)
 
 

@@ -62,7 +62,7 @@ def claim(name: str, epoch: int, samples: int = 10, **more: Any) -> Claim:
 def test_samples_of_credible_peers_add_up_to_one_batch_at_most() -> None:
     claims = [claim("a", 7, 30), claim("b", 7, 20), claim("c", 6, 50), claim("eve", 10**6, 99)]
     progress, credible = assess_claims(claims, target_batch_size=64, now=NOW)
-    assert (progress.epoch, progress.samples_accumulated, progress.peers, progress.refused) == (7, 50, 3, ("eve",))
+    assert (progress.step, progress.samples_accumulated, progress.peers, progress.refused) == (7, 50, 3, ("eve",))
     assert [claim.peer_id for claim in credible] == ["a", "b", "c"]
     progress, _ = assess_claims([*claims[:2], claim("eve", 7, 10**15)], target_batch_size=64, now=NOW)
     assert progress.samples_accumulated == 64
@@ -71,9 +71,9 @@ def test_samples_of_credible_peers_add_up_to_one_batch_at_most() -> None:
 def test_clients_do_not_lead() -> None:
     claims = [claim("a", 7), claim("b", 7), *(claim(f"c{i}", 99, client_mode=True) for i in range(5))]
     progress, _ = assess_claims(claims, target_batch_size=64, now=NOW)
-    assert (progress.epoch, progress.clients) == (7, 0)
+    assert (progress.step, progress.clients) == (7, 0)
     progress, _ = assess_claims([claim("c", 5, client_mode=True)], target_batch_size=64, now=NOW)
-    assert progress.epoch == 5
+    assert progress.step == 5
 
 
 def test_speeds_and_times_are_limited_to_what_is_possible() -> None:

@@ -148,7 +148,7 @@ def test_after_a_lie_the_next_donor_is_asked(lie: str) -> None:
     swarm = OneAtATime(liar=LIES[lie], honest=honest)
     state = swarm.download({"liar": 10**7, "honest": STEP})
     assert swarm.asked == ["liar", "honest"]
-    assert isinstance(state, TrainingState) and state.epoch == STEP and state.scalars == {"optimizer/1.weight/step": 1}
+    assert isinstance(state, TrainingState) and state.step == STEP and state.scalars == {"optimizer/1.weight/step": 1}
     assert state.tensors.keys() == {"parameters/0.bias", "parameters/1.weight"}
     assert all(bool((tensor == 1).all()) for tensor in state.tensors.values())
 
@@ -156,7 +156,7 @@ def test_after_a_lie_the_next_donor_is_asked(lie: str) -> None:
 def test_an_honest_state_is_loaded_as_it_is_and_counted() -> None:
     swarm = OneAtATime(honest=messages)
     state = swarm.download({"honest": CREDIBLE})
-    assert state.epoch == CREDIBLE and state.scalars == {"optimizer/1.weight/step": 4}
+    assert state.step == CREDIBLE and state.scalars == {"optimizer/1.weight/step": 4}
     assert all(torch.equal(tensor, swarm.state[name]) for name, tensor in state.tensors.items())
     assert swarm.traffic.total_received > 4 * (7 + 300 * 70) and swarm.traffic.total_sent == 0
 
@@ -164,7 +164,7 @@ def test_an_honest_state_is_loaded_as_it_is_and_counted() -> None:
 def test_without_progress_of_peers_the_donors_vouch_for_each_other() -> None:
     """What one donor alone claims is not credible."""
     swarm = OneAtATime(liar=LIES["a little ahead"], honest=honest)
-    assert swarm.download({"liar": 10**7, "honest": STEP}, credible=None).epoch == STEP
+    assert swarm.download({"liar": 10**7, "honest": STEP}, credible=None).step == STEP
 
 
 def test_a_donor_that_our_access_policy_refuses_is_not_asked() -> None:
@@ -174,7 +174,7 @@ def test_a_donor_that_our_access_policy_refuses_is_not_asked() -> None:
             return Decision(peer_id != "liar", "banned")
 
     swarm = OneAtATime(liar=messages, honest=honest)
-    assert swarm.download({"liar": 10**7, "honest": STEP}, access=NoLiar()).epoch == STEP
+    assert swarm.download({"liar": 10**7, "honest": STEP}, access=NoLiar()).step == STEP
     assert swarm.asked == ["honest"]
 
 

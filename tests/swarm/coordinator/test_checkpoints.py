@@ -128,7 +128,7 @@ def test_a_checkpoint_paints_while_it_is_kept_and_gives_the_state_back(tmp_path:
     weights = dict(pipe.dalle.named_parameters())
     assert all(torch.equal(weights[n], state.tensors[f"parameters/{n}"]) for n in NAMES)
     loaded = only(load_state(store.newest()), NAMES)  # type: ignore[arg-type]
-    assert (loaded.epoch, loaded.scalars) == (12, state.scalars)
+    assert (loaded.step, loaded.scalars) == (12, state.scalars)
     assert all(torch.equal(loaded.tensors[key], value) for key, value in state.tensors.items())
     assert loaded.tensors.keys() == state.tensors.keys()
 
@@ -325,7 +325,7 @@ def test_a_backup_comes_back_and_only_for_its_generation(tmp_path: Path) -> None
     assert load_backup(tmp_path, generation=1) is None
     loaded = load_backup(tmp_path, generation=2)
     assert loaded is not None
-    assert loaded.epoch == 4
+    assert loaded.step == 4
     assert distance_of(state, loaded) == 0
     another = snapshot(trained("lamb8bit", steps=1)[1], NAMES, 4)
     assert 0 < distance_of(state, another) < 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def run(
     busy: dict[str, float] | None = None,
     first: int = 0,
 ) -> None:
-    """Peers that claim `factor` times what they did; each non-client tells what the others' weights were."""
+    """Peers that claim `factor` times what they did; each that is no client reports the weights of the others."""
     factors, busy = factors or {}, busy or {}
     for step in range(first, first + steps + 1):
         done = step  # rounds of averaging
@@ -47,7 +48,7 @@ def run(
                 seen=seen if witnessing else {},
                 time=STEP_SECONDS * step,
             )
-        credit.settle(records, step, STEP_SECONDS * step)
+        credit.update(records, step, STEP_SECONDS * step)
 
 
 def samples(credit: CreditCalculator) -> dict[str, float]:
@@ -93,7 +94,7 @@ def test_one_lying_witness_changes_nothing() -> None:
         # a second honest witness of each, which computes nothing itself
         seen = {tag_of(ID[o]): float(step * n) for o, n in SPEEDS.items()} if step else {}
         records[ID["dan"]] = record("dan", step=step, seen=seen, auxiliary=True)
-        credit.settle(records, step, STEP_SECONDS * step)
+        credit.update(records, step, STEP_SECONDS * step)
     assert samples(credit)["bob"] > 30 * 30 * 0.45  # the median of one who saw all and one who saw nothing
     assert samples(credit)["ada"] <= 30 * 60 * 1.1
 
@@ -113,7 +114,7 @@ def test_a_restarted_peer_goes_on() -> None:
         ID[name]: record(name, started=500.0, step=11, samples_total=n, compute_seconds_total=8.0, time=600.0)
         for name, n in SPEEDS.items()
     }
-    credit.settle(again, 11, 600.0)
+    credit.update(again, 11, 600.0)
     assert samples(credit) == pytest.approx({name: before[name] + n for name, n in SPEEDS.items()})
 
 
@@ -132,6 +133,16 @@ def test_a_restarted_monitor_goes_on_and_pays_nothing_twice(tmp_path: Path) -> N
     assert stored == pytest.approx({ID[name]: 20 * n for name, n in SPEEDS.items()}, rel=0.06)
 
 
+def test_the_fields_stored_in_a_history_keep_their_names() -> None:
+    credit = CreditCalculator({}, TARGET)
+    run(credit, 10)
+    peer = credit.peers[ID["ada"]]
+    stored = json.loads(peer.cursor)
+    assert stored["evidence"] == pytest.approx(10 * SPEEDS["ada"]) and "witnessed" in stored
+    continued = CreditCalculator({ID["ada"]: peer}, TARGET)
+    assert continued._accounts[ID["ada"]].median_total == stored["evidence"]
+
+
 def test_totals_that_shrink_bring_nothing() -> None:
     credit = CreditCalculator({}, TARGET)
     run(credit, 10)
@@ -139,16 +150,16 @@ def test_totals_that_shrink_bring_nothing() -> None:
     for turn in range(20):  # up and down, without a restart
         total = 10_000 if turn % 2 else 0
         one = {ID["eve"]: record("eve", step=10, samples_total=total, time=110.0 + turn)}
-        credit.settle(one, 10, 110.0 + turn)
+        credit.update(one, 10, 110.0 + turn)
     assert samples(credit) == before
 
 
 def test_a_claim_without_an_step_of_the_swarm_waits() -> None:
     credit = CreditCalculator({}, TARGET)
-    credit.settle({ID["ada"]: record("ada", samples_total=0)}, 5, 0.0)
-    credit.settle({ID["ada"]: record("ada", samples_total=60)}, 5, 10.0)
+    credit.update({ID["ada"]: record("ada", samples_total=0)}, 5, 0.0)
+    credit.update({ID["ada"]: record("ada", samples_total=60)}, 5, 10.0)
     assert credit.peers[ID["ada"]].samples == 0
-    credit.settle({ID["ada"]: record("ada", samples_total=90)}, 6, 20.0)
+    credit.update({ID["ada"]: record("ada", samples_total=90)}, 6, 20.0)
     assert credit.peers[ID["ada"]].samples == 90
 
 
@@ -156,14 +167,14 @@ def test_a_roll_back_takes_nothing_away() -> None:
     credit = CreditCalculator({}, TARGET)
     run(credit, 10)
     before = samples(credit)
-    credit.settle({ID["ada"]: record("ada", samples_total=600)}, 4, 200.0)
+    credit.update({ID["ada"]: record("ada", samples_total=600)}, 4, 200.0)
     assert samples(credit) == before
 
 
 def test_the_name_is_kept_when_a_peer_hides_it() -> None:
     credit = CreditCalculator({}, TARGET)
-    credit.settle({ID["ada"]: record("ada", name="Ada")}, 0, 0.0)
-    credit.settle({ID["ada"]: replace_record("ada")}, 0, 1.0)
+    credit.update({ID["ada"]: record("ada", name="Ada")}, 0, 0.0)
+    credit.update({ID["ada"]: replace_record("ada")}, 0, 1.0)
     assert credit.peers[ID["ada"]].name == "Ada"
 
 

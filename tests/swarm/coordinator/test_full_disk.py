@@ -76,7 +76,7 @@ def test_a_backup_that_cannot_be_written_is_told_and_the_last_one_stays(tmp_path
     with full_disk(100), pytest.raises(CheckpointError, match="could not be written"):
         save_backup(tmp_path, state_of(2), generation=0)
     kept = load_backup(tmp_path, generation=0)
-    assert kept is not None and kept.epoch == 1
+    assert kept is not None and kept.step == 1
     assert [path.name for path in tmp_path.iterdir()] == ["backup.safetensors"]
     with pytest.raises(CheckpointError, match="could not be written"):
         save_backup(tmp_path / "backup.safetensors", state_of(2), generation=0)

@@ -76,7 +76,7 @@ def reading(*records: PeerRecord) -> Reading:
 
 def seen(step: int, samples: int, peers: int) -> Any:
     """As `progress.SwarmProgress`, which needs hivemind to import."""
-    return SimpleNamespace(epoch=step, samples_accumulated=samples, peers=peers, refused=(), answered=True)
+    return SimpleNamespace(step=step, samples_accumulated=samples, peers=peers, refused=(), answered=True)
 
 
 def test_a_monitor_tells_the_tracker_each_step_once(
@@ -86,12 +86,12 @@ def test_a_monitor_tells_the_tracker_each_step_once(
     monkeypatch.delenv("TTT_TRACK_PROJECT", raising=False)
     with HistoryWriter(tmp_path / "history.sqlite", "my-run", target_batch_size=TARGET) as history:
         monitor = Monitor(history, TARGET)
-        helper = record("dan", auxiliary=True, share_received=0.0)
-        monitor.observe(reading(record("ada"), helper), seen(0, 0, 1), START)  # no loss yet
+        auxiliary = record("dan", auxiliary=True, share_received=0.0)
+        monitor.observe(reading(record("ada"), auxiliary), seen(0, 0, 1), START)  # no loss yet
         for number, step in enumerate((0, 0, 1, 1, 4, 3, 4, 5), start=1):
             ada = record("ada", step=step, loss=3.0 - step / 10, loss_count=50, share_received=1.0)
             bob = record("bob", step=step, loss=3.0 - step / 10, loss_count=50, share_received=0.75)
-            monitor.observe(reading(ada, bob, helper), seen(step, 20, 2), START + 10 * number)
+            monitor.observe(reading(ada, bob, auxiliary), seen(step, 20, 2), START + 10 * number)
         monitor._tracker.finish()  # type: ignore[union-attr]
     assert fake.begun == [{"project": DEFAULT_PROJECT, "name": "my-run", "resume": "allow"}] and fake.finished
     assert [step for step, _ in fake.logged] == [0, 1, 4, 5]

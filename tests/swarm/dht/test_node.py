@@ -120,7 +120,7 @@ def test_one_lie_does_not_stop_the_swarm(swarm: Swarm) -> None:
     assert swarm.ada.store(key, swarm.ada.claim(7, 30)) and swarm.bob.store(key, swarm.bob.claim(7, 20))
     swarm.eve.store(key, swarm.eve.claim(10**6, 60, samples_per_second=1e9))
     state = read_progress(swarm.ada.dht, RUN, TARGET)
-    assert (state.epoch, state.samples_accumulated, state.peers) == (7, 50, 2)
+    assert (state.step, state.samples_accumulated, state.peers) == (7, 50, 2)
     assert state.refused == (swarm.eve.peer_id,)
     tracker = make_tracker(swarm)
     answered = swarm.ada.dht.get(key, latest=True, return_future=True).result(20).value
@@ -128,7 +128,7 @@ def test_one_lie_does_not_stop_the_swarm(swarm: Swarm) -> None:
     progress = tracker._parse_swarm_progress_data(answered)
     assert (progress.epoch, progress.samples_accumulated, progress.num_peers) == (7, 50, 2)
     upstream = super(RobustProgressTracker, tracker)._parse_swarm_progress_data(answered)
-    assert upstream.epoch == 10**6, "hivemind has mended it: remove the override"
+    assert upstream.epoch == 10**6, "hivemind has fixed it: remove the override"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from tests.swarm.peers import record
 from ttt.swarm.dht.records import MAX_RECORD_BYTES, MAX_SEEN, PeerRecord, record_text, tag_of
-from ttt.swarm.process.text import clean_text, safe_name
+from ttt.swarm.process.sanitize import clean_text, safe_name
 
 if sys.platform != "linux":
     pytest.skip("hivemind is for Linux alone", allow_module_level=True)

@@ -28,7 +28,7 @@ START, TARGET = 1_760_000_000.0, 100
 class Seen:
     """As `progress.SwarmProgress`, which needs hivemind to import."""
 
-    epoch: int
+    step: int
     samples_accumulated: int = 0
     peers: int = 0
     clients: int = 0

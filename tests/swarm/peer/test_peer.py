@@ -43,7 +43,7 @@ class LonelyOptimizer:
         self.tracker = SimpleNamespace(
             global_progress=SimpleNamespace(samples_accumulated=0, target_batch_size=GLOBAL_BATCH, epoch=0, num_peers=1)
         )
-        state = SimpleNamespace(epoch=0, tensors={"x": torch.zeros(1)}, scalars={})
+        state = SimpleNamespace(step=0, tensors={"x": torch.zeros(1)}, scalars={})
         self.state_averager = SimpleNamespace(step=lambda **_: None, state=lambda **_: state)
 
     def step(self) -> None:

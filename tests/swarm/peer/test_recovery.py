@@ -86,10 +86,10 @@ def test_an_older_state_is_loaded_if_no_donor_has_a_later_one(
 ) -> None:
     """Such as the coordinator's last checkpoint, if the numbers of all peers became NaN at once."""
     averager = recovery.optimizer.state_averager
-    kept = replace(averager.state(copy=True), epoch=2)
+    kept = replace(averager.state(copy=True), step=2)
 
     def download_state(min_epoch: int, credible: int | None, timeout: float | None) -> TrainingState | None:
-        return kept if min_epoch <= kept.epoch else None
+        return kept if min_epoch <= kept.step else None
 
     monkeypatch.setattr(averager, "download_state", download_state)
     monkeypatch.setattr(averager, "local_epoch", 7)

@@ -13,7 +13,7 @@ runs one step (`_update_global_epoch`):
 In delayed mode hivemind runs 2 to 4 in the background, while the next micro-batches are computed.
 
 If step 2 fails, hivemind steps on this peer's own gradients. That is right if the group broke, and wrong if the others
-averaged without us: this peer would have other parameters than the swarm. Then `LeftBehind` ends the step, and the
+averaged without us: this peer would have other parameters than the swarm. Then `MissedRound` ends the step, and the
 state of the others is loaded instead.
 """
 
@@ -47,7 +47,7 @@ LOOK_SECONDS = 1.0
 """Between two looks at the progress of the others, while we wait for a group."""
 
 
-class LeftBehind(Exception):
+class MissedRound(Exception):
     """The others finished the round without this peer."""
 
 
@@ -97,7 +97,7 @@ class SwarmOptimizer(hivemind.Optimizer):
     ) -> None:
         self.events, self.spec, self.settings = events, spec, settings
         self.failed_rounds: list[RoundRecord] = []
-        self._left_behind = False
+        self._missed_round = False
         """Set on the background thread in delayed mode, so that the next `step()` loads the state of the others."""
         self._round_epoch, self._in_round = 0, False
         self._last_step, self._last_look = 0.0, 0.0
@@ -252,7 +252,7 @@ class SwarmOptimizer(hivemind.Optimizer):
         self.events.averaging_started()
         try:
             super()._update_global_epoch(grad_scaler)
-        except LeftBehind:
+        except MissedRound:
             self._abandon_round()
             if self.auxiliary:
                 self._jump_to(max(self.local_epoch + 1, self._read_epoch_of_others()))
@@ -300,7 +300,7 @@ class SwarmOptimizer(hivemind.Optimizer):
     def _await_round(self, control: StepControl, epoch: int) -> bool:
         """Wait until the round is over. Returns False after averaging_timeout.
 
-        Raises LeftBehind if the others have moved on to a later step while we still look for a group.
+        Raises MissedRound if the others have moved on to a later step while we still look for a group.
         """
         started = time.time()
         while not control.done() and time.time() - started < self.averaging_timeout:
@@ -309,14 +309,14 @@ class SwarmOptimizer(hivemind.Optimizer):
             if late and control.stage == AveragingStage.LOOKING_FOR_GROUP and self._others_are_past(epoch):
                 control.cancel()
                 self._record_failure(epoch, started, "the others had averaged already; this peer's gradients were lost")
-                self._left_behind = True
-                raise LeftBehind
+                self._missed_round = True
+                raise MissedRound
         if self.auxiliary and control.done() and not _succeeded(control):
             if not control.began_allreduce:  # otherwise the averager's process has reported the round
                 self._record_failure(
                     epoch, started, "this auxiliary peer found no group; the others average without it"
                 )
-            raise LeftBehind
+            raise MissedRound
         return bool(control.done())
 
     def _load_local_gradients_into_optimizer(self) -> None:
@@ -340,19 +340,19 @@ class SwarmOptimizer(hivemind.Optimizer):
                     gradient.zero_()
 
     def _on_step(self, epoch: int) -> None:
-        if not self._left_behind:  # in delayed mode hivemind only logs LeftBehind, and this is called without a step
+        if not self._missed_round:  # in delayed mode hivemind only logs MissedRound, and this is called without a step
             self.events.step_done(epoch)
 
     # Falling behind
 
     def _should_load_state_from_peers(self) -> bool:
-        if self._left_behind:
+        if self._missed_round:
             self._abandon_round()
             return True
         return super()._should_load_state_from_peers()
 
     def _abandon_round(self) -> None:
-        self._left_behind = False
+        self._missed_round = False
         if self.scheduled_state is not None and not self.scheduled_state.done():
             self.scheduled_state.cancel()
         self.scheduled_grads = self.scheduled_state = None
@@ -366,7 +366,7 @@ class SwarmOptimizer(hivemind.Optimizer):
 
     def _read_epoch_of_others(self) -> int:
         # The tracker does not help: its updates are paused during a step.
-        return read_progress(self.dht, self.run_id, self.target_batch_size).epoch
+        return read_progress(self.dht, self.run_id, self.target_batch_size).step
 
     def _jump_to(self, epoch: int) -> None:
         """Skip the steps that an auxiliary peer missed: it holds no state that would have to pass through them."""
@@ -378,7 +378,7 @@ class SwarmOptimizer(hivemind.Optimizer):
         return self.state_averager.load_state_from_peers(timeout=self.load_state_timeout, **limits)
 
     def _record_failure(self, epoch: int, started: float, failed: str = "", refused: Sequence[str] = ()) -> None:
-        """Record a round that the averager's process knows nothing of."""
+        """Record a round that the averager's process is unaware of."""
         self.failed_rounds.append(
             RoundRecord(
                 kind="gradients", step=epoch, time=time.time(), seconds=time.time() - started, group_size=1,

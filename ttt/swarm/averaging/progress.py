@@ -58,9 +58,10 @@ class Claim:
 class SwarmProgress:
     """The progress of the swarm, from the credible claims."""
 
-    epoch: int
+    step: int
+    """The highest credible epoch."""
     samples_accumulated: int
-    """Toward the next epoch, at most the global batch."""
+    """Toward the next step, at most the global batch."""
     peers: int
     clients: int
     refused: tuple[str, ...] = ()
@@ -175,7 +176,7 @@ class RobustProgressTracker(ProgressTracker):
         max_lead = self._max_lead([claim.epoch for claim in claims if not claim.client_mode])
         progress, credible = assess_claims(claims, target_batch_size=self.target_batch_size, now=now, max_lead=max_lead)
         # With two peers neither can know that it is the one too far ahead.
-        self._credible = progress.epoch if len(claims) > 2 else math.inf
+        self._credible = progress.step if len(claims) > 2 else math.inf
         entries = {
             claim.peer_id: ValueWithExpiration(_as_record(claim), now + self.metadata_expiration) for claim in credible
         }

@@ -50,7 +50,7 @@ class SwarmStateAverager(GuardedAverager, TrainingStateAverager):
             self._apply_optimizer_parameters_()
         if not self.reuse_tensors:
             self._load_local_tensors_into_averager_()
-        self.local_epoch = state.epoch
+        self.local_epoch = state.step
         self._set_learning_rate()
 
     def expected_state(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class SwarmStateAverager(GuardedAverager, TrainingStateAverager):
     def get_current_state(self) -> tuple[dict[str, Any], list[Tensor], list[CompressionInfo]]:
         """Return what a client downloads; called in the training process."""
         state = self.state(copy=True)
-        return describe_state(state.epoch, list(state.tensors), state.scalars, list(state.tensors.values()))
+        return describe_state(state.step, list(state.tensors), state.scalars, list(state.tensors.values()))
 
     def load_state_from_peers(
         self, wait: bool = True, timeout: float | None = None, *, min_epoch: int | None = None

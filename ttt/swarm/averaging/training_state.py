@@ -45,7 +45,7 @@ def parameter_names(groups: Sequence[dict[str, Any]], model: torch.nn.Module) ->
 class TrainingState:
     """Everything that a newcomer needs besides the run file."""
 
-    epoch: int
+    step: int
     tensors: dict[str, Tensor]
     scalars: dict[str, Scalar]
 
@@ -79,9 +79,7 @@ def initialize(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return optimizer
 
 
-def snapshot(
-    optimizer: torch.optim.Optimizer, names: Sequence[str], epoch: int, *, copy: bool = False
-) -> TrainingState:
+def snapshot(optimizer: torch.optim.Optimizer, names: Sequence[str], step: int, *, copy: bool = False) -> TrainingState:
     """Return what the optimizer holds, on the CPU. copy: needed if the optimizer continues to change it."""
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Scalar] = {}
@@ -91,7 +89,7 @@ def snapshot(
             tensors[name] = value.clone() if copy else value
         else:
             scalars[name] = value
-    return TrainingState(epoch, tensors, scalars)
+    return TrainingState(step, tensors, scalars)
 
 
 @torch.no_grad()
@@ -104,7 +102,7 @@ def restore(optimizer: torch.optim.Optimizer, names: Sequence[str], state: Train
     check_state(expected, state)
     for group in optimizer.param_groups:
         if "step" in group:  # some optimizers count for each group instead of for each parameter
-            group["step"] = state.epoch
+            group["step"] = state.step
     for name, value in expected.items():
         if isinstance(value, Tensor):
             value.copy_(state.tensors[name])

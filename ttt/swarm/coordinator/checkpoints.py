@@ -18,7 +18,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,6 +28,7 @@ from ttt.errors import BundleError, CheckpointError
 from ttt.model.dalle import Dalle
 from ttt.swarm.averaging.training_state import TrainingState
 from ttt.swarm.config.run_config import CheckpointSection
+from ttt.text import first_line
 
 FOLDER, MANIFEST, LATEST, BUNDLE = "checkpoints", "manifest.json", "latest", "bundle"
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
@@ -76,7 +76,7 @@ class CheckpointStore:
         """
         from safetensors import SafetensorError
 
-        target = self.root / f"step-{state.epoch:08d}"
+        target = self.root / f"step-{state.step:08d}"
         try:
             found = read_checkpoint(target)
             if found is None or found.manifest.generation != generation or damaged(found):
@@ -161,12 +161,12 @@ class CheckpointStore:
         for name, tensor in state.tensors.items():
             if name.startswith(_PARAMETERS):
                 own[name.removeprefix(_PARAMETERS)].data.copy_(tensor)
-        write_bundle_like(stage / BUNDLE, like, dalle, name=f"{self.run} step {state.epoch}")
+        write_bundle_like(stage / BUNDLE, like, dalle, name=f"{self.run} step {state.step}")
         statistics = {n: t.contiguous() for n, t in state.tensors.items() if not n.startswith(_PARAMETERS)}
         save_file(statistics, stage / OPTIMIZER)
-        (stage / STATE).write_text(json.dumps({"step": state.epoch, "scalars": state.scalars}))
+        (stage / STATE).write_text(json.dumps({"step": state.step, "scalars": state.scalars}))
         manifest = Manifest(
-            format=1, run=self.run, generation=generation, step=state.epoch, time=time.time(), files=_digests(stage)
+            format=1, run=self.run, generation=generation, step=state.step, time=time.time(), files=_digests(stage)
         )
         (stage / MANIFEST).write_text(manifest.model_dump_json(indent=1))
 
@@ -196,7 +196,7 @@ def only(state: TrainingState, names: Iterable[str]) -> TrainingState:
     """Keep only the parameters of these names: a bundle also holds buffers, which the optimizer does not have."""
     wanted = {_PARAMETERS + name for name in names}
     kept = {n: t for n, t in state.tensors.items() if not n.startswith(_PARAMETERS) or n in wanted}
-    return TrainingState(state.epoch, kept, state.scalars)
+    return TrainingState(state.step, kept, state.scalars)
 
 
 def damaged(checkpoint: Checkpoint) -> Path | None:
@@ -225,7 +225,7 @@ def _manifest(path: Path) -> Manifest:
             raise CheckpointError(f"{file} is too large")
         return Manifest.model_validate_json(file.read_bytes())
     except (OSError, ValidationError) as error:
-        raise CheckpointError(f"{path} is not a checkpoint of a run: {_short(error)}") from None
+        raise CheckpointError(f"{path} is not a checkpoint of a run: {first_line(error)}") from None
 
 
 def _sync_all(folder: Path) -> None:
@@ -241,7 +241,3 @@ def _digests(folder: Path) -> dict[str, str]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _short(error: Any) -> str:
-    return str(error).splitlines()[0][:200]

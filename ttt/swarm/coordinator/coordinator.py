@@ -254,8 +254,8 @@ class Coordinator:
         if not progress.answered or not reading.answered:
             self._report_problem("the network did not answer in time")
             return
-        step = progress.epoch if progress.peers else self.state_server.local_epoch
-        point = self.monitor.observe(reading, replace(progress, epoch=step), time.time())
+        step = progress.step if progress.peers else self.state_server.local_epoch
+        point = self.monitor.observe(reading, replace(progress, step=step), time.time())
         self.reporter.update(
             step=step,
             peers=progress.peers,
@@ -329,12 +329,12 @@ def check_source(source: str) -> None:
     """Raise InvalidInput if this machine cannot find the data. Reads no sample; tries a remote source three times."""
     if source == SCENES:
         return
-    web = HttpClient(RetryPolicy(attempts=3, timeout=10.0))
+    client = HttpClient(RetryPolicy(attempts=3, timeout=10.0))
     try:
-        find_shards(source, web)
+        find_shards(source, client)
     except Exception as error:  # the Hub's libraries raise many types
         raise InvalidInput(
             f'[data] source of the run file is neither "{SCENES}" nor found from here: {first_line(error)}'
         ) from None
     finally:
-        web.close()
+        client.close()

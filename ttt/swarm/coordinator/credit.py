@@ -30,7 +30,7 @@ BANKED_STEPS = 2
 
 
 @dataclass
-class Cursor:
+class PeerAccount:
     """What is known of one peer since its last record."""
 
     started: float = -1.0
@@ -41,86 +41,90 @@ class Cursor:
     pending_samples: float = 0.0
     """Claimed and not yet credited."""
     pending_seconds: float = 0.0
-    witnessed: float = 0.0
+    observed_samples: float = 0.0
     """Samples that others have seen and that are not yet credited."""
-    evidence: float = 0.0
+    median_total: float = 0.0
     """The median of the witnesses' sums."""
     offsets: dict[str, float] = field(default_factory=dict)
     """As a witness: what to add to its sum of a peer to compare it with other witnesses; lost at a restart."""
 
 
+_STORED_NAMES = {"observed_samples": "witnessed", "median_total": "evidence"}
+"""Fields that have other names in the history, so that histories written before they were renamed still continue."""
+
+
 class CreditCalculator:
-    """Turns records into credit: call `settle` after each reading of the DHT."""
+    """Turns records into credit: call `update` after each reading of the DHT."""
 
     def __init__(self, peers: Mapping[str, Contributor], target_batch_size: int) -> None:
         """peers: as stored in the history, so that a restarted coordinator continues."""
         self.target = max(1, target_batch_size)
         self.peers = dict(peers)
-        self._cursors = {peer_id: _stored(peer.cursor) for peer_id, peer in peers.items()}
+        self._accounts = {peer_id: _from_json(peer.cursor) for peer_id, peer in peers.items()}
         self._step: int | None = None
         self._budget = 0.0
 
-    def settle(self, records: Mapping[str, PeerRecord], step: int, now: float) -> list[Contributor]:
+    def update(self, records: Mapping[str, PeerRecord], step: int, now: float) -> list[Contributor]:
         """Credit the claims in these records (by peer id) and return the updated rows. step: the step of the swarm."""
         if self._step is not None:
             self._budget += max(0, step - self._step) * self.target
         self._step = step
-        self._add_testimonies(records)
+        self._add_observations(records)
         for peer_id, record in records.items():
             self._add_claim(peer_id, record, now)
-        witnessed = _has_witnesses(records)
-        wanted = {peer_id: self._creditable(peer_id, witnessed) for peer_id in records}
-        granted = share(wanted, self._budget)
+        limited = _has_witnesses(records)
+        requests = {peer_id: self._creditable(peer_id, limited=limited) for peer_id in records}
+        granted = share(requests, self._budget)
         self._budget = min(self._budget - sum(granted.values()), BANKED_STEPS * self.target)
         for peer_id, samples in granted.items():
             self._credit(peer_id, samples)
         return [self.peers[peer_id] for peer_id in records]
 
-    def _add_testimonies(self, records: Mapping[str, PeerRecord]) -> None:
-        """Add to `witnessed` of each peer what the median witness has seen of it since the last reading."""
+    def _add_observations(self, records: Mapping[str, PeerRecord]) -> None:
+        """Add to `observed_samples` of each peer what the median witness has seen of it since the last reading."""
         witnesses = {peer_id: record for peer_id, record in records.items() if not record.client_mode}
         for peer_id, record in witnesses.items():
-            cursor = self._cursors.setdefault(peer_id, Cursor())
-            if cursor.started != record.started:
-                cursor.offsets = {}  # its sums have restarted
+            account = self._accounts.setdefault(peer_id, PeerAccount())
+            if account.started != record.started:
+                account.offsets = {}  # its sums have restarted
         for peer_id in records:
-            cursor = self._cursors.setdefault(peer_id, Cursor())
+            account = self._accounts.setdefault(peer_id, PeerAccount())
             sums = [
                 total
                 for other, record in witnesses.items()
-                if other != peer_id and (total := self._testimony(other, record, peer_id)) is not None and record.seen
+                if other != peer_id and (total := self._observation(other, record, peer_id)) is not None and record.seen
             ]
-            if sums and (gained := median(sums) - cursor.evidence) > 0:
-                cursor.evidence += gained
-                witnessed = cursor.witnessed + TOLERANCE * gained * _shared_rounds(records)
-                cursor.witnessed = min(witnessed, BANKED_STEPS * self.target)
+            if sums and (gained := median(sums) - account.median_total) > 0:
+                account.median_total += gained
+                observed_samples = account.observed_samples + TOLERANCE * gained * _shared_rounds(records)
+                account.observed_samples = min(observed_samples, BANKED_STEPS * self.target)
 
-    def _testimony(self, witness: str, record: PeerRecord, of: str) -> float | None:
+    def _observation(self, witness: str, record: PeerRecord, of: str) -> float | None:
         """Return the sum of a witness, relative to the others at its first record; None if its record is full."""
         total = record.seen.get(tag_of(of))
         if total is None:
             if len(record.seen) == MAX_SEEN:
                 return None
             total = 0.0
-        return total + self._cursors[witness].offsets.setdefault(of, self._cursors[of].evidence - total)
+        return total + self._accounts[witness].offsets.setdefault(of, self._accounts[of].median_total - total)
 
     def _add_claim(self, peer_id: str, record: PeerRecord, now: float) -> None:
-        cursor = self._cursors.setdefault(peer_id, Cursor())
+        account = self._accounts.setdefault(peer_id, PeerAccount())
         peer = self.peers.get(peer_id) or _newcomer(peer_id, now)
-        if cursor.started != record.started:
-            passed = min(record.interval, FIRST_SECONDS) if cursor.started < 0 else now - cursor.time
+        if account.started != record.started:
+            passed = min(record.interval, FIRST_SECONDS) if account.started < 0 else now - account.time
             samples, seconds = record.samples_total, record.compute_seconds_total
         else:
-            passed = now - cursor.time
-            samples = max(0, record.samples_total - cursor.samples_total)
-            seconds = max(0.0, record.compute_seconds_total - cursor.seconds_total)
-        cursor.started, cursor.time = record.started, now
-        cursor.samples_total, cursor.seconds_total = record.samples_total, record.compute_seconds_total
-        cursor.pending_samples += samples
-        cursor.pending_seconds += min(seconds, max(0.0, passed))
-        if cursor.pending_samples > self.target * BANKED_STEPS:
-            cursor.pending_seconds *= self.target * BANKED_STEPS / cursor.pending_samples
-            cursor.pending_samples = self.target * BANKED_STEPS
+            passed = now - account.time
+            samples = max(0, record.samples_total - account.samples_total)
+            seconds = max(0.0, record.compute_seconds_total - account.seconds_total)
+        account.started, account.time = record.started, now
+        account.samples_total, account.seconds_total = record.samples_total, record.compute_seconds_total
+        account.pending_samples += samples
+        account.pending_seconds += min(seconds, max(0.0, passed))
+        if account.pending_samples > self.target * BANKED_STEPS:
+            account.pending_seconds *= self.target * BANKED_STEPS / account.pending_samples
+            account.pending_samples = self.target * BANKED_STEPS
         self.peers[peer_id] = replace(
             peer,
             name=record.name or peer.name,
@@ -134,30 +138,29 @@ class CreditCalculator:
             auxiliary=record.auxiliary,
         )
 
-    def _creditable(self, peer_id: str, witnessed: bool) -> float:
-        cursor = self._cursors[peer_id]
-        return min(cursor.pending_samples, cursor.witnessed) if witnessed else cursor.pending_samples
+    def _creditable(self, peer_id: str, *, limited: bool) -> float:
+        account = self._accounts[peer_id]
+        return min(account.pending_samples, account.observed_samples) if limited else account.pending_samples
 
     def _credit(self, peer_id: str, samples: float) -> None:
-        cursor, peer = self._cursors[peer_id], self.peers[peer_id]
-        part = samples / cursor.pending_samples if cursor.pending_samples > 0 else 0.0
-        seconds = cursor.pending_seconds * part
-        cursor.pending_samples -= samples
-        cursor.pending_seconds -= seconds
-        cursor.witnessed = max(0.0, cursor.witnessed - samples)
-        kept = {name: value for name, value in asdict(cursor).items() if name != "offsets"}
+        account, peer = self._accounts[peer_id], self.peers[peer_id]
+        part = samples / account.pending_samples if account.pending_samples > 0 else 0.0
+        seconds = account.pending_seconds * part
+        account.pending_samples -= samples
+        account.pending_seconds -= seconds
+        account.observed_samples = max(0.0, account.observed_samples - samples)
         self.peers[peer_id] = replace(
-            peer, samples=peer.samples + samples, seconds=peer.seconds + seconds, cursor=json.dumps(kept)
+            peer, samples=peer.samples + samples, seconds=peer.seconds + seconds, cursor=_to_json(account)
         )
 
 
-def share(wanted: Mapping[str, float], budget: float) -> dict[str, float]:
+def share(requests: Mapping[str, float], budget: float) -> dict[str, float]:
     """Divide the budget with max-min fairness: smallest requests first.
 
     No peer gets more than it requests, and all that get less get the same. The sum never exceeds the budget.
     """
-    granted, left, waiting = {}, max(0.0, budget), len(wanted)
-    for peer_id, request in sorted(wanted.items(), key=lambda item: item[1]):
+    granted, left, waiting = {}, max(0.0, budget), len(requests)
+    for peer_id, request in sorted(requests.items(), key=lambda item: item[1]):
         granted[peer_id] = min(max(0.0, request), left / waiting)
         left -= granted[peer_id]
         waiting -= 1
@@ -181,8 +184,16 @@ def _newcomer(peer_id: str, now: float) -> Contributor:
     return Contributor(peer_id, "", "", now, now, 0, 0.0, 0.0, 0.0, 0.0, 0.0, False, False)
 
 
-def _stored(cursor: str) -> Cursor:
+def _to_json(account: PeerAccount) -> str:
+    fields = asdict(account)
+    del fields["offsets"]
+    return json.dumps({_STORED_NAMES.get(name, name): value for name, value in fields.items()})
+
+
+def _from_json(stored: str) -> PeerAccount:
+    names = {stored_name: name for name, stored_name in _STORED_NAMES.items()}
     try:
-        return Cursor(**json.loads(cursor)) if cursor else Cursor()
-    except (ValueError, TypeError):
-        return Cursor()
+        fields = json.loads(stored) if stored else {}
+        return PeerAccount(**{names.get(name, name): value for name, value in fields.items()})
+    except (ValueError, TypeError, AttributeError):
+        return PeerAccount()

@@ -94,12 +94,12 @@ class Monitor:
         records = reading.records
         point = self._point(records, progress, now)
         self._record_membership(records, now)
-        self.history.credit(self.credit.settle(records, progress.epoch, now), time=now)
+        self.history.credit(self.credit.update(records, progress.step, now), time=now)
         self.history.add_points([point])
         self.history.set_snapshot(
             Snapshot(
                 time=now,
-                step=progress.epoch,
+                step=progress.step,
                 samples_accumulated=progress.samples_accumulated,
                 target_batch_size=self.target,
                 peers=int(point.peers),
@@ -132,10 +132,10 @@ class Monitor:
         training = [record for record in records.values() if not record.auxiliary]
         loss = robust_loss(training)
         rates = [record.learning_rate for record in training if record.learning_rate is not None]
-        samples = progress.epoch * self.target + progress.samples_accumulated
+        samples = progress.step * self.target + progress.samples_accumulated
         return Point(
             time=now,
-            step=progress.epoch,
+            step=progress.step,
             samples=samples,
             loss=loss[0] if loss else None,
             loss_low=loss[1] if loss else None,

@@ -2,7 +2,7 @@
 
 FOLDER/sample_images/step-00001200-0.webp   for the first prompt, generated from the checkpoint of that step
 
-A process of its own (`ttt.swarm.coordinator.fixed_prompts`) generates them: its time and memory do not burden the
+A process of its own (`ttt.swarm.coordinator.sample_image_worker`) generates them: its time and memory do not burden the
 coordinator, and a crash cannot stop it.
 """
 
@@ -96,7 +96,7 @@ class SampleImageRenderer:
             if self._closed:
                 return "asked to stop"
             self._process = process = start_child(
-                [sys.executable, "-m", "ttt.swarm.coordinator.fixed_prompts", str(bundle), str(out)],
+                [sys.executable, "-m", "ttt.swarm.coordinator.sample_image_worker", str(bundle), str(out)],
                 niceness=NICENESS, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )  # fmt: skip

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ttt.swarm.process.text import MAX_NAME, clean_text
+from ttt.swarm.process.sanitize import MAX_NAME, clean_text
 
 if TYPE_CHECKING:
     from hivemind.dht import DHT

@@ -16,7 +16,7 @@ import numpy as np
 
 from ttt.swarm.history.reader import HistoryReader
 from ttt.swarm.history.types import CheckpointEntry, Event, SampleImage, Snapshot
-from ttt.swarm.process.text import MAX_NAME, clean_text, safe_name
+from ttt.swarm.process.sanitize import MAX_NAME, clean_text, safe_name
 
 Axis = Literal["time", "samples"]
 Series = Literal["loss", "peers", "samples_per_second", "learning_rate", "step"]

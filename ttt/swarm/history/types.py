@@ -57,7 +57,7 @@ class Contributor:
 
     peer_id: str
     name: str
-    """Written by the peer: escape it before it is shown (`process.text.safe_name`)."""
+    """Written by the peer: escape it before it is shown (`process.sanitize.safe_name`)."""
     device: str
     first_seen: UnixTime
     last_seen: UnixTime

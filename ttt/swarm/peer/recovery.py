@@ -51,7 +51,7 @@ class Recovery:
         state = self.optimizer.state_averager.state(copy=True)
         if not is_finite(list(state.tensors.values())):
             self.reporter.report_problem(
-                f"step {state.epoch}: the state contains NaN or infinity; the last backup is kept"
+                f"step {state.step}: the state contains NaN or infinity; the last backup is kept"
             )
             return
         try:
@@ -105,11 +105,11 @@ class Recovery:
             return None
         try:
             # Keep the current step: with an older one this peer would be behind the swarm and have to download a state.
-            averager.load(replace(backup, epoch=averager.local_epoch))
+            averager.load(replace(backup, step=averager.local_epoch))
         except CheckpointError as error:  # of another model, or not finite; nothing was changed
-            self.reporter.report_problem(f"the backup of step {backup.epoch} cannot be used: {error}")
+            self.reporter.report_problem(f"the backup of step {backup.step} cannot be used: {error}")
             return None
-        return backup.epoch
+        return backup.step
 
 
 def save_backup(folder: Path, state: TrainingState, generation: int) -> None:
@@ -118,7 +118,7 @@ def save_backup(folder: Path, state: TrainingState, generation: int) -> None:
     from safetensors.torch import save_file
 
     temporary = folder / f".{BACKUP_FILE}.partial"
-    metadata = {"step": str(state.epoch), "generation": str(generation), "scalars": json.dumps(state.scalars)}
+    metadata = {"step": str(state.step), "generation": str(generation), "scalars": json.dumps(state.scalars)}
     try:
         save_file({name: tensor.contiguous() for name, tensor in state.tensors.items()}, temporary, metadata=metadata)
         temporary.replace(folder / BACKUP_FILE)

@@ -132,7 +132,7 @@ class Supervisor:
         )
 
     def _on_peer_exit(self, code: int) -> bool:
-        """Handle an exit that nobody requested: True if the peer has finished, else it is restarted later."""
+        """Handle an unrequested exit: True if the peer has finished, else it is restarted later."""
         self._read_peer_status()
         assert self._peer is not None
         last = self._last_status

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 from ttt.swarm.process.control_files import Contribution
 from ttt.swarm.process.formatting import STATE_DETAILS, STATE_LABELS, status_rows, step_progress
 from ttt.swarm.process.log_hints import recent_issues
+from ttt.swarm.process.sanitize import clean_text
 from ttt.swarm.process.status import PeerStatus
-from ttt.swarm.process.text import clean_text
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

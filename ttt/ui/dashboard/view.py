@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from ttt.swarm.history.summary import Axis, Curve, LeaderboardEntry, Progress, Series
 from ttt.swarm.history.types import CheckpointEntry, Event, SampleImage
-from ttt.swarm.process.text import clean_text
+from ttt.swarm.process.sanitize import clean_text
 from ttt.ui import html
 from ttt.ui.dashboard import plots
 from ttt.ui.dashboard.plots import SAMPLES, STEPS, TIME, moment, number

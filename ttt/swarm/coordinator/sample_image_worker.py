@@ -1,7 +1,7 @@
 """Generates small images of the same few prompts from one bundle, as a program of its own. Independent of the swarm.
 
-`python -m ttt.swarm.coordinator.fixed_prompts BUNDLE OUT` reads {"prompts": [...], "candidates": 4} from stdin and
-writes OUT/0.webp and so on. Not part of `sample_images.py`, because that module imports the averaging package, and
+`python -m ttt.swarm.coordinator.sample_image_worker BUNDLE OUT` reads {"prompts": [...], "candidates": 4} from stdin
+and writes OUT/0.webp and so on. Not part of `sample_images.py`, because that module imports the averaging package, and
 with it hivemind, which this process does not need.
 """
 
