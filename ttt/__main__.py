@@ -1,4 +1,4 @@
-"""The command line, `python -m ttt`. Slow imports wait for the command that needs them."""
+"""The command line, `ttt` or `python -m ttt`. Slow imports wait for the command that needs them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _BUNDLE_DTYPES = ("float32", "float16", "bfloat16")
 
 app = typer.Typer(
     name="ttt",
-    help="Training Transformers Together: images from text, with a model that volunteers trained over the Internet.",
+    help="Training Transformers Together: generate images from text, and train the model together over the Internet.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -59,7 +59,9 @@ def report_errors() -> Iterator[None]:
 @report_errors()
 @expand_options
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What the images show, for example: a red circle above a blue square")],
+    prompt: Annotated[
+        str, typer.Argument(help="Description of the image, for example: a red circle above a blue square")
+    ],
     params: SamplingParams,
     model: Annotated[str, typer.Option(help="'demo', a bundle folder, or a Hub id (owner/name).")] = "demo",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the Hub id.")] = None,
@@ -94,10 +96,10 @@ def convert(
         Path | None, typer.Option(help="VQGAN: Lightning's last.ckpt. Default: the published one.")
     ] = None,
     vqgan_config: Annotated[Path | None, typer.Option(help="The VQGAN's model.yaml.")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json. Default: that of t5-small.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json. Default: the one of t5-small.")] = None,
     clip: Annotated[str, typer.Option(help="MODEL:PRETRAINED of open_clip, or a folder.")] = "ViT-B-32:openai",
     pad_id: Annotated[int, typer.Option(help="The token that pads short prompts.", min=0)] = 1,
-    name: Annotated[str, typer.Option(help="Name of the model in the bundle. Default: that of the folder.")] = "",
+    name: Annotated[str, typer.Option(help="Name of the model in the bundle. Default: the folder's name.")] = "",
     dtype: Annotated[str, typer.Option(help="Stored precision: float32, float16 or bfloat16.")] = "float32",
     revision: Annotated[str | None, typer.Option(help="Revision of the published transformer.")] = None,
     trust_pickle: Annotated[

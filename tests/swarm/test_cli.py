@@ -55,7 +55,7 @@ def test_a_run_file_is_read_once_a_start(host: tuple[str, list[str]], tmp_path: 
     assert done.exit_code == 2 and "no-device" in done.output
     assert asked == ["/run.toml"]
     done = CliRunner().invoke(app, ["peer", "--run", url, "--initial-peer", ADDRESS, "--coordinator", "no id"])
-    assert done.exit_code == 2 and "--coordinator must be the end of its address" in done.output
+    assert done.exit_code == 2 and "--coordinator must be a peer id" in done.output
     assert asked == ["/run.toml"], "options are checked before the run file is read"
 
 
@@ -112,5 +112,5 @@ def test_whose_word_counts_can_be_said_apart_from_where_to_join(tmp_path: Path) 
     for coordinator in (ID["eve"], ADDRESS.replace(ID["ada"], ID["eve"])):
         options = PeerOptions(run="run.toml", initial_peers=(other,), coordinator=coordinator, folder=tmp_path)
         assert options.coordinators == [ID["eve"]]
-    with pytest.raises(InvalidInput, match="--coordinator must be the end of its address"):
+    with pytest.raises(InvalidInput, match="--coordinator must be a peer id"):
         PeerOptions(run="run.toml", initial_peers=(other,), coordinator="/p2p/", folder=tmp_path)

@@ -44,7 +44,7 @@ def encode(
     device: str | torch.device = "cpu",
     report: Report = lambda counts, shards: None,
 ) -> DatasetManifest:
-    """Encode all images with the VQGAN of `bundle` into the folder `out`; resumes if it holds a part of them.
+    """Encode all images with the VQGAN of `bundle` into the folder `out`; resumes if it already holds some.
 
     However often encoding was killed, the shards have the same bytes as after an undisturbed run on the same device.
     Raises InvalidInput or DataError.

@@ -21,7 +21,7 @@ def encode_command(
     images: Annotated[
         str, typer.Argument(help="A folder of images with captions, webdataset .tar files, Parquet, or a Hub data set.")
     ],
-    out: Annotated[Path, typer.Argument(help="Folder for the shards. If it holds a part of them, encoding resumes.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the shards. If it already holds some, encoding resumes.")],
     settings: EncodeSettings,
     model: Annotated[str, typer.Option(help="Bundle with the VQGAN to use: 'demo', a folder or a Hub id.")] = "demo",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",

@@ -22,7 +22,7 @@ class SamplingParams(CheckedModel):
         default_factory=lambda values: min(DEFAULT_KEEP, values.get("candidates", DEFAULT_KEEP)),
         ge=1,
         le=1024,
-        description=f"Best images to return. Default: {DEFAULT_KEEP}, or all of fewer candidates.",
+        description=f"Best images to return. Default: {DEFAULT_KEEP}, or all candidates if there are fewer.",
     )
     top_k: int | None = Field(
         default=256,
@@ -34,7 +34,7 @@ class SamplingParams(CheckedModel):
         default=0.75,
         gt=0.0,
         le=1.0,
-        description="Of these, use only the fewest whose probabilities add up to p. Off: use all.",
+        description="Keep only the most likely codes whose probabilities add up to p. Off: keep all.",
     )
     temperature: float = Field(
         default=1.0,

@@ -54,7 +54,7 @@ def add_commands(app: typer.Typer, report_errors: ReportErrors) -> None:
 
             write_run_file(file, new_settings(check_name(name) if name else file.stem))
             quoted = shlex.quote(str(file))
-            typer.echo(f"{file}: edit it, then start  python -m ttt coordinator --run {quoted}")
+            typer.echo(f"{file}: edit it, then start  ttt coordinator --run {quoted}")
 
     @run.command()
     def rollback(
@@ -99,7 +99,7 @@ def add_commands(app: typer.Typer, report_errors: ReportErrors) -> None:
         announce: Annotated[list[str] | None, typer.Option(help=_help("announce"))] = None,
         initial_peer: Annotated[list[str] | None, typer.Option(help=_help("initial_peers"))] = None,
     ) -> None:
-        """Found or resume a run: the address where peers join, its checkpoints and its history."""
+        """Start or resume a run as its coordinator: admits peers, writes checkpoints, keeps the history."""
         with report_errors():
             _prepare()
             from ttt.swarm.config.run_file import read_run_file
@@ -123,7 +123,7 @@ def add_commands(app: typer.Typer, report_errors: ReportErrors) -> None:
             typer.Option(help=f"{describe(PeerOptions, 'folder').help} Default: runs/NAME/peer."),
         ] = None,
     ) -> None:
-        """Take part in a run with this machine."""
+        """Join a run and train on this machine."""
         _prepare()
         from ttt.swarm.config.run_file import read_run_file
         from ttt.swarm.peer.peer import run_peer

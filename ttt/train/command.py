@@ -20,7 +20,7 @@ def train(
     data: Annotated[
         str, typer.Argument(help="'scenes', a folder or pattern of shards, a URL, or the Hub id of a data set.")
     ],
-    out: Annotated[Path, typer.Argument(help="Folder of the model. If it holds an unfinished training, it resumes.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the model. If it holds an unfinished run, training resumes.")],
     recipe: Recipe,
     parts: Annotated[
         str, typer.Option(help="Bundle with the VQGAN, tokenizer and CLIP to use: 'demo', a folder or a Hub id.")
@@ -42,7 +42,7 @@ def train(
     save_every: Annotated[float, typer.Option(help="Seconds between checkpoints.", min=0.0)] = 60.0,
     evaluate_every: Annotated[int, typer.Option(help="Steps between evaluations.", min=1)] = 500,
 ) -> None:
-    """Train a model on this machine alone, without a swarm. OUT is a usable bundle from the first minute."""
+    """Train a model on this machine alone, without a swarm. OUT is a usable bundle from the start."""
     from ttt.bundle import find_bundle
     from ttt.train.single import Training
     from ttt.train.single import train as run

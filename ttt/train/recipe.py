@@ -8,7 +8,7 @@ from ttt.fields import CheckedModel
 
 
 class Recipe(CheckedModel):
-    """How long and how fast one model is trained; the defaults are those of the 2021 run, except for the batch size."""
+    """How long and how fast one model is trained; the defaults are the 2021 run's, except for the batch size."""
 
     steps: int = Field(default=31_250, ge=1, description="Optimizer steps.")
     batch_size: int = Field(
@@ -24,7 +24,7 @@ class Recipe(CheckedModel):
         default=0.045, ge=0.0, description="Weight decay of matrices; biases, norms and scales have none."
     )
     betas: tuple[float, float] = Field(
-        default=(0.9, 0.96), description="Decay of the two moments per step.", json_schema_extra={"option": None}
+        default=(0.9, 0.96), description="Decay of the optimizer's state per step.", json_schema_extra={"option": None}
     )
     clip: float = Field(
         default=4.0, gt=0.0, description="Largest joint norm of all gradients; larger ones are scaled down to it."
@@ -36,7 +36,7 @@ class Recipe(CheckedModel):
         json_schema_extra={"option": None},
     )
     seed: int = Field(
-        default=0, ge=0, description="Seed of the first weights, of the order of the data and of all random numbers."
+        default=0, ge=0, description="Seed of the initial weights, of the order of the data and of all random numbers."
     )
 
     @model_validator(mode="after")

@@ -1,6 +1,6 @@
 """Training on one machine, without a swarm, in a folder that is a bundle all the time.
 
-OUT/            a bundle: TextToImage.from_pretrained(OUT) works from the first minute
+OUT/            a bundle: TextToImage.from_pretrained(OUT) works from the start
 OUT/training/   checkpoint, settings and records
 """
 

@@ -148,7 +148,7 @@ def test_an_invalid_name_is_refused_with_a_valid_proposal() -> None:
 def test_a_run_file_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "run.toml", tmp_path / "file" / "deep" / "run.toml"):
-        with pytest.raises(InvalidInput, match=r"cannot be written: .*file; choose a folder"):
+        with pytest.raises(InvalidInput, match=r"cannot be written: .*is a file, or inside one; choose a folder"):
             write_run_file(path)
     with pytest.raises(InvalidInput, match=r"is a folder; .*run\.toml"):
         write_run_file(tmp_path)

@@ -30,7 +30,7 @@ def at(host: str, who: str = "ada", port: int = 8080) -> str:
 def test_the_address_on_the_route_to_the_internet_comes_before_those_of_virtual_networks() -> None:
     docker, home, loop, public = (at(host) for host in ("172.17.0.1", "192.168.1.200", "127.0.0.1", "93.184.215.14"))
     line = invitation("run.toml", [loop, docker, home], own_ip="192.168.1.200")[-1]
-    assert line == f"python -m ttt peer --run run.toml --initial-peer {home}"
+    assert line == f"ttt peer --run run.toml --initial-peer {home}"
     assert home not in invitation("run.toml", [docker, home], own_ip="172.17.0.1")[-1]
     assert public in invitation("run.toml", [docker, home, public], own_ip="192.168.1.200")[-1]
     assert docker in invitation("run.toml", [loop, docker], own_ip="")[-1]
@@ -40,7 +40,7 @@ def test_the_address_on_the_route_to_the_internet_comes_before_those_of_virtual_
 
 def test_the_command_for_volunteers_survives_a_shell() -> None:
     line = invitation("my runs/a & b.toml", [at("127.0.0.1")], own_ip="")[-1]
-    assert shlex.split(line)[4:] == ["--run", "my runs/a & b.toml", "--initial-peer", at("127.0.0.1")]
+    assert shlex.split(line)[2:] == ["--run", "my runs/a & b.toml", "--initial-peer", at("127.0.0.1")]
 
 
 def test_the_outgoing_address_belongs_to_this_machine() -> None:

@@ -329,7 +329,7 @@ def test_the_command_of_a_peer_passes_every_option_on(tmp_path: Path) -> None:
 
 
 def test_a_desired_state_is_checked_like_the_options_of_the_command_line(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="--coordinator must be the end of its address"):
+    with pytest.raises(InvalidInput, match="--coordinator must be a peer id"):
         DesiredState(run="run.toml", initial_peers=(ADDRESS,), coordinator="the organiser")
     with pytest.raises(InvalidInput, match="micro_batch must be a whole number from 0"):
         DesiredState(run="run.toml", initial_peers=(ADDRESS,), micro_batch=-1)

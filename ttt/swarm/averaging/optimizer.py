@@ -1,4 +1,4 @@
-"""hivemind's Optimizer as this project runs it: it never founds a run, and it survives failed and missed rounds.
+"""hivemind's Optimizer as this project runs it: it never starts a run, and survives failed and missed rounds.
 
 An *epoch* is hivemind's word for one optimizer step of the whole swarm, made when the peers together have accumulated
 the global batch. The training loop calls `step()` after each micro-batch. When the global batch is complete, that call

@@ -55,7 +55,7 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def initialize(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Create the statistics of the optimizer without changing any parameter, and return the optimizer.
+    """Create the state of the optimizer without changing any parameter, and return the optimizer.
 
     hivemind creates them with a step on zero gradients, which weight decay turns into a change of the parameters.
     """

@@ -27,15 +27,15 @@ class JoinOptions(CheckedModel):
     initial_peers: tuple[Address, ...] = Field(
         default=(),
         max_length=MAX_ADDRESSES,
-        description="Address at which to join: the one that the coordinator prints, or that of any peer of the run. "
-        "Can be given several times.",
+        description="Address at which to join: the one that the coordinator prints, or the address of any peer of the "
+        "run. Can be given several times.",
         json_schema_extra={"option": "--initial-peer"},
     )
     coordinator: str = Field(
         default="",
         max_length=1000,
-        description="Id or address of the coordinator. Default: the initial peers are trusted, and the coordinators "
-        "that they name.",
+        description="Id or address of the coordinator. Default: trust the initial peers, and the coordinators that "
+        "they name.",
     )
     name: str = Field(default="", max_length=100, description="Your name on the leaderboard.")
     device: str = Field(default="auto", max_length=20, description="auto, cpu, cuda or cuda:1.")
@@ -43,13 +43,13 @@ class JoinOptions(CheckedModel):
     micro_batch: int = Field(
         default=0, ge=0, le=1 << 24, description="Samples to compute at once; 0: as many as fit in memory."
     )
-    limit: float = Field(default=0.0, ge=0, le=1e6, description="Samples per second not to exceed; 0: no limit.")
+    limit: float = Field(default=0.0, ge=0, le=1e6, description="Maximum samples per second; 0: no limit.")
     host: str = Field(default="0.0.0.0", max_length=100, description="IPv4 address to listen on.")
     port: int = Field(default=0, ge=0, le=65_535, description="TCP port to listen on; 0: any free port.")
     announce: tuple[Address, ...] = Field(
         default=(),
         max_length=MAX_ADDRESSES,
-        description="Address under which other peers reach this one, such as /ip4/203.0.113.5/tcp/8080. Default: the "
+        description="Address at which other peers can reach this one, such as /ip4/203.0.113.5/tcp/8080. Default: the "
         "addresses of this machine.",
     )
     client: bool = Field(
@@ -59,11 +59,11 @@ class JoinOptions(CheckedModel):
     auxiliary: bool = Field(
         default=False, description="Only average for other peers, without training; needs no GPU, but an open port."
     )
-    until: int = Field(default=0, ge=0, description="Leave after this step; 0: stay.")
+    until: int = Field(default=0, ge=0, description="Leave after this step; 0: never.")
     seed: int | None = Field(
-        default=None, ge=0, le=2**63 - 1, description="Order of this peer's data. Default: random."
+        default=None, ge=0, le=2**63 - 1, description="Seed for the order of this peer's data. Default: random."
     )
-    plain: bool = Field(default=False, description="Print lines of text even to a terminal that can show more.")
+    plain: bool = Field(default=False, description="Print plain lines instead of the live panel.")
 
     @property
     def coordinators(self) -> list[str]:
@@ -77,7 +77,7 @@ class JoinOptions(CheckedModel):
             raise ValueError("--initial-peer is needed: the address that the coordinator prints")
         if self.coordinator and not re.fullmatch(PEER_ID, self.coordinators[0]):
             raise ValueError(
-                "--coordinator must be the end of its address, after /p2p/, such as Qm... (46 characters); "
+                "--coordinator must be a peer id: the part of the address after /p2p/, such as Qm... (46 characters); "
                 f"got {self.coordinator!r}"
             )
         if not self.client:
@@ -106,12 +106,12 @@ class CoordinatorOptions(CheckedModel):
     announce: tuple[Address, ...] = Field(
         default=(),
         max_length=MAX_ADDRESSES,
-        description="Address under which peers reach the coordinator. Default: those in the run file.",
+        description="Address at which peers can reach the coordinator. Default: the addresses in the run file.",
     )
     initial_peers: tuple[Address, ...] = Field(
         default=(),
         max_length=MAX_ADDRESSES,
-        description="Address of a network that exists already; usually none.",
+        description="Address of a peer in an existing network to join; rarely needed.",
         json_schema_extra={"option": "--initial-peer"},
     )
 

@@ -44,7 +44,7 @@ class RunSection(_Section):
     name: str = Field(
         default="my-run",
         pattern=f"^{NAME}$",
-        description="Unique in its network; lower-case letters, digits and hyphens.",
+        description="Must be unique within the network; lower-case letters, digits and hyphens.",
     )
     title: str = Field(default="", max_length=200, description="Shown to contributors; empty: the name.")
     seed: int = Field(
@@ -59,7 +59,7 @@ class ModelSection(_Section):
         default="demo",
         min_length=1,
         max_length=500,
-        description='"demo", a bundle folder or a Hub id (owner/name); provides image codec, tokenizer, CLIP and '
+        description='"demo", a bundle folder or a Hub id (owner/name); provides the VQGAN, tokenizer, CLIP and '
         "configuration.",
     )
     from_bundle: bool = Field(
@@ -95,7 +95,7 @@ class OptimizerSection(_Section):
     """How averaged gradients update the parameters."""
 
     name: Literal["lamb8bit", "lamb", "adamw"] = Field(
-        default="lamb8bit", description="lamb8bit (8-bit statistics, as in 2021), lamb or adamw."
+        default="lamb8bit", description="lamb8bit (8-bit state, as in 2021), lamb or adamw."
     )
     learning_rate: float = Field(default=2.5e-3, gt=0, le=1, description="Peak learning rate.")
     warmup_steps: int = Field(default=3125, ge=0, description="Steps over which the learning rate rises to its peak.")
@@ -109,12 +109,13 @@ class OptimizerSection(_Section):
     )
     max_grad_norm: float = Field(default=4.0, gt=0, description="Gradients are clipped to this global norm.")
     bias_correction: bool = Field(
-        default=False, description="Bias correction of LAMB's means. The 2021 run had none; short runs need it."
+        default=False,
+        description="Correct the bias of LAMB's state in the first steps. The 2021 run did not; short runs need it.",
     )
 
     @property
     def eight_bit(self) -> bool:
-        """True if the optimizer stores its statistics in one byte each instead of four."""
+        """True if the optimizer stores its state in one byte per number instead of four."""
         return self.name == "lamb8bit"
 
     @model_validator(mode="after")
@@ -125,13 +126,14 @@ class OptimizerSection(_Section):
 
 
 class BatchSection(_Section):
-    """Work of the swarm between two optimizer steps."""
+    """How many samples make one optimizer step."""
 
     global_batch: int = Field(
         default=4096,
         ge=1,
         le=1 << 24,
-        description="Samples per step, of all peers together. If it is too small, peers spend their time averaging.",
+        description="Samples per step, of all peers together. Choose it so that a step lasts at least three times "
+        "matchmaking_time: in shorter steps, peers spend most of their time finding each other.",
     )
 
 
@@ -145,21 +147,21 @@ class AveragingSection(_Section):
     )
     state: Compression = Field(
         default="16-bit",
-        description="The same for parameters. 8-bit leaves peers about 1 % of the weights' deviation apart.",
+        description="The same for parameters. With 8-bit, peers' parameters differ by about 1 % of their standard "
+        "deviation.",
     )
     power_sgd_rank: int = Field(
         default=0,
         ge=0,
         le=1024,
-        description="Send gradients as factors of this rank (PowerSGD); 0: uncompressed by rank.",
+        description="Send gradients as factors of this rank (PowerSGD); 0: off.",
     )
     state_every: int = Field(
         default=5, ge=1, le=10_000, description="Steps between two rounds that average the parameters themselves."
     )
     delayed: bool = Field(
         default=False,
-        description="Continue to compute while gradients are averaged, and apply them one step late. Needs steps of at "
-        "least four times matchmaking_time.",
+        description="Continue to compute while gradients are averaged, and apply them one step late.",
     )
     group_size: int = Field(
         default=0,
@@ -168,7 +170,7 @@ class AveragingSection(_Section):
         description="Peers that average together; a full group starts at once. At least 2, or 0: all peers.",
     )
     matchmaking_time: float = Field(
-        default=15.0, gt=0.1, le=600, description="Seconds that peers have to form a group before a round."
+        default=15.0, gt=0.1, le=600, description="Time limit for forming a group, in seconds."
     )
     request_timeout: float = Field(
         default=5.0, gt=0, le=600, description="Seconds to wait for the answer of one peer; less than matchmaking_time."
@@ -183,10 +185,10 @@ class AveragingSection(_Section):
         default=120.0,
         gt=0,
         le=7200,
-        description="Seconds after which a round is abandoned: the longest stall of a peer.",
+        description="Seconds after which a round is abandoned: the longest that one peer can delay the others.",
     )
     progress_lifetime: float = Field(
-        default=45.0, gt=1, le=3600, description="Seconds for which a silent peer still counts as present."
+        default=45.0, gt=1, le=3600, description="Seconds after its last report during which a peer still counts."
     )
 
     @field_validator("group_size")
@@ -222,7 +224,7 @@ class NetworkSection(_Section):
     announce: list[str] = Field(
         default_factory=list,
         max_length=16,
-        description='Addresses under which peers reach it, such as "/ip4/203.0.113.5/tcp/8080" or '
+        description='Addresses at which peers can reach it, such as "/ip4/203.0.113.5/tcp/8080" or '
         '"/dns4/example.org/tcp/8080"; empty: the addresses of its machine.',
     )
 
@@ -284,7 +286,10 @@ class SampleImagesSection(_Section):
         description="Images generated for each prompt, of which the one that CLIP ranks first is kept. 0: none.",
     )
     keep: int = Field(
-        default=60, ge=2, le=1000, description="Checkpoints whose sample images are kept, spread over the run."
+        default=60,
+        ge=2,
+        le=1000,
+        description="Maximum number of checkpoints whose sample images are kept, spread evenly over the run.",
     )
 
     @field_validator("prompts")
@@ -329,7 +334,7 @@ def dalle_config(settings: RunSettings, of_bundle: DalleConfig) -> DalleConfig:
     for field in ("image_fmap_size", "num_image_tokens", "num_text_tokens"):
         if getattr(config, field) != getattr(of_bundle, field):
             raise InvalidInput(
-                f"[model] dalle.{field} must be {getattr(of_bundle, field)}, because the image codec and tokenizer of "
-                f"the bundle {settings.model.bundle!r} require it; got {getattr(config, field)}"
+                f"[model] dalle.{field} must be {getattr(of_bundle, field)}, because the VQGAN and tokenizer of the "
+                f"bundle {settings.model.bundle!r} require it; got {getattr(config, field)}"
             )
     return config

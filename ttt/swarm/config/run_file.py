@@ -21,7 +21,7 @@ _HEADER = """\
 #   ttt coordinator --run FILE                    on one machine that all peers can reach; it prints its address
 #   ttt peer --run FILE --initial-peer ADDRESS    on every machine that trains
 #
-# Change what you like. A line that is left out has its default.
+# Change what you like. Omitted settings keep their defaults.
 """
 
 
@@ -55,11 +55,11 @@ def write_run_file(path: Path, settings: RunSettings | None = None, *, overwrite
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(render(settings or RunSettings()), encoding="utf-8")
     except (FileExistsError, NotADirectoryError):
-        raise InvalidInput(f"{path} cannot be written: {path.parent} is or lies in a file; choose a folder") from None
-    except OSError as error:
         raise InvalidInput(
-            f"{path} cannot be written ({error.strerror}); choose a folder in which you may write"
+            f"{path} cannot be written: {path.parent} is a file, or inside one; choose a folder"
         ) from None
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be written ({error.strerror}); choose a folder you can write to") from None
 
 
 def render(settings: RunSettings) -> str:
@@ -123,7 +123,7 @@ def _describe(name: str, text: str, error: Any) -> str:
     if error["type"] == "extra_forbidden":
         section = RunSettings.model_fields.get(where[0])
         known = RunSettings if len(where) == 1 or section is None else section.annotation
-        message = f"unknown; known here: {', '.join(getattr(known, 'model_fields', {}))}"
+        message = f"unknown setting; valid here: {', '.join(getattr(known, 'model_fields', {}))}"
     elif not isinstance(error["input"], dict):
         message += f", got {error['input']!r}"
     line = _line(text, where)

@@ -83,7 +83,7 @@ def invitation(run: str, addresses: list[str], own_ip: str | None = None) -> lis
     own_ip = own_ip or outgoing_ip()
     best = sorted(addresses, key=lambda address: (_locality(address), own_ip not in address.split("/"), len(address)))
     options = " ".join(f"--initial-peer {shlex.quote(address)}" for address in best[:1])
-    return ["Volunteers take part with:", f"python -m ttt peer --run {shlex.quote(run)} {options}"]
+    return ["Volunteers join with:", f"ttt peer --run {shlex.quote(run)} {options}"]
 
 
 def outgoing_ip() -> str:

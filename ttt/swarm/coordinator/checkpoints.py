@@ -3,7 +3,7 @@
 FOLDER/checkpoints/step-00001200/
     manifest.json            step, time, and the SHA-256 of every file; written last
     bundle/                  the model: TextToImage.from_pretrained(".../bundle") works while training continues
-    optimizer.safetensors    the optimizer's statistics
+    optimizer.safetensors    the optimizer's state
     state.json               the step, and numbers of the optimizer
 FOLDER/checkpoints/latest    name of the newest one
 """
@@ -162,8 +162,8 @@ class CheckpointStore:
             if name.startswith(_PARAMETERS):
                 own[name.removeprefix(_PARAMETERS)].data.copy_(tensor)
         write_bundle_like(stage / BUNDLE, like, dalle, name=f"{self.run} step {state.step}")
-        statistics = {n: t.contiguous() for n, t in state.tensors.items() if not n.startswith(_PARAMETERS)}
-        save_file(statistics, stage / OPTIMIZER)
+        optimizer_state = {n: t.contiguous() for n, t in state.tensors.items() if not n.startswith(_PARAMETERS)}
+        save_file(optimizer_state, stage / OPTIMIZER)
         (stage / STATE).write_text(json.dumps({"step": state.step, "scalars": state.scalars}))
         manifest = Manifest(
             format=1, run=self.run, generation=generation, step=state.step, time=time.time(), files=_digests(stage)
@@ -180,7 +180,7 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
 
 
 def load_state(checkpoint: Checkpoint) -> TrainingState:
-    """Read parameters and statistics, verified against the manifest. CheckpointError names a damaged file."""
+    """Read parameters and optimizer state, verified against the manifest. CheckpointError names a damaged file."""
     from safetensors.torch import load_file
 
     if wrong := damaged(checkpoint):

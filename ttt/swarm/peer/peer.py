@@ -60,7 +60,7 @@ SHUTDOWN_SECONDS = 90.0
 
 
 def run_peer(options: PeerOptions, settings: RunSettings, access: AccessPolicy | None = None) -> None:
-    """Take part in a run until SIGTERM, its last step, or the step `options.until`.
+    """Train in a run until SIGTERM, its last step, or the step `options.until`.
 
     settings: those of the run file that `options.run` names. Raises TTTError if the peer cannot join.
     """

@@ -50,7 +50,7 @@ def shared_memory_needed(parameters: int, *, trains: bool, eight_bit: bool) -> i
     """Return the bytes of /dev/shm that a peer (`trains`) or a coordinator needs.
 
     The averaged parameters, and for a peer the gradients, lie there in 4 bytes each. A state that is sent or downloaded
-    passes through it from process to process: parameters and two optimizer statistics, of 1 byte (`eight_bit`) or 4
+    passes through it from process to process: parameters and two optimizer states, of 1 byte (`eight_bit`) or 4
     bytes each. One such transfer is counted.
     """
     averaged, transfer = 8 if trains else 4, 6 if eight_bit else 12
