@@ -18,10 +18,11 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from ttt.bundle import Bundle
 
-# The same examples in every run of the gate; elsewhere `--hypothesis-seed` or chance look further.
-settings.register_profile("gate", derandomize=True)
-if os.environ.get("CI"):
-    settings.load_profile("gate")
+# No deadline for an example: it measures how busy the machine is. CI uses the same examples every time; elsewhere
+# chance or `--hypothesis-seed` explores further.
+settings.register_profile("local", deadline=None)
+settings.register_profile("gate", deadline=None, derandomize=True)
+settings.load_profile("gate" if os.environ.get("CI") else "local")
 
 
 @pytest.fixture(scope="session")

@@ -176,6 +176,41 @@ def test_the_project_is_installed_as_a_command() -> None:
     assert "ttt" in entry_points(group="console_scripts").names, "run `make setup`"
 
 
+PHRASES = {
+    # phrase -> what to write instead
+    r"\b(is|are) told\b": "is reported, is shown",
+    r"\btells\b": "shows, prints, reports",
+    r"\bgoes on\b": "continues, resumes",
+    r"\bwhoever\b": "a peer that, any user",
+    r"\banew\b": "again, from scratch",
+    r"\bthat (is|are) none\b": "invalid",
+    r"\bKnows (no|neither|nothing)\b": "Independent of",
+    r"\b[Nn]obody\b": "no peer, no user",
+    r"\bpaint(s|er|ed|ing)\b": "generate, sample, draw",
+    r"\bpictures?\b": "image",
+}
+"""Phrases that made readers stumble; the glossary of CONTRIBUTING.md has one word for one thing."""
+QUOTED = {
+    # files that quote such a word: captions that users write, and names of earlier versions that are still read
+    "tests/test_house.py", "ttt/data/shapes.py", "ttt/data/world/captions.py", "ttt/swarm/config/run_config.py",
+    "ttt/swarm/history/export.py", "ttt/swarm/history/schema.py", "tests/swarm/history/test_history.py",
+    "tests/swarm/config/test_run_file.py", "tests/e2e/test_space.py", "tests/test_rerank.py",
+    "tests/swarm/dht/test_validation.py",
+}  # fmt: skip
+
+
+def test_sentences_use_the_words_of_the_glossary() -> None:
+    found = []
+    for path in tracked_files():
+        name = str(path.relative_to(ROOT))
+        if path.suffix in (".py", ".md", ".css", ".js", ".ipynb") and name not in QUOTED:
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+                for phrase, better in PHRASES.items():
+                    if match := re.search(phrase, line):
+                        found.append(f"{name}:{number}: {match[0]!r}; write: {better}")
+    assert not found, "\n".join(found)
+
+
 def test_the_docs_give_the_sizes_of_the_models() -> None:
     from ttt.config import DEMO, DEMO_VQGAN, PAPER, PAPER_VQGAN
 

@@ -127,7 +127,7 @@ def test_images_without_settings_and_other_files_are_refused(tmp_path: Path):
             results.read_settings(tmp_path / name)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.data())
 def test_no_damaged_file_gets_through_as_anything_but_invalid_or_intact(data: st.DataObject):
     good = results.png(ranked(), prompt=PROMPT, params=PARAMS, model="demo")

@@ -46,7 +46,7 @@ def test_settings_inside_the_file_do_not_matter(tmp_path: Path):
     assert TextTokenizer.from_file(path, 4, pad_id=0)(["a red star"]).tolist() == [[2, 3, 13, 0]]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.text(alphabet=st.characters(), max_size=40))
 def test_any_text_becomes_tokens(tokenizer: TextTokenizer, prompt: str):
     tokens = tokenizer([prompt])

@@ -34,7 +34,7 @@ PARAMS = SamplingParams()
 class Times:
     """Seconds of each measurement; `*_cpu`: of the processor, which other programs disturb less than the clock.
 
-    These are a thread's own, or where there is but one, the whole process's; else they mean nothing.
+    With one thread these are the times of the process; with more, of this thread alone.
     """
 
     step: list[float] = field(default_factory=list)

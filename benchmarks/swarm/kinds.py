@@ -54,8 +54,8 @@ def rollback(folder: Path, wanted: Wanted) -> Result:
             member.wait(lambda status: status.state == "computing" and status.step < max(reached), START_SECONDS)
             member.wait(lambda status: status.step >= to + 2, START_SECONDS)
         taken = [line for member in members for line in member.log.splitlines() if "rolled back" in line]
-        return {"checkpoints": steps, "to": to, "reached": reached, "said": done.stdout.strip(), "told": len(taken),
-                "agree": agree_since(members, to)}  # fmt: skip
+        return {"checkpoints": steps, "to": to, "reached": reached, "output": done.stdout.strip(),
+                "peers_restarted": len(taken), "agree": agree_since(members, to)}  # fmt: skip
 
 
 def _together(members: list[Member], wanted: Wanted, auxiliary_peers: int = 0) -> Result:

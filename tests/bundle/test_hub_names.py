@@ -100,7 +100,7 @@ def test_the_environment_variables_of_the_hub(hub: FakeHub, files: Path, tmp_pat
 
 
 def test_names_of_models(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # where there is no ../x
+    monkeypatch.chdir(tmp_path)  # without a ../x
     assert find_bundle(files).name == find_bundle(str(files)).name == "tiny"
     monkeypatch.setattr(hub_module, "DEMO_FOLDER", files)
     assert find_bundle("demo") == read_bundle(files)

@@ -47,7 +47,7 @@ def setups(draw: st.DrawFn) -> TrainingSetup:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(models(), setups())
 def test_parts_are_never_negative_and_add_up(a: Architecture, setup: TrainingSetup) -> None:
     m = estimate(a, setup)
@@ -58,7 +58,7 @@ def test_parts_are_never_negative_and_add_up(a: Architecture, setup: TrainingSet
     assert m.ram_total == sum(m.ram.values())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(models(), setups(), st.integers(1, 3))
 def test_memory_never_decreases_when_a_size_grows(a: Architecture, setup: TrainingSetup, more: int) -> None:
     before = estimate(a, setup).gpu_total
@@ -88,7 +88,7 @@ LOWERS: dict[str, tuple[dict[str, Any], Any]] = {
 
 
 @pytest.mark.parametrize("technique", LOWERS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(a=models(), b=st.integers(1, 4), s=st.integers(32, 256))
 def test_a_technique_never_increases_what_it_should_reduce(technique: str, a: Architecture, b: int, s: int) -> None:
     # T5's learned position bias becomes a separate mask in every layer, which can cost more than it saves.

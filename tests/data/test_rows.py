@@ -74,7 +74,7 @@ def expected(values: dict[str, object]) -> str:
     return "kept" if codes.min() >= 0 and codes.max() < CODEBOOK else "bad_codes"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(any_row, max_size=12))
 def test_any_rows_are_kept_or_counted(rows: list[dict[str, object]]) -> None:
     counts: Counter[str] = Counter()
@@ -90,7 +90,7 @@ def test_any_rows_are_kept_or_counted(rows: list[dict[str, object]]) -> None:
     assert found.codes.shape == (len(good), CODES)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(any_row, min_size=1, max_size=20))
 def test_a_stream_of_any_rows_gives_good_batches(tmp_path: Path, rows: list[dict[str, object]]) -> None:
     good = [row(n, caption=f"row {n}".encode(), NSFW=b"UNLIKELY") for n in range(30)]
@@ -111,7 +111,7 @@ def test_a_stream_of_any_rows_gives_good_batches(tmp_path: Path, rows: list[dict
     stream.close()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_shard_with_flipped_bytes_is_read_or_skipped(tmp_path: Path, data: st.DataObject) -> None:
     broken, whole = tmp_path / "set" / "a.parquet", tmp_path / "set" / "b.parquet"

@@ -71,8 +71,8 @@ def test_a_visitor_gets_the_best_images(context: Any, slow_server: Server, tmp_p
 
     with page.expect_download() as download:
         result.get_by_text("Download ZIP").click()
-    download.value.save_as(tmp_path / "pictures.zip")
-    with zipfile.ZipFile(tmp_path / "pictures.zip") as archive:
+    download.value.save_as(tmp_path / "images.zip")
+    with zipfile.ZipFile(tmp_path / "images.zip") as archive:
         pngs = [name for name in archive.namelist() if name.endswith(".png")]
         assert len(pngs) == 4
         assert read_settings(archive.read(pngs[0]))["params"]["seed"] == seed
@@ -148,12 +148,12 @@ def test_a_reload_loses_nothing(context: Any, slow_server: Server) -> None:
     page = open_page(context, slow_server)
     page.get_by_label("Temperature").fill("0.8")
     ask(page, "before a reload", 8)
-    picture = result_of(page, "before a reload").locator("img").first.get_attribute("src")
+    image = result_of(page, "before a reload").locator("img").first.get_attribute("src")
     page.get_by_label("Prompt").fill("typed, not yet generated")
     time.sleep(0.5)
     page.reload()
     result = result_of(page, "before a reload")
-    assert result.locator("img").first.get_attribute("src") == picture
+    assert result.locator("img").first.get_attribute("src") == image
     assert field(page, "Prompt") == "typed, not yet generated"
     assert field(page, "Temperature") == "0.8"
     assert field(page, "number input for Candidates") == "8"
@@ -187,7 +187,7 @@ def test_a_dropped_png_fills_the_form_with_its_settings(context: Any, slow_serve
     context.clear_cookies()
     other = open_page(context, slow_server, "?prompt=something%20else&seed=1")
     other.wait_for_function("document.querySelector('#prompt textarea').value === 'something else'")
-    drop(other, "picture.png", png)
+    drop(other, "image.png", png)
     other.wait_for_function("document.querySelector('#prompt textarea').value === 'to be made again'")
     assert (seed_field(other).input_value(), field(other, "Keep"), field(other, "Temperature")) == (
         str(seed),

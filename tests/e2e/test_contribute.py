@@ -197,7 +197,7 @@ def open_leaderboard(context: Any, server: Server) -> Any:
 
 
 def credited(page: Any) -> int:
-    """Samples of the one contributor on the leaderboard; 0 while nobody is on it."""
+    """Samples of the one contributor on the leaderboard; 0 while it is empty."""
     cells = page.locator("#leaderboard tbody td:nth-child(4)").all_inner_texts()
     assert len(cells) <= 1
     return int(cells[0].replace(",", "")) if cells else 0

@@ -1,4 +1,4 @@
-"""The Contribute tab as a Space has it: its owner, other users, and what it tells them."""
+"""The Contribute tab on a Space: what the owner and other users see and may do."""
 
 from __future__ import annotations
 

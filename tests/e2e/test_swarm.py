@@ -178,9 +178,9 @@ def check_the_run_resumes_and_peers_that_leave_together_agree(swarm: LocalSwarm,
 def test_a_peer_that_finds_no_other_peer_says_so(tmp_path: Path) -> None:
     run = tmp_path / "run.toml"
     write_run_file(run, tiny_run(tmp_path))
-    nobody = f"/ip4/127.0.0.1/tcp/{free_port()}/p2p/QmcgpsyWgH8Y8ajJz1Cu72KnS5uo2Aa2LpzU7kinSupNKC"
+    absent = f"/ip4/127.0.0.1/tcp/{free_port()}/p2p/QmcgpsyWgH8Y8ajJz1Cu72KnS5uo2Aa2LpzU7kinSupNKC"
     line = [sys.executable, "-m", "ttt", "peer", "--run", str(run), "--folder", str(tmp_path / "peer")]
-    done = subprocess.run([*line, "--initial-peer", nobody], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([*line, "--initial-peer", absent], capture_output=True, text=True, timeout=200)
     assert done.returncode == 2
     assert "none of the initial peers answered" in done.stderr
     assert "Traceback" not in done.stderr

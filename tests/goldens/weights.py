@@ -1,4 +1,4 @@
-"""Weights for the parity tests, made anew from the names of the tensors: the goldens need not store them.
+"""Weights for the parity tests, generated from the names of the tensors, so that the goldens need not store them.
 
 Knows the published names on its own, without `ttt`, so that both sides of a comparison are independent.
 """

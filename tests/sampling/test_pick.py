@@ -36,7 +36,7 @@ def distribution(logits: list[float], params: SamplingParams, draws: int = 20_00
     return torch.bincount(codes, minlength=len(logits)) / draws
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(-60, 60), min_size=1, max_size=12, unique=True),
     st.one_of(st.none(), st.integers(1, 14)),

@@ -1,4 +1,4 @@
-"""A model of a few kilobytes with every part of a bundle, made in a second. Its pictures mean nothing."""
+"""A model of a few kilobytes with every part of a bundle, made in a second. Its images are noise."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ def test_state_has_the_bytes_of_the_calculator(dim: int) -> None:
     assert estimate(architecture, setup).optimizer == ours.state_bytes()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     shape=st.sampled_from(
         [
@@ -217,7 +217,7 @@ def test_any_shape_type_and_layout(shape: tuple[int, ...], dtype: torch.dtype, t
 
 
 @given(st.integers(0, 2**31), st.integers(1, 20_000), st.sampled_from([1e-30, 1.0, 1e20]), st.integers(0, 4))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_quantization_takes_the_nearest_code(seed: int, n: int, scale: float, spread: int) -> None:
     values = torch.randn(n, generator=torch.Generator().manual_seed(seed))
     values = values * (torch.randn(n, generator=torch.Generator().manual_seed(seed + 1)) * spread).exp()

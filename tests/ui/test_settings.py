@@ -78,7 +78,7 @@ def test_the_help_names_every_option_and_variable(capsys: pytest.CaptureFixture)
 
 
 def test_a_home_folder_is_found() -> None:
-    assert read_settings(["--results", "~/pictures"], {}).results == Path.home() / "pictures"
+    assert read_settings(["--results", "~/images"], {}).results == Path.home() / "images"
 
 
 def test_the_folders_of_keys_and_of_the_program_are_never_served(

@@ -264,7 +264,7 @@ def test_a_leader_that_lies_holds_up_no_peer(peers: list[GuardedAverager]) -> No
     a, b, liar = peers
 
     def one_round() -> int:
-        """Average with the liar at hand; returns the number of lies that it told."""
+        """Average with the liar at hand; returns the number of its lies."""
         before = LIES_TOLD.value
         theirs = liar.step(gather=STEP, wait=False, timeout=60)
         assert wait_for(lambda: looks_for_group(a, liar, STEP), 20, every=0.02)

@@ -70,7 +70,7 @@ def test_a_state_moves_to_another_optimizer_bit_for_bit(name: str) -> None:
     generator = torch.Generator().manual_seed(1)
     gradients = [torch.randn(p.shape, generator=generator) for p in parameters_of(other)]
     one, two = trained(name)[1], other
-    for optimizer in (one, two):  # and both go on alike
+    for optimizer in (one, two):  # both continue alike
         for p, g in zip(parameters_of(optimizer), gradients, strict=True):
             p.grad = g
         for group in optimizer.param_groups:
@@ -92,7 +92,7 @@ def test_making_the_statistics_changes_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda t: t.pop(next(iter(t))), "another model or optimizer"),
         (lambda t: t.update(extra=torch.zeros(1)), "extra"),
@@ -102,12 +102,12 @@ def test_making_the_statistics_changes_nothing(name: str) -> None:
         (lambda t: t.update({k: v + float("inf") for k, v in list(t.items())[-1:]}), "infinity"),
     ],
 )
-def test_a_state_that_does_not_fit_changes_nothing(change: object, told: str) -> None:
+def test_a_state_that_does_not_fit_changes_nothing(change: object, message: str) -> None:
     state = state_of()
     change(state.tensors)  # type: ignore[operator]
     _, optimizer = trained(steps=1)
     before = snapshot(optimizer, NAMES, 0, copy=True)
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(CheckpointError, match=message):
         restore(optimizer, NAMES, state)
     after = snapshot(optimizer, NAMES, 0)
     assert all(torch.equal(after.tensors[key], value) for key, value in before.tensors.items())
@@ -157,7 +157,7 @@ def test_a_writer_that_dies_leaves_no_half_checkpoint(tmp_path: Path, bundle: ob
         store.save(broken, tiny_dalle(), bundle, generation=0)  # type: ignore[arg-type]
     assert store.all() == []
     assert list(store.root.iterdir()) == []
-    (store.root / ".step-00000005.partial").mkdir()  # and one of a killed process is in nobody's way
+    (store.root / ".step-00000005.partial").mkdir()  # that of a killed process does not interfere
     assert store.save(state, tiny_dalle(), bundle, generation=0).step == 5  # type: ignore[arg-type]
 
 

@@ -83,33 +83,35 @@ def later(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def test_the_bundle_lies_at_the_root_and_the_rest_beside_it(hub: type[TakesCommits], checkpoint: Checkpoint) -> None:
-    told: list[tuple[str, str]] = []
-    uploader = Uploader("owner/model", 3600, lambda name, text: told.append((name, text)))
+    reported: list[tuple[str, str]] = []
+    uploader = Uploader("owner/model", 3600, lambda name, text: reported.append((name, text)))
     assert uploader.offer(checkpoint)
     uploader.wait(60)
-    assert told == [("step-00000007", "https://huggingface.co/owner/model/commit/abc")]
+    assert reported == [("step-00000007", "https://huggingface.co/owner/model/commit/abc")]
     assert hub.files == {"config.json": b'{"name": "seven"}', "training/state.json": b"{}"}
     assert len(hub.commits) == 1
     assert not uploader.offer(later(checkpoint)), "too early for another"
     uploader.finish(60)
-    assert told[1:] == [("step-00000008", "https://huggingface.co/owner/model/commit/abc")], "the last one stays away"
+    assert reported[1:] == [("step-00000008", "https://huggingface.co/owner/model/commit/abc")], (
+        "the last one stays away"
+    )
     uploader.finish(60)
     assert len(hub.commits) == 2, "it is there already"
 
 
 def test_a_hub_that_fails_is_told_and_stops_nobody(hub: type[TakesCommits], checkpoint: Checkpoint) -> None:
     hub.status = 403
-    told: list[tuple[str, str]] = []
-    uploader = Uploader("owner/model", 3600, lambda name, text: told.append((name, text)))
+    reported: list[tuple[str, str]] = []
+    uploader = Uploader("owner/model", 3600, lambda name, text: reported.append((name, text)))
     assert uploader.offer(checkpoint)
     uploader.wait(120)
-    [(name, text)] = told
+    [(name, text)] = reported
     assert name == ""
     assert "upload to owner/model failed" in text
     hub.status = 200
     assert uploader.offer(later(checkpoint)), "a failure does not begin the interval"
     uploader.wait(60)
-    assert told[-1][0] == "step-00000008"
+    assert reported[-1][0] == "step-00000008"
 
 
 @pytest.mark.parametrize("repo", ["model", "owner/", "/model", "owner/model/more"])

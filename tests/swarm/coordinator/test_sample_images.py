@@ -60,7 +60,7 @@ def checkpoint(folder: Path, bundle: Bundle, step: int, seed: int = 0) -> Checkp
     return store.save(TrainingState(step, parameters, {}), tiny_dalle(), bundle, generation=0)
 
 
-def painted(history: HistoryWriter) -> list[tuple[int, str]]:
+def rendered(history: HistoryWriter) -> list[tuple[int, str]]:
     return [(image.step, image.prompt) for image in history.sample_images()]
 
 
@@ -72,9 +72,9 @@ def test_the_same_prompts_are_rendered_from_each_checkpoint(
     renderer = SampleImageRenderer(tmp_path, SETTINGS, history, problems.append)
     renderer.offer(checkpoint(tmp_path, bundle, 1))
     renderer.offer(checkpoint(tmp_path, bundle, 2, seed=9))  # its turn comes when the first is done
-    until(lambda: len(painted(history)) == 4 or problems, "two images of two checkpoints")
+    until(lambda: len(rendered(history)) == 4 or problems, "two images of two checkpoints")
     assert not problems
-    assert painted(history) == [(1, PROMPTS[0]), (1, PROMPTS[1]), (2, PROMPTS[0]), (2, PROMPTS[1])]
+    assert rendered(history) == [(1, PROMPTS[0]), (1, PROMPTS[1]), (2, PROMPTS[0]), (2, PROMPTS[1])]
     files = [tmp_path / image.path for image in history.sample_images()]
     assert [file.name for file in files[:2]] == ["step-00000001-0.webp", "step-00000001-1.webp"]
     pixels = []
@@ -97,7 +97,7 @@ def test_a_step_is_rendered_once_and_never_if_switched_off(
         renderer.offer(checkpoint(tmp_path, bundle, 3))
         assert renderer._thread is None
         renderer.close()
-    assert painted(history) == [(3, PROMPTS[0])]
+    assert rendered(history) == [(3, PROMPTS[0])]
 
 
 def test_a_checkpoint_that_cannot_be_rendered_is_reported_unless_it_was_deleted(
@@ -116,7 +116,7 @@ def test_a_checkpoint_that_cannot_be_rendered_is_reported_unless_it_was_deleted(
     renderer.offer(gone)
     until(lambda: renderer._thread is None, "its end")
     assert len(problems) == 1
-    assert not painted(history)
+    assert not rendered(history)
     renderer.close()
 
 
@@ -130,7 +130,7 @@ def test_closing_kills_the_process(tmp_path: Path, history: HistoryWriter, bundl
     assert niceness == min(19, os.nice(0) + NICENESS)
     renderer.close()
     assert not processes_of(pid)
-    assert not painted(history)
+    assert not rendered(history)
 
 
 def test_sample_images_are_few_and_those_after_a_roll_back_are_deleted(tmp_path: Path, history: HistoryWriter) -> None:
@@ -141,7 +141,7 @@ def test_sample_images_are_few_and_those_after_a_roll_back_are_deleted(tmp_path:
         (tmp_path / path).write_bytes(b"x")
         history.add_sample_image(SampleImage(float(step), step, PROMPTS[0], path))
     renderer.forget_after(10)
-    assert [step for step, _ in painted(history)] == [0, 10]
+    assert [step for step, _ in rendered(history)] == [0, 10]
     assert sorted(file.name for file in (tmp_path / "sample_images").iterdir()) == ["0.webp", "10.webp"]
 
 

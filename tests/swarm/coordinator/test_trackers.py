@@ -1,4 +1,4 @@
-"""Curves for a tracker that is a fake: which is asked for, what it is told, and that its faults stop nothing."""
+"""Curves sent to a fake tracker: the choice of tracker, what it receives, and that its failures do not stop the run."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def fake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Fak
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def reports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Warnings."""
     found: list[str] = []
     monkeypatch.setattr(trackers.logger, "warning", lambda text, *values: found.append(text % values))
@@ -106,35 +106,35 @@ def test_the_clean_share_is_of_those_who_averaged() -> None:
     assert clean_share(records[2:]) is None
 
 
-def test_without_the_variable_nothing_is_imported(told: list[str], tmp_path: Path) -> None:
-    assert open_tracker(lambda: "my-run", {}) is None and not told
+def test_without_the_variable_nothing_is_imported(reports: list[str], tmp_path: Path) -> None:
+    assert open_tracker(lambda: "my-run", {}) is None and not reports
     assert open_tracker(lambda: "my-run", {"TTT_TRACK": "mlflow"}) is None
-    assert len(told) == 1 and "trackio or wandb" in told[0]
+    assert len(reports) == 1 and "trackio or wandb" in reports[0]
 
 
 @pytest.mark.parametrize("kind", trackers.TRACKERS)
-def test_a_package_that_is_missing_is_told_once(kind: str, told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_once(kind: str, reports: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, kind, None)
     tracker = Tracker(kind, "my-run", "ours")
     for step in range(3 * MAX_QUEUED):
         tracker.offer(step, {"loss": 1.0})
-    assert wait_for(lambda: bool(told), 10)
+    assert wait_for(lambda: bool(reports), 10)
     tracker.offer(10**6, {"loss": 1.0})
     tracker.finish()
-    missing = [one for one in told if "too slow" not in one]
+    missing = [one for one in reports if "too slow" not in one]
     assert len(missing) == 1 and f"pip install {kind}" in missing[0]
 
 
-def test_a_tracker_that_fails_is_told_once(fake: Fake, told: list[str]) -> None:
+def test_a_failing_tracker_is_reported_once(fake: Fake, reports: list[str]) -> None:
     tracker, fake.broken = tracker_of(fake), {1, 2}
     for step in range(3):
         tracker.offer(step, {"loss": 1.0, "peers": None})
     tracker.finish()
     assert fake.begun[0]["project"] == "ours" and fake.logged == [(0, {"loss": 1.0})]
-    assert told == [f"{fake.__name__} failed, the run continues without it: the server said no"]
+    assert reports == [f"{fake.__name__} failed, the run continues without it: the server said no"]
 
 
-def test_a_tracker_that_hangs_holds_nobody_up(fake: Fake, told: list[str]) -> None:
+def test_a_tracker_that_hangs_does_not_delay_the_run(fake: Fake, reports: list[str]) -> None:
     tracker = tracker_of(fake)
     fake.hurdle.clear()
     began = time.monotonic()
@@ -142,7 +142,7 @@ def test_a_tracker_that_hangs_holds_nobody_up(fake: Fake, told: list[str]) -> No
         tracker.offer(step, {"loss": 1.0})
     tracker.finish(0.1)
     assert time.monotonic() - began < 5
-    assert len(told) == 1 and "too slow" in told[0]
+    assert len(reports) == 1 and "too slow" in reports[0]
     fake.hurdle.set()
     assert wait_for(lambda: len(fake.logged) == MAX_QUEUED, 10)
     assert [step for step, _ in fake.logged] == list(range(MAX_QUEUED))

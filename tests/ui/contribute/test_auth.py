@@ -141,7 +141,7 @@ def test_an_admin_of_the_owning_organisation_is_allowed() -> None:
 
 
 def test_loopback_counts_for_nothing_in_a_space() -> None:
-    """What comes from there was forwarded, whoever sent it."""
+    """Requests from there were forwarded, regardless of the sender."""
     assert not OwnerAuth(SPACE).check(RequestContext("127.0.0.1", {"host": "127.0.0.1:7860"}))
 
 
@@ -174,7 +174,7 @@ def test_the_password_is_enough_from_anywhere() -> None:
 
 
 def test_where_a_password_is_set_loopback_is_not_enough() -> None:
-    """A proxy that tells nothing of itself would look like the machine itself."""
+    """A proxy that adds no header would look like the machine itself."""
     owner = OwnerAuth({"TTT_OWNER_PASSWORD": WORD})
     assert not owner.check(at_home())
     assert owner.check(at_home(), WORD)
@@ -205,7 +205,7 @@ def test_a_short_password_is_refused() -> None:
         OwnerAuth({"TTT_OWNER_PASSWORD": "short"})
 
 
-# -- what a request tells ---------------------------------------------------------------------------------------------
+# -- what a request reveals -------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -228,7 +228,7 @@ def app_that_tells_callers() -> Iterator[str]:
 
 
 def test_gradio_calls_on_behalf_of_an_mcp_client_and_is_refused() -> None:
-    """The tool is called from loopback, whoever asked for it and whatever host they named."""
+    """The tool is called from loopback, regardless of the caller and the host it named."""
     with app_that_tells_callers() as url:
         assert '"allowed": true' in call(url)
         answer = run_async(call_tool(f"{url}gradio_api/mcp/", "who"))

@@ -112,7 +112,7 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.dictionaries(st.sampled_from([*forms.FIELDS, "other"]), json_values))
 def test_any_browser_memory_gives_a_form(memory: dict[str, Any]) -> None:
     form = forms.from_saved(memory, MODELS)
@@ -126,7 +126,7 @@ def test_any_browser_memory_gives_a_form(memory: dict[str, Any]) -> None:
     assert isinstance(form.seed, str)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.dictionaries(st.sampled_from(forms.FIELDS), st.text(max_size=50)))
 def test_any_link_gives_a_usable_form(query: dict[str, str]) -> None:
     form, _ = forms.from_query(query, MODELS)

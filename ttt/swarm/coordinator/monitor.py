@@ -1,6 +1,6 @@
 """Turns self-reported peer metrics into robust statistics of the swarm, and records them.
 
-Knows neither the DHT nor SQL: readings come in, points and peers go into a `HistoryWriter`, steps to a
+Independent of the DHT and of SQL: readings come in, points and peers go into a `HistoryWriter`, steps to a
 `Tracker` if wanted.
 """
 

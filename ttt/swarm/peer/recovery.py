@@ -130,7 +130,7 @@ def save_backup(folder: Path, state: TrainingState, generation: int) -> None:
 
 
 def load_backup(folder: Path, generation: int | None = None) -> TrainingState | None:
-    """Read the backup; None if there is none of this generation (None: of any), or it cannot be read."""
+    """Read the backup of this generation (None: of any). Returns None if there is none, or if it cannot be read."""
     from safetensors import safe_open
 
     with contextlib.suppress(Exception), safe_open(folder / BACKUP_FILE, framework="pt") as file:
