@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.support import warm_ttt
 from tests.support.tiny import write_tiny_bundle
 from ttt.swarm.averaging.training_state import fingerprint_distance
 from ttt.swarm.config.run_config import RunSettings
@@ -65,7 +64,7 @@ class Member:
     """One process of a swarm, in a session of its own."""
 
     folder: Path
-    process: subprocess.Popen[bytes] | warm_ttt.WarmProcess
+    process: subprocess.Popen[bytes]
 
     @property
     def status(self) -> PeerStatus:
@@ -75,7 +74,7 @@ class Member:
     def log(self) -> str:
         return (self.folder / "log").read_text(errors="replace")
 
-    def wait(self, condition: Callable[[PeerStatus], bool], seconds: float = 60.0) -> PeerStatus:
+    def wait(self, condition: Callable[[PeerStatus], bool], seconds: float = 120.0) -> PeerStatus:
         """Return the first status that fulfils the condition; fail with the log if none does in time."""
         deadline = time.monotonic() + seconds
         while not condition(status := self.status):
@@ -108,8 +107,6 @@ class LocalSwarm:
     members: dict[str, Member] = field(default_factory=dict)
     wrap: Callable[[str, list[str]], list[str]] = lambda name, command: command
     """Turns a member's command into the one that is run, such as one in a network of its own."""
-    warm: bool = True
-    """Fork members from a process that has imported torch and hivemind; False measures a real start."""
 
     def __enter__(self) -> LocalSwarm:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +123,7 @@ class LocalSwarm:
     def run_file(self) -> Path:
         return self.folder / "run.toml"
 
-    def coordinator(self, *options: str, seconds: float = 90.0) -> Member:
+    def coordinator(self, *options: str, seconds: float = 180.0) -> Member:
         """Start it, and wait until it has founded or resumed the run."""
         member = self.start("coordinator", "coordinator", *options)
         member.wait(lambda status: status.state == "watching", seconds)
@@ -144,12 +141,8 @@ class LocalSwarm:
         line = [sys.executable, "-m", "ttt", command, "--run", str(self.run_file), "--folder", str(folder), *options]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         line = self.wrap(name, line)
-        process: subprocess.Popen[bytes] | warm_ttt.WarmProcess
-        if self.warm and line[0] == sys.executable:
-            process = warm_ttt.start(line, log=folder / "log", environment=environment)
-        else:
-            with (folder / "log").open("ab") as log:
-                process = subprocess.Popen(line, stdout=log, stderr=log, env=environment, start_new_session=True)
+        with (folder / "log").open("ab") as log:
+            process = subprocess.Popen(line, stdout=log, stderr=log, env=environment, start_new_session=True)
         self.members[name] = Member(folder, process)
         return self.members[name]
 
