@@ -57,7 +57,7 @@ def main() -> None:
     repeats = parser.parse_args().repeats
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with LocalSwarm(folder / "swarm", tiny_run(folder), warm=False) as swarm:
+        with LocalSwarm(folder / "swarm", tiny_run(folder)) as swarm:
             address = swarm.coordinator().status.addresses[0]
             imports = statistics.median(seconds_of_imports() for _ in range(repeats))
             rounds = [once(folder / f"peer-{i}", str(swarm.run_file), address) for i in range(repeats)]

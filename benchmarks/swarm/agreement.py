@@ -21,7 +21,7 @@ MICRO_BATCH = 16
 def agree(folder: Path, wanted: Wanted, **changes: Any) -> Result:
     """Unequal peers: the same parameters after every step, clean rounds, the loss of a single process."""
     settings = wanted.run(folder, averaging=averaging(**{"gradients": "8-bit", **changes}))
-    with LocalSwarm(folder / "swarm", settings, warm=False) as swarm:
+    with LocalSwarm(folder / "swarm", settings) as swarm:
         swarm.coordinator(seconds=START_SECONDS)
         members = [wanted.peer(swarm, number, "--until", str(wanted.steps)) for number in range(wanted.peers)]
         began = all_computing(members)

@@ -38,7 +38,7 @@ def _traffic(folder: Path, steps: int, peers: int, compression: str) -> Result:
             checkpoints={"every_seconds": 3600.0},
             network={"host": network.address("coordinator"), "port": 8080},
         )  # fmt: skip
-        with LocalSwarm(folder / "swarm", settings, warm=False, wrap=network.wrap) as swarm:
+        with LocalSwarm(folder / "swarm", settings, wrap=network.wrap) as swarm:
             swarm.coordinator(seconds=START_SECONDS)
             names = [f"p{number}" for number in range(peers)]
             members = [
@@ -83,7 +83,7 @@ def endurance(folder: Path, wanted: Wanted) -> Result:
     """Many steps: does anything grow?"""
     steps = wanted.steps
     settings = wanted.run(folder, batch={"global_batch": 16}, checkpoints={"every_seconds": 20.0})
-    with LocalSwarm(folder / "swarm", settings, warm=False) as swarm:
+    with LocalSwarm(folder / "swarm", settings) as swarm:
         coordinator = swarm.coordinator(seconds=START_SECONDS)
         members = [swarm.peer(f"p{n}", "--micro-batch", "8") for n in range(2)]
         all_computing(members)

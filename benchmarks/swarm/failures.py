@@ -22,7 +22,7 @@ from ttt.swarm.process.status import read_steps
 
 def crash(folder: Path, wanted: Wanted) -> Result:
     """`kill -9` of one peer while computing, of another while averaging."""
-    with LocalSwarm(folder / "swarm", wanted.run(folder), warm=False) as swarm:
+    with LocalSwarm(folder / "swarm", wanted.run(folder)) as swarm:
         swarm.coordinator(seconds=START_SECONDS)
         members = [wanted.peer(swarm, number) for number in range(max(3, wanted.peers))]
         all_computing(members)
@@ -45,7 +45,7 @@ def crash(folder: Path, wanted: Wanted) -> Result:
 
 def late(folder: Path, wanted: Wanted) -> Result:
     """A peer that joins a running swarm."""
-    with LocalSwarm(folder / "swarm", wanted.run(folder), warm=False) as swarm:
+    with LocalSwarm(folder / "swarm", wanted.run(folder)) as swarm:
         swarm.coordinator(seconds=START_SECONDS)
         members = [wanted.peer(swarm, number) for number in range(2)]
         all_computing(members)
@@ -67,7 +67,7 @@ def late(folder: Path, wanted: Wanted) -> Result:
 def restart(folder: Path, wanted: Wanted) -> Result:
     """Everybody killed, the coordinator too; then all of them again."""
     settings = wanted.run(folder, checkpoints={"every_seconds": 10.0})
-    with LocalSwarm(folder / "swarm", settings, warm=False) as swarm:
+    with LocalSwarm(folder / "swarm", settings) as swarm:
         coordinator = swarm.coordinator(seconds=START_SECONDS)
         members = [wanted.peer(swarm, number) for number in range(2)]
         all_computing(members)
@@ -99,7 +99,7 @@ def cut(folder: Path, wanted: Wanted) -> Result:
         return {"skipped": "needs root and `ip netns`"}
     with Network() as network:
         settings = wanted.run(folder, network={"host": network.address("coordinator"), "port": 8080})
-        with LocalSwarm(folder / "swarm", settings, warm=False, wrap=network.wrap) as swarm:
+        with LocalSwarm(folder / "swarm", settings, wrap=network.wrap) as swarm:
             swarm.coordinator(seconds=START_SECONDS)
             numbers = range(max(4, wanted.peers))
             members = [wanted.peer(swarm, n, "--host", network.address(f"p{n}")) for n in numbers]

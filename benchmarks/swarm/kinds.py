@@ -13,7 +13,7 @@ from tests.support.swarm import LocalSwarm, Member
 
 def client(folder: Path, wanted: Wanted) -> Result:
     """Two of the peers cannot be reached: they average through the others."""
-    with LocalSwarm(folder / "swarm", wanted.run(folder), warm=False) as swarm:
+    with LocalSwarm(folder / "swarm", wanted.run(folder)) as swarm:
         swarm.coordinator(seconds=START_SECONDS)
         members = [wanted.peer(swarm, n, *(["--client"] if n >= 2 else [])) for n in range(max(3, wanted.peers))]
         return _together(members, wanted)
@@ -21,7 +21,7 @@ def client(folder: Path, wanted: Wanted) -> Result:
 
 def auxiliary(folder: Path, wanted: Wanted) -> Result:
     """An auxiliary peer averages for the others without training."""
-    with LocalSwarm(folder / "swarm", wanted.run(folder), warm=False) as swarm:
+    with LocalSwarm(folder / "swarm", wanted.run(folder)) as swarm:
         swarm.coordinator(seconds=START_SECONDS)
         auxiliary = swarm.peer("auxiliary", "--auxiliary")
         members = [wanted.peer(swarm, number) for number in range(max(2, wanted.peers))]
@@ -38,7 +38,7 @@ def auxiliary(folder: Path, wanted: Wanted) -> Result:
 def rollback(folder: Path, wanted: Wanted) -> Result:
     """`ttt run rollback` while peers run: they come along by themselves."""
     settings = wanted.run(folder, checkpoints={"every_seconds": 5.0, "keep_last": 100})
-    with LocalSwarm(folder / "swarm", settings, warm=False) as swarm:
+    with LocalSwarm(folder / "swarm", settings) as swarm:
         coordinator = swarm.coordinator(seconds=START_SECONDS)
         members = [wanted.peer(swarm, number) for number in range(2)]
         all_computing(members)

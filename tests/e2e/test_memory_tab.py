@@ -40,7 +40,8 @@ def search(page: Page, label: str, text: str, option: str) -> None:
     field.click()
     # The page selects the present text shortly after the focus; text typed before that would be replaced.
     page.wait_for_function(
-        "() => { const a = document.activeElement; return a.value && a.selectionEnd - a.selectionStart === a.value.length }"
+        "() => { const field = document.activeElement;"
+        " return field.value && field.selectionEnd - field.selectionStart === field.value.length }"
     )
     page.keyboard.type(text)
     page.wait_for_function("most => document.querySelectorAll('[role=option]').length <= most", arg=12)
