@@ -301,6 +301,9 @@ class GenerateTab:
                 changes[self.preview] = view.preview(update)
             if update.ended:
                 changes |= self._end(job)
+            elif changes:
+                # Repeated, since on a busy page the late response of another event can undo it.
+                changes |= {self.generate: gr.Button(interactive=False), self.stop: gr.Button(interactive=True)}
             yield changes or {self.announce: gr.skip()}
 
     def _end(self, job: Job) -> Changes:
