@@ -7,10 +7,8 @@ a constant rate, then a straight line to zero over the last quarter. A larger bu
 from __future__ import annotations
 
 import json
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +16,7 @@ import torch
 from torch import nn
 
 from ttt.atomic import atomic_file
+from ttt.train.loop import stop_signals
 
 DECAY = 0.25
 """Last share of the budget, in which the learning rate falls to zero."""
@@ -91,15 +90,15 @@ class BudgetLoop:
         save_every, evaluate_every: seconds. SIGINT and SIGTERM save and raise KeyboardInterrupt.
         """
         last = saved = evaluated = time.monotonic()
-        with _stop_on_signal() as stopped:
+        with stop_signals() as stop:
             while not self.done:
                 self._one_step()
                 now = time.monotonic()
                 self.seconds, last = self.seconds + now - last, now
-                if stopped() or self.done or now - saved > save_every:
+                if stop.is_set() or self.done or now - saved > save_every:
                     self.save()
                     saved = now
-                if stopped():
+                if stop.is_set():
                     raise KeyboardInterrupt
                 if self.done or now - evaluated > evaluate_every:
                     self._record()
@@ -155,17 +154,3 @@ class BudgetLoop:
         self.task.load_state_dict(state["task"])
         self.number, self.samples, self.seconds = state["step"], state["samples"], state["seconds"]
         self.running = dict(state["running"])
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM are noted, and act after the step."""
-    received: list[int] = []
-    before = {
-        number: signal.signal(number, lambda n, _: received.append(n)) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -118,7 +118,7 @@ class TrainingLoop:
         bar = tqdm(initial=self.step, total=self.recipe.steps, desc=self.task.name, mininterval=5.0)
         started = saved = time.monotonic()
         seconds_before = self.seconds
-        with bar, _stop_signals() as stop:
+        with bar, stop_signals() as stop:
             while self.step < last:
                 if self._one_step():
                     self.seconds = seconds_before + time.monotonic() - started
@@ -197,7 +197,7 @@ class TrainingLoop:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
+def stop_signals() -> Iterator[threading.Event]:
     """An event that the first SIGINT or SIGTERM sets; a second one acts at once. Only the main thread gets signals."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():

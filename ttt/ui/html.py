@@ -31,14 +31,14 @@ def file_url(path: object) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A waiting time, rounded to what an estimate is worth."""
+    """A duration rounded to what an estimate is worth: "42 s", "12 min", "3.5 h", "1,200 h"."""
     if seconds < 1:
         return "less than a second"
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 3600:.1f} h" if seconds < 360_000 else f"{seconds / 3600:,.0f} h"
 
 
 def sentence(message: str) -> str:

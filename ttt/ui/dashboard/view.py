@@ -174,7 +174,7 @@ def _place(rank: int, place: LeaderboardEntry) -> str:
     if place.unverified:
         marks += ' <span class="ttt-tag">unverified</span>'
     cells = (
-        hours(place.seconds),
+        duration(place.seconds),
         f"{place.samples:,}",
         f"{place.share:.1%}",
         f"{place.samples_today:,}",
@@ -185,15 +185,6 @@ def _place(rank: int, place: LeaderboardEntry) -> str:
         f'<tr><td>{rank}</td><th scope="row"><span title="{escape(place.peer, quote=True)}">{place.html_name}</span>'
         f"{marks}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
     )
-
-
-def hours(seconds: float) -> str:
-    """A training time: 42 s, 12 min, 3.5 h, 120 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 360_000 else f"{seconds / 3600:,.0f} h"
 
 
 def checkpoints(run: RunData) -> str:

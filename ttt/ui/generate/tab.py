@@ -276,11 +276,13 @@ class GenerateTab:
             **{chip: gr.Button(value=text) for chip, text in zip(self.chips, labels, strict=True)},
         }
 
+    def _buttons(self, *, running: bool) -> Changes:
+        return {self.generate: gr.Button(interactive=not running), self.stop: gr.Button(interactive=running)}
+
     def _busy(self, job: Job) -> Changes:
         return {
             self.running: job.id,
-            self.generate: gr.Button(interactive=False),
-            self.stop: gr.Button(interactive=True),
+            **self._buttons(running=True),
             self.result: gr.HTML(visible=False),
             self.preview: gr.HTML(value=view.placeholder(), visible=True),
         }
@@ -303,14 +305,13 @@ class GenerateTab:
                 changes |= self._end(job)
             elif changes:
                 # Repeated, since on a busy page the late response of another event can undo it.
-                changes |= {self.generate: gr.Button(interactive=False), self.stop: gr.Button(interactive=True)}
+                changes |= self._buttons(running=True)
             yield changes or {self.announce: gr.skip()}
 
     def _end(self, job: Job) -> Changes:
         changes: Changes = {
             self.running: "",
-            self.generate: gr.Button(interactive=True),
-            self.stop: gr.Button(interactive=False),
+            **self._buttons(running=False),
         }
         stored = self.service.store.load(job.update.result)
         if stored is not None:
